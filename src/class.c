@@ -1,0 +1,54 @@
+/* class.c -- Metatables of the core's userdata, and fields of options tables. */
+#include "class.h"
+
+void push_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc) {
+  luaL_newmetatable(L, name);
+  if (gc) {
+    lua_pushcfunction(L, gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pushcfunction(L, gc);
+    lua_setfield(L, -2, "__close");
+  }
+  if (methods) {
+    lua_newtable(L);
+    luaL_setfuncs(L, methods, 0);
+    lua_setfield(L, -2, "__index");
+  }
+  lua_pushboolean(L, 0); /* scripts cannot reach the metatable */
+  lua_setfield(L, -2, "__metatable");
+  lua_pop(L, 1);
+}
+
+static int check_field(lua_State *L, int index, const char *name, int type) {
+  if (lua_isnoneornil(L, index)) return 0;
+  luaL_checktype(L, index, LUA_TTABLE);
+  int found = lua_getfield(L, index, name);
+  if (found == LUA_TNIL) {
+    lua_pop(L, 1);
+    return 0;
+  }
+  if (found == type) return 1;
+  return luaL_error(L, "option '%s': %s expected, got %s", name, lua_typename(L, type), luaL_typename(L, -1));
+}
+
+/* The string stays alive as long as the options table does. */
+const char *check_string_field(lua_State *L, int index, const char *name, const char *fallback) {
+  if (!check_field(L, index, name, LUA_TSTRING)) return fallback;
+  const char *text = lua_tostring(L, -1);
+  lua_pop(L, 1);
+  return text;
+}
+
+double check_number_field(lua_State *L, int index, const char *name, double fallback) {
+  if (!check_field(L, index, name, LUA_TNUMBER)) return fallback;
+  double number = lua_tonumber(L, -1);
+  lua_pop(L, 1);
+  return number;
+}
+
+int check_boolean_field(lua_State *L, int index, const char *name, int fallback) {
+  if (!check_field(L, index, name, LUA_TBOOLEAN)) return fallback;
+  int value = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return value;
+}

@@ -1,0 +1,16 @@
+/* class.h -- Metatables of the core's userdata. */
+#ifndef DEPLOYRT_CLASS_H
+#define DEPLOYRT_CLASS_H
+
+#include <lauxlib.h>
+#include <lua.h>
+
+/* Registers the metatable `name`; `gc` also serves as __close. Leaves nothing on the stack. */
+void push_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc);
+
+/* Fields of an options table at `index`, which may be absent; wrong types raise. */
+const char *check_string_field(lua_State *L, int index, const char *name, const char *fallback);
+double check_number_field(lua_State *L, int index, const char *name, double fallback);
+int check_boolean_field(lua_State *L, int index, const char *name, int fallback);
+
+#endif

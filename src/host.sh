@@ -1,0 +1,348 @@
+# shellcheck shell=sh disable=SC3043
+# host.sh -- What deployrt does on a host, in POSIX shell. Each shell that it opens there reads this first. A function
+# prints its answer and returns 0, or prints "code: message" and returns 1. Fields of an answer are split by tabs.
+umask 077
+
+deployrt_root() { # directory -- where the application lives; a relative one is below HOME
+  case $1 in
+    /*) root=$1 ;;
+    '~/'*) root=$HOME/${1#??} ;;
+    *) root=$HOME/$1 ;;
+  esac
+  tab=$(printf '\t')
+  { read -r boot < /proc/sys/kernel/random/boot_id; } 2>/dev/null || boot=unknown
+}
+
+fail() { # code message
+  printf '%s: %s\n' "$1" "$2"
+  return 1
+}
+
+facts() { # -- root, home, boot id, user
+  printf '%s\t%s\t%s\t%s\n' "$root" "$HOME" "$boot" "$(id -un)"
+}
+
+layout() { # -- makes the directories of the application
+  [ -d "$root/runs" ] && return 0
+  message=$(mkdir -p "$root/releases" "$root/shared" "$root/instances" "$root/logs" "$root/runs" 2>&1) ||
+    fail system "$message"
+}
+
+# --- files
+
+file_write() { # path mode text -- aside, then renamed
+  message=$({ mkdir -p "${1%/*}" && printf '%s' "$3" > "$1.part.$$" && chmod "$2" "$1.part.$$" &&
+    mv -f "$1.part.$$" "$1"; } 2>&1) && return 0
+  rm -f "$1.part.$$"
+  fail system "$message"
+}
+
+file_read() { # path
+  [ -e "$1" ] || { fail missing "$1: no such file"; return 1; }
+  cat "$1"
+}
+
+file_remove() { # path
+  rm -f "$1"
+}
+
+# --- the lock: run, epoch, owner and time in one line, made by link(2) so that it is there whole or not at all
+
+lock_take() { # run epoch owner
+  layout || return 1
+  printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(date +%s)" > "$root/.lock.$1" &&
+    ln "$root/.lock.$1" "$root/lock" 2>/dev/null
+  taken=$?
+  rm -f "$root/.lock.$1"
+  [ $taken -eq 0 ] && return 0
+  lock_held_by "$1" && return 0
+  lock_read || fail system "cannot make $root/lock"
+  return 1
+}
+
+lock_held_by() { # run
+  { IFS=$tab read -r holder holder_rest < "$root/lock"; } 2>/dev/null && [ "$holder" = "$1" ]
+}
+
+lock_read() { # -- locked: run epoch owner since beat; fails when nobody holds it
+  [ -e "$root/lock" ] || return 1
+  printf 'locked: %s\t%s\t%s\n' "$(cat "$root/lock")" "$(stat -c %Y "$root/lock")" "$(date +%s)"
+}
+
+lock_beat() { # run -- a sign of life
+  lock_held_by "$1" || { fail lock "the lock of $root is no longer ours"; return 1; }
+  touch "$root/lock"
+}
+
+lock_release() { # run
+  lock_held_by "$1" || return 0
+  rm -f "$root/lock"
+}
+
+lock_break() { # run -- of a run that is dead; only if it is still that run's
+  lock_release "$1"
+}
+
+# --- releases: a directory that is complete, or absent; beside it its SHA-256 and the boot in which it was unpacked
+
+release_list() { # -- version sha256 time of each
+  for r in "$root"/releases/*/; do
+    [ -d "$r" ] || continue
+    r=${r%/}
+    release_complete "${r##*/}" || continue
+    printf '%s\t%s\t%s\n' "${r##*/}" "$release_sum" "$(stat -c %Y "$r")"
+  done
+}
+
+# Unpacked in this boot, or known to have reached the disk: a power failure may leave empty files behind.
+release_complete() { # version
+  [ -d "$root/releases/$1" ] || return 1
+  { IFS=$tab read -r release_sum release_boot < "$root/releases/.$1.sha256"; } 2>/dev/null || return 1
+  [ "$release_boot" = "$boot" ] || [ "$release_boot" = synced ]
+}
+
+release_receive() { # version sha256 filter -- the archive on standard input
+  layout || return 1
+  part=$root/releases/.part.$1
+  rm -rf "$part" "$part".*
+  mkdir "$part" && mkfifo "$part.fifo" || { fail system "cannot make $part"; return 1; }
+  sha256sum < "$part.fifo" > "$part.sum" &
+  tee "$part.fifo" 2> "$part.error" | {
+    ${3:-cat} 2>> "$part.error" | tar -xopf - -C "$part" 2>> "$part.error"
+    unpacked=$?
+    cat > /dev/null
+    exit $unpacked
+  }
+  unpacked=$?
+  wait
+  read -r sum _ < "$part.sum"
+  if [ $unpacked -ne 0 ] || [ -s "$part.error" ]; then
+    message=$(tail -n 3 "$part.error")
+    rm -rf "$part" "$part".*
+    fail unpack "$message"
+  elif [ "$sum" != "$2" ]; then
+    rm -rf "$part" "$part".*
+    fail checksum "what arrived has the SHA-256 $sum, not $2"
+  else
+    rm -f "$part".*
+    release_settle "$1" "$2" "$part"
+  fi
+}
+
+release_settle() { # version sha256 directory
+  rm -rf "$root/releases/$1"
+  printf '%s\t%s\n' "$2" "$boot" > "$root/releases/.$1.sha256" &&
+    mv "$3" "$root/releases/$1" || { fail system "cannot rename $3"; return 1; }
+  (setsid sh -c 'sync -f "$1" && printf "%s\tsynced\n" "$2" > "$1/../.$3.new" &&
+    mv "$1/../.$3.new" "$1/../.$3.sha256"' sh "$root/releases/$1" "$2" "$1" < /dev/null > /dev/null 2>&1 &)
+}
+
+release_remove() { # version
+  rm -rf "$root/releases/.gone.$1"
+  [ -d "$root/releases/$1" ] && mv "$root/releases/$1" "$root/releases/.gone.$1"
+  rm -rf "$root/releases/.$1.sha256" "$root/releases/.gone.$1"
+}
+
+current_get() {
+  link=$(readlink "$root/current") || return 0
+  printf '%s' "${link##*/}"
+}
+
+current_set() { # version, or "" for none
+  if [ -z "$1" ]; then
+    rm -f "$root/current"
+    return 0
+  fi
+  rm -f "$root/.current"
+  ln -s "releases/$1" "$root/.current" && mv -T "$root/.current" "$root/current" ||
+    fail system "cannot switch $root/current to $1"
+}
+
+# --- processes: instances/<port> holds "key pid start boot log-offset" and, in a second line, what was started
+
+process_read() { # port -- sets i_key i_pid i_start i_boot i_offset i_record
+  i_key='' i_pid=0 i_start=0 i_boot='' i_offset=0 i_record=''
+  [ -e "$root/instances/$1" ] || return 1
+  { IFS=$tab read -r i_key i_pid i_start i_boot i_offset; IFS= read -r i_record; } < "$root/instances/$1"
+}
+
+# The start time tells a process from a later one with the same pid; a zombie is dead.
+process_alive() { # pid start boot
+  [ "$3" = "$boot" ] || return 1
+  { read -r stat < "/proc/$1/stat"; } 2>/dev/null || return 1
+  # shellcheck disable=SC2086
+  set -- "$1" "$2" ${stat##*) }
+  [ "$3" != Z ] && [ "$3" != X ] && [ "${22}" = "$2" ]
+}
+
+launcher='
+record=$1 key=$2 boot=$3 log=$4 directory=$5 text=$6
+shift 6
+read -r stat < /proc/$$/stat
+started() { shift 19; start=$1; }
+started ${stat##*) }
+offset=$(wc -c 2>/dev/null < "$log") || offset=0
+printf "%s\t%s\t%s\t%s\t%s\n%s\n" "$key" $$ "$start" "$boot" "$offset" "$text" > "$record.part" &&
+  mv "$record.part" "$record" || exit 1
+if [ -e "$record.secrets" ]; then
+  . "$record.secrets"
+  rm -f "$record.secrets"
+fi
+cd "$directory" || exit 1
+while [ "$1" != -- ]; do
+  export "$1"
+  shift
+done
+shift
+printf "%s\n" $$
+exec >> "$log" 2>&1
+exec "$@"
+'
+
+process_start() { # port key directory record secrets NAME=value... -- command... : prints the pid
+  layout || return 1
+  if process_read "$1" && process_alive "$i_pid" "$i_start" "$i_boot"; then
+    [ "$i_key" = "$2" ] && printf '%s\n' "$i_pid" && return 0
+    fail busy "slot $1 runs another process of this application, pid $i_pid"
+    return 1
+  fi
+  owner=$(port_owner "$1")
+  [ -z "$owner" ] || { fail stranger "$owner"; return 1; }
+  [ -d "$3" ] || { fail missing "$3: no such directory"; return 1; }
+  record=$root/instances/$1
+  [ -z "$5" ] || printf '%s' "$5" > "$record.secrets" || { fail system "cannot write below $root"; return 1; }
+  start_port=$1 start_key=$2 start_directory=$3 start_text=$4
+  shift 5
+  pid=$(setsid sh -c "$launcher" deployrt "$record" "$start_key" "$boot" "$root/logs/$start_port.log" \
+    "$start_directory" "$start_text" "$@" < /dev/null 2>&1 &)
+  case $pid in
+    '' | *[!0-9]*) rm -f "$record.secrets"; fail start "$pid" ;;
+    *) printf '%s\n' "$pid" ;;
+  esac
+}
+
+process_show() { # port -- port state pid key, and the record
+  process_read "$1" || { printf '%s\tnone\t0\t\t\n' "$1"; return 0; }
+  state=exited
+  process_alive "$i_pid" "$i_start" "$i_boot" && state=running
+  printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$state" "$i_pid" "$i_key" "$i_record"
+}
+
+process_list() { # -- process_show of each, and the ports that are listened on
+  for r in "$root"/instances/*; do
+    r=${r##*/}
+    case $r in *[!0-9]* | '') continue ;; esac
+    process_show "$r"
+  done
+  printf 'listening'
+  port_list
+  printf '\ncurrent\t%s\n' "$(current_get)"
+}
+
+process_signal() { # port pid signal -- to its process group; prints sent or gone
+  if process_read "$1" && [ "$i_pid" = "$2" ] && process_alive "$i_pid" "$i_start" "$i_boot"; then
+    kill -s "$3" -- "-$i_pid" 2>/dev/null || kill -s "$3" "$i_pid" 2>/dev/null
+    echo sent
+  else
+    echo gone
+  fi
+}
+
+process_forget() { # port pid -- after its end: what it left of its group goes, and the record
+  if process_read "$1" && [ "$i_pid" = "$2" ]; then
+    process_alive "$i_pid" "$i_start" "$i_boot" && { fail busy "pid $2 still runs"; return 1; }
+    [ "$i_boot" != "$boot" ] || [ -d "/proc/$2" ] || kill -s KILL -- "-$2" 2>/dev/null
+    rm -f "$root/instances/$1" "$root/instances/$1.secrets"
+  fi
+  return 0
+}
+
+process_log() { # port lines -- the end of what the present process wrote
+  process_read "$1"
+  tail -c "+$((i_offset + 1))" "$root/logs/$1.log" 2>/dev/null | tail -n "$2"
+}
+
+# --- ports
+
+port_list() { # -- each listened-on port after a tab
+  grep -h ' 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null | {
+    while read -r _ where _; do printf '\t%d' "0x${where##*:}"; done
+  }
+}
+
+port_owner() { # port -- nothing when it is free; else who listens, as far as we may see
+  hex=$(printf ':%04X ' "$1")
+  lines=$(grep -h "$hex.* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null) || return 0
+  printf '%s\n' "$lines" | {
+    while read -r _ where _ state _ _ _ uid _ inode _; do
+      [ "$state" = 0A ] && [ ":${where##*:} " = "$hex" ] || continue
+      holder=''
+      for d in /proc/[0-9]*; do
+        ls -l "$d/fd" 2>/dev/null | grep -qF "socket:[$inode]" && holder=${d#/proc/} && break
+      done
+      if [ -n "$holder" ]; then
+        printf 'port %s is taken by pid %s (%s) of uid %s\n' "$1" "$holder" \
+          "$(tr '\0' ' ' < "/proc/$holder/cmdline" | cut -c 1-80)" "$uid"
+      else
+        printf 'port %s is taken by a process of uid %s\n' "$1" "$uid"
+      fi
+      break
+    done
+  }
+}
+
+# --- commands that outlive the connection: runs/<key>/ holds pid, out, err and at the end status
+
+supervisor='
+cd "$1" || exit 1
+directory=$2
+shift 2
+printf "%s\n" $$ > pid.part && mv pid.part pid
+out=$PWD/out err=$PWD/err in=$PWD/in marker=$PWD
+{
+  cd "$directory" || echo "cd: $directory" >&2
+  while [ "$1" != -- ]; do
+    export "$1"
+    shift
+  done
+  shift
+  (exec "$@") < "$in" > "$out" 2> "$err"
+  status=$?
+} 2> "$marker/shell"
+signal=
+[ $status -gt 128 ] && [ -s "$marker/shell" ] && signal=$((status - 128))
+case $status in 130 | 141) signal=$((status - 128)) ;; esac
+printf "%s\t%s\n" "$status" "$signal" > "$marker/status.part"
+mv "$marker/status.part" "$marker/status"
+'
+
+operation_run() { # key directory input NAME=value... -- command... : once, however often it is asked for
+  marker=$root/runs/$1
+  mkdir -p "${marker%/*}"
+  if mkdir "$marker" 2>/dev/null; then
+    printf '%s' "$3" > "$marker/in"
+    operation_directory=$2
+    shift 3
+    setsid sh -c "$supervisor" deployrt "$marker" "$operation_directory" "$@" > /dev/null 2>&1 &
+    wait $!
+  else
+    while [ ! -e "$marker/status" ] && operation_alive "$marker"; do sleep 0.1 2>/dev/null || sleep 1; done
+  fi
+  [ -e "$marker/status" ] || { fail lost "the command began and left no status: the host went down?"; return 1; }
+  printf '%s\t%s\t%s\n' "$(cat "$marker/status")" "$(wc -c < "$marker/out")" "$(wc -c < "$marker/err")"
+  cat "$marker/out" "$marker/err"
+}
+
+operation_alive() { # marker -- or only just begun
+  { read -r supervisor_pid < "$1/pid"; } 2>/dev/null || return 0
+  kill -0 "$supervisor_pid" 2>/dev/null || [ -e "$1/status" ]
+}
+
+operation_stop() { # key
+  { read -r supervisor_pid < "$root/runs/$1/pid"; } 2>/dev/null && kill -s TERM -- "-$supervisor_pid" 2>/dev/null
+  return 0
+}
+
+run_forget() { # run -- its markers and the copy of its journal
+  rm -rf "$root/runs/$1"
+}

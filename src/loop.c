@@ -1,0 +1,36 @@
+/* loop.c -- The one libuv loop of the process. */
+#include "loop.h"
+
+#include <stdlib.h>
+
+#include "memory.h"
+
+static uv_loop_t *the_loop;
+
+uv_loop_t *loop_get(void) {
+  if (!the_loop) {
+    the_loop = memory_new(sizeof *the_loop);
+    if (uv_loop_init(the_loop) != 0) abort();
+  }
+  return the_loop;
+}
+
+double loop_now(void) {
+  return (double)uv_hrtime() / 1e9;
+}
+
+void loop_update(void) {
+  uv_update_time(loop_get());
+}
+
+void *handle_new(size_t size) {
+  return memory_new(size);
+}
+
+static void on_handle_closed(uv_handle_t *handle) {
+  free(handle);
+}
+
+void handle_close(void *handle) {
+  if (handle && !uv_is_closing(handle)) uv_close(handle, on_handle_closed);
+}

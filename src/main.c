@@ -1,0 +1,136 @@
+/* main.c -- The command: one lua_State that runs lua/deployrt/cli.lua, from disk or from the copy it carries. */
+#include <lauxlib.h>
+#include <limits.h>
+#include <lua.h>
+#include <lualib.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core.h"
+#include "embedded.h"
+
+int luaopen_cjson(lua_State *L);
+
+/* embedded(name) -> text of a file that the binary carries | nil; embedded() -> all names */
+static int l_embedded(lua_State *L) {
+  const char *name = luaL_optstring(L, 1, NULL);
+  lua_newtable(L);
+  for (const Embedded *e = embedded_files; e->name; e++) {
+    if (!name) {
+      lua_pushstring(L, e->name);
+      lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    } else if (strcmp(e->name, name) == 0) {
+      lua_pushlstring(L, e->data, e->length);
+      return 1;
+    }
+  }
+  if (name) lua_pushnil(L);
+  return 1;
+}
+
+/* A searcher for require: module a.b is lua/a/b.lua among the embedded files. */
+static int l_search_embedded(lua_State *L) {
+  const char *module = luaL_checkstring(L, 1);
+  const char *path = luaL_gsub(L, module, ".", "/");
+  path = lua_pushfstring(L, "lua/%s.lua", path);
+  for (const Embedded *e = embedded_files; e->name; e++) {
+    if (strcmp(e->name, path) != 0) continue;
+    const char *chunk = lua_pushfstring(L, "@%s", path);
+    if (luaL_loadbufferx(L, e->data, e->length, chunk, "t") != LUA_OK) return lua_error(L);
+    lua_pushstring(L, path);
+    return 2;
+  }
+  lua_pushfstring(L, "no embedded file '%s'", path);
+  return 1;
+}
+
+/* Where editable copies lie: beside the build directory, or below share/ of the prefix. NULL: nowhere. */
+static const char *push_share(lua_State *L) {
+  static const char *const places[] = {"/..", "/../share/deployrt"};
+  char self[PATH_MAX];
+  ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+  if (length <= 0) return NULL;
+  self[length] = '\0';
+  char *slash = strrchr(self, '/');
+  if (slash) *slash = '\0';
+  for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+    const char *share = lua_pushfstring(L, "%s%s", self, places[i]);
+    if (access(lua_pushfstring(L, "%s/lua/deployrt/cli.lua", share), R_OK) == 0) {
+      lua_pop(L, 1);
+      return share;
+    }
+    lua_pop(L, 2);
+  }
+  return NULL;
+}
+
+static void push_modules(lua_State *L) {
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+  lua_pushcfunction(L, luaopen_deployrt_core);
+  lua_setfield(L, -2, "deployrt.core");
+  lua_pushcfunction(L, luaopen_cjson);
+  lua_setfield(L, -2, "cjson");
+  lua_pop(L, 1);
+  lua_getglobal(L, "package");
+  const char *share = push_share(L);
+  if (share) {
+    lua_pushfstring(L, "%s/lua/?.lua", share);
+    lua_setfield(L, -3, "path");
+    lua_setfield(L, LUA_REGISTRYINDEX, "deployrt.share");
+  } else {
+    lua_pushstring(L, "");
+    lua_setfield(L, -2, "path");
+  }
+  lua_pushstring(L, "");
+  lua_setfield(L, -2, "cpath");
+  lua_getfield(L, -1, "searchers");
+  lua_pushcfunction(L, l_search_embedded);
+  lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+  lua_pop(L, 2);
+}
+
+/* Protected: runs cli.main(arguments, {embedded, share}) and returns its exit code. */
+static int l_main(lua_State *L) {
+  int argc = (int)lua_tointeger(L, 1);
+  char **argv = lua_touserdata(L, 2);
+  luaL_openlibs(L);
+  push_modules(L);
+  lua_getglobal(L, "require");
+  lua_pushstring(L, "deployrt.cli");
+  lua_call(L, 1, 1);
+  lua_getfield(L, -1, "main");
+  lua_createtable(L, argc, 0);
+  for (int i = 1; i < argc; i++) {
+    lua_pushstring(L, argv[i]);
+    lua_rawseti(L, -2, i);
+  }
+  lua_createtable(L, 0, 2);
+  lua_pushcfunction(L, l_embedded);
+  lua_setfield(L, -2, "embedded");
+  lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.share");
+  lua_setfield(L, -2, "share");
+  lua_call(L, 2, 1);
+  return 1;
+}
+
+static int l_traceback(lua_State *L) {
+  luaL_traceback(L, L, luaL_tolstring(L, 1, NULL), 1);
+  return 1;
+}
+
+int main(int argc, char **argv) {
+  int code = 2;
+  lua_State *L = luaL_newstate();
+  if (!L) return 2;
+  lua_pushcfunction(L, l_traceback);
+  lua_pushcfunction(L, l_main);
+  lua_pushinteger(L, argc);
+  lua_pushlightuserdata(L, argv);
+  if (lua_pcall(L, 2, 1, 1) == LUA_OK) code = (int)lua_tointeger(L, -1);
+  else fprintf(stderr, "deployrt: internal error: %s\n", lua_tostring(L, -1));
+  lua_close(L);
+  core_shutdown();
+  return code;
+}

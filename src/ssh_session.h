@@ -1,0 +1,70 @@
+/* ssh_session.h -- What ssh.c (log in), ssh_channel.c (channels) and known_hosts.c share. */
+#ifndef DEPLOYRT_SSH_SESSION_H
+#define DEPLOYRT_SSH_SESSION_H
+
+#include <libssh2.h>
+#include <uv.h>
+
+#include "memory.h"
+#include "ssh.h"
+
+typedef enum {
+  SSH_QUEUED,
+  SSH_RESOLVE,
+  SSH_CONNECT,
+  SSH_HANDSHAKE,
+  SSH_HOST_KEY,
+  SSH_METHODS,
+  SSH_AGENT,
+  SSH_IDENTITY,
+  SSH_READY,
+  SSH_LOST
+} SshState;
+
+typedef struct SshChannel SshChannel;
+
+typedef struct SshLink {
+  Link link;
+  SshState state;
+  char *address, *known_as, *user, *passphrase;
+  char **identities, **known_hosts;
+  int next_identity;
+  bool accept_new, use_agent;
+  int port, fd;
+  double timeout, keepalive, heard;
+  LIBSSH2_SESSION *session;
+  LIBSSH2_AGENT *agent;
+  struct libssh2_agent_publickey *agent_key;
+  bool agent_asked;
+  uv_poll_t *poll;
+  int events;             /* what poll watches for */
+  uv_timer_t *timer;      /* the deadline while opening, keepalive afterwards */
+  uv_getaddrinfo_t *resolving;
+  uv_idle_t *idle;        /* advances after a call that could not advance itself */
+  bool busy;              /* inside ssh_advance(); closes wait for its end */
+  bool again;             /* something was asked for meanwhile */
+  bool closing;
+  size_t received;        /* bytes from the socket, ever */
+  SshChannel *channels;
+  SshChannel *blocker;    /* libssh2 wants this one's packet finished before any other */
+  SshChannel *opener;     /* libssh2 opens one channel at a time */
+  struct SshLink *next;   /* in the queue of links to open */
+} SshLink;
+
+/* Asks for ssh_advance() at the next turn of the loop. */
+void ssh_schedule(SshLink *s);
+void ssh_fail(SshLink *s, const char *code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Moves all channels as far as they go, or until libssh2 must first get rid of a packet. */
+void ssh_channels_advance(SshLink *s);
+void ssh_channels_fail(SshLink *s);
+void ssh_channels_orphan(SshLink *s);
+Channel *ssh_channel_exec(Link *l, const char *command, const ChannelEvents *events, void *owner);
+Channel *ssh_channel_dial(Link *l, const char *address, int port, const ChannelEvents *events, void *owner);
+
+/* Sets the order of host key types to those that known_hosts has for this host. */
+void known_hosts_prefer(SshLink *s);
+/* Checks the key that the server showed; on refusal has called ssh_fail(). */
+bool known_hosts_check(SshLink *s);
+
+#endif

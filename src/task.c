@@ -1,0 +1,425 @@
+/* task.c -- Structured coroutines on the loop. Every lua_resume of the project is in run_ready(). */
+#include "task.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "class.h"
+#include "error.h"
+#include "loop.h"
+#include "memory.h"
+
+#define TASK "deployrt.Task"
+#define JOIN "deployrt.Join"
+#define TASKS "deployrt.tasks"
+#define HOOK_INTERVAL 100000
+
+typedef enum { TASK_NEW, TASK_READY, TASK_RUNNING, TASK_WAITING, TASK_DONE } TaskState;
+
+/*
+ * A task is a userdata. `co` runs the body under pcall, so that an error never reaches lua_resume; the registry holds
+ * the userdata while the task lives, and its user value holds {thread, locals, results}.
+ */
+struct Task {
+  TaskState state; /* first resumed as TASK_NEW, with its arguments */
+  lua_State *co;
+  Task *parent;
+  int children;          /* live ones; the task is not done before they are */
+  Task *next_ready;
+  Waiter *waiter;        /* what it sleeps on */
+  Waiter joining;        /* its own wait for its children */
+  uv_timer_t *timer;     /* the deadline of the present wait */
+  WakeReason reason;
+  bool cancel_requested; /* delivered once, at the next wait */
+  bool failed;
+  int reference;         /* registry slot while it lives */
+  double budget;         /* instructions it may run between two waits; 0: no limit */
+  double spent;
+  struct Join *joins;    /* other tasks that wait for this one */
+};
+
+typedef struct Join {
+  Waiter waiter;
+  struct Join *next;
+  Task *target;
+} Join;
+
+enum { SLOT_THREAD = 1, SLOT_LOCALS = 2, SLOT_RESULTS = 3 };
+
+static Task *running, *ready_first, *ready_last;
+static int live_tasks;
+
+static void ready_add(Task *t) {
+  t->next_ready = NULL;
+  if (ready_last) ready_last->next_ready = t;
+  else ready_first = t;
+  ready_last = t;
+}
+
+static Task *ready_take(void) {
+  Task *t = ready_first;
+  if (!t) return NULL;
+  ready_first = t->next_ready;
+  if (!ready_first) ready_last = NULL;
+  return t;
+}
+
+static void wake(Task *t, WakeReason reason) {
+  if (t->waiter) t->waiter->task = NULL;
+  t->waiter = NULL;
+  t->reason = reason;
+  if (t->timer) uv_timer_stop(t->timer);
+  t->state = TASK_READY;
+  ready_add(t);
+}
+
+void task_wake(Waiter *w) {
+  if (w->task) wake(w->task, WAKE_EVENT);
+}
+
+static void on_deadline(uv_timer_t *timer) {
+  Task *t = timer->data;
+  if (t->waiter) wake(t, WAKE_TIMEOUT);
+}
+
+WakeReason task_reason(void) {
+  return running ? running->reason : WAKE_EVENT;
+}
+
+void check_can_wait(lua_State *L) {
+  if (!running) luaL_error(L, "this call waits: make it inside core.run");
+  if (L != running->co) luaL_error(L, "this call waits, and cannot do so inside a coroutine of your own");
+  if (!lua_isyieldable(L)) {
+    luaL_error(L, "this call waits, and cannot do so inside a callback of table.sort, string.gsub or a metamethod");
+  }
+}
+
+static void start_deadline(Task *t, double timeout) {
+  if (!t->timer) {
+    t->timer = handle_new(sizeof *t->timer);
+    uv_timer_init(loop_get(), t->timer);
+    t->timer->data = t;
+  }
+  loop_update();
+  uv_timer_start(t->timer, on_deadline, (uint64_t)(timeout * 1000 + 0.999), 0);
+}
+
+int task_wait(lua_State *L, Waiter *w, double timeout, lua_KContext ctx, lua_KFunction step) {
+  check_can_wait(L);
+  Task *t = running;
+  t->waiter = w;
+  w->task = t;
+  t->state = TASK_WAITING;
+  if (t->cancel_requested) {
+    t->cancel_requested = false;
+    wake(t, WAKE_CANCEL);
+  } else if (timeout >= 0) {
+    start_deadline(t, timeout);
+  }
+  return lua_yieldk(L, 0, ctx, step);
+}
+
+int push_interruption(lua_State *L, const char *host, const char *what) {
+  if (task_reason() == WAKE_CANCEL) return push_error(L, "canceled", host, "%s: canceled", what);
+  return push_error(L, "timeout", host, "%s: no answer within the time allowed", what);
+}
+
+static void on_count(lua_State *L, lua_Debug *ar) {
+  (void)ar;
+  Task *t = running;
+  if (!t || t->budget <= 0) return;
+  t->spent += HOOK_INTERVAL;
+  if (t->spent < t->budget) return;
+  lua_sethook(L, on_count, LUA_MASKCOUNT, 1); /* so that a pcall cannot carry on */
+  luaL_error(L, "ran %d million instructions without waiting: is this an endless loop?",
+             (int)(t->budget / 1e6));
+}
+
+static void set_budget(Task *t, double budget) {
+  t->budget = budget;
+  t->spent = 0;
+  if (budget > 0) lua_sethook(t->co, on_count, LUA_MASKCOUNT, HOOK_INTERVAL);
+  else lua_sethook(t->co, NULL, 0, 0);
+}
+
+static void push_slot(lua_State *L, Task *t, int slot) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, t->reference);
+  lua_getiuservalue(L, -1, slot);
+  lua_remove(L, -2);
+}
+
+static void task_finish(Task *t) {
+  t->state = TASK_DONE;
+  handle_close(t->timer);
+  t->timer = NULL;
+  for (Join *j = t->joins; j;) {
+    Join *next = j->next;
+    j->target = NULL;
+    task_wake(&j->waiter);
+    j = next;
+  }
+  t->joins = NULL;
+  if (t->parent && --t->parent->children == 0) task_wake(&t->parent->joining);
+  t->parent = NULL;
+  luaL_unref(t->co, LUA_REGISTRYINDEX, t->reference);
+  t->reference = LUA_NOREF;
+  live_tasks--;
+}
+
+/* Its results lie on its stack after `true` or `false`; keeps them where task:wait finds them. */
+static void keep_results(lua_State *co, Task *t, int count) {
+  lua_createtable(co, count, 1);
+  lua_insert(co, -count - 1);
+  for (int i = count; i >= 1; i--) lua_rawseti(co, -i - 1, i);
+  lua_pushinteger(co, count);
+  lua_setfield(co, -2, "n");
+  lua_rawgeti(co, LUA_REGISTRYINDEX, t->reference);
+  lua_insert(co, -2);
+  lua_setiuservalue(co, -2, SLOT_RESULTS);
+  lua_pop(co, 1);
+}
+
+static int join_children_step(lua_State *L, int status, lua_KContext ctx) {
+  (void)status;
+  Task *t = (Task *)ctx;
+  if (t->children > 0) return task_wait(L, &t->joining, -1, ctx, join_children_step);
+  return 0;
+}
+
+static void cancel_children(lua_State *L, Task *parent);
+
+/* A task that only waits for its children passes the cancellation on; any other gets it at its wait. */
+static void cancel(lua_State *L, Task *t) {
+  if (t->waiter == &t->joining) cancel_children(L, t);
+  else if (t->state == TASK_WAITING) wake(t, WAKE_CANCEL);
+  else if (t->state != TASK_DONE) t->cancel_requested = true;
+}
+
+static void cancel_children(lua_State *L, Task *parent) {
+  luaL_checkstack(L, 4, "canceling tasks");
+  lua_getfield(L, LUA_REGISTRYINDEX, TASKS);
+  for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
+    Task *t = lua_touserdata(L, -2);
+    if (t->parent == parent) cancel(L, t);
+  }
+  lua_pop(L, 1);
+}
+
+static int task_body_step(lua_State *L, int status, lua_KContext ctx) {
+  Task *t = (Task *)ctx;
+  set_budget(t, 0);
+  t->failed = status != LUA_OK && status != LUA_YIELD;
+  keep_results(L, t, t->failed ? 1 : lua_gettop(L) - 1); /* the handler lies below them */
+  if (t->failed && t->children > 0) cancel_children(L, t);
+  return join_children_step(L, 0, ctx);
+}
+
+/* Adds a trace to an error that is a string; error tables travel as they are. */
+static int on_error(lua_State *L) {
+  if (lua_type(L, 1) == LUA_TSTRING) {
+    lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
+    if (lua_isfunction(L, -1)) {
+      lua_pushvalue(L, 1);
+      lua_call(L, 1, 1);
+    } else {
+      lua_settop(L, 1);
+    }
+  }
+  return 1;
+}
+
+static int task_body(lua_State *L) {
+  Task *t = running;
+  int arguments = lua_gettop(L) - 1;
+  lua_pushcfunction(L, on_error);
+  lua_insert(L, 1);
+  int status = lua_pcallk(L, arguments, LUA_MULTRET, 1, (lua_KContext)t, task_body_step);
+  return task_body_step(L, status, (lua_KContext)t);
+}
+
+static void resume(lua_State *L, Task *t) {
+  int count;
+  Task *before = running;
+  running = t;
+  int arguments = t->state == TASK_NEW ? lua_gettop(t->co) - 1 : 0;
+  t->state = TASK_RUNNING;
+  t->spent = 0;
+  int status = lua_resume(t->co, L, arguments, &count);
+  running = before;
+  if (status == LUA_YIELD) {
+    lua_pop(t->co, count);
+    return;
+  }
+  if (status != LUA_OK) t->failed = true;
+  task_finish(t);
+}
+
+/* The registry table of live tasks keeps their userdata from the collector. */
+static Task *push_task(lua_State *L, int arguments) {
+  Task *t = lua_newuserdatauv(L, sizeof *t, 3);
+  memset(t, 0, sizeof *t);
+  t->reference = LUA_NOREF;
+  luaL_setmetatable(L, TASK);
+  t->co = lua_newthread(L);
+  lua_setiuservalue(L, -2, SLOT_THREAD);
+  lua_createtable(L, 0, 2);
+  if (running) {
+    lua_createtable(L, 0, 1);
+    push_slot(L, running, SLOT_LOCALS);
+    lua_setfield(L, -2, "__index");
+    lua_setmetatable(L, -2);
+  }
+  lua_setiuservalue(L, -2, SLOT_LOCALS);
+  lua_getfield(L, LUA_REGISTRYINDEX, TASKS);
+  lua_pushvalue(L, -2);
+  lua_pushboolean(L, 1);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
+  lua_pushvalue(L, -1);
+  t->reference = luaL_ref(L, LUA_REGISTRYINDEX);
+  lua_pushcfunction(t->co, task_body);
+  lua_insert(L, -arguments - 1); /* the task below the function and its arguments */
+  lua_xmove(L, t->co, arguments);
+  live_tasks++;
+  return t;
+}
+
+static int l_spawn(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  Task *t = push_task(L, lua_gettop(L));
+  if (running) {
+    t->parent = running;
+    running->children++;
+    if (running->budget > 0) set_budget(t, running->budget);
+  }
+  ready_add(t);
+  return 1;
+}
+
+static void run_ready(lua_State *L) {
+  for (Task *t; (t = ready_take());) resume(L, t);
+}
+
+static int push_results(lua_State *L, int index, Task *t) {
+  lua_pushboolean(L, !t->failed);
+  lua_getiuservalue(L, index, SLOT_RESULTS);
+  if (!lua_istable(L, -1)) return 1;
+  lua_getfield(L, -1, "n");
+  int count = (int)lua_tointeger(L, -1);
+  lua_pop(L, 1);
+  luaL_checkstack(L, count, "too many results of a task");
+  int results = lua_gettop(L);
+  for (int i = 1; i <= count; i++) lua_rawgeti(L, results, i);
+  lua_remove(L, results);
+  return count + 1;
+}
+
+static int l_run(lua_State *L) {
+  if (running) return luaL_error(L, "core.run is for the outermost call; use core.spawn inside a task");
+  l_spawn(L);
+  Task *t = lua_touserdata(L, -1);
+  int index = lua_gettop(L);
+  for (run_ready(L); t->state != TASK_DONE; run_ready(L)) uv_run(loop_get(), UV_RUN_ONCE);
+  uv_run(loop_get(), UV_RUN_NOWAIT); /* lets closing handles go */
+  return push_results(L, index, t);
+}
+
+static Task *check_task(lua_State *L) {
+  return luaL_checkudata(L, 1, TASK);
+}
+
+static void join_remove(Join *j) {
+  if (!j->target) return;
+  for (Join **p = &j->target->joins; *p; p = &(*p)->next) {
+    if (*p == j) {
+      *p = j->next;
+      break;
+    }
+  }
+  j->target = NULL;
+}
+
+static int l_join_gc(lua_State *L) {
+  join_remove(lua_touserdata(L, 1));
+  return 0;
+}
+
+static int task_wait_step(lua_State *L, int status, lua_KContext ctx) {
+  (void)status;
+  Join *j = (Join *)ctx;
+  Task *t = lua_touserdata(L, 1);
+  if (t->state == TASK_DONE) return push_results(L, 1, t);
+  join_remove(j);
+  return push_interruption(L, NULL, "waiting for a task");
+}
+
+static int l_task_wait(lua_State *L) {
+  Task *t = check_task(L);
+  double timeout = luaL_optnumber(L, 2, -1);
+  lua_settop(L, 1);
+  if (t->state == TASK_DONE) return push_results(L, 1, t);
+  check_can_wait(L);
+  if (t == running) return luaL_error(L, "a task cannot wait for itself");
+  Join *j = lua_newuserdatauv(L, sizeof *j, 0);
+  *j = (Join){.target = t, .next = t->joins};
+  luaL_setmetatable(L, JOIN);
+  t->joins = j;
+  return task_wait(L, &j->waiter, timeout, (lua_KContext)j, task_wait_step);
+}
+
+static int l_task_cancel(lua_State *L) {
+  Task *t = check_task(L);
+  cancel(L, t);
+  return 0;
+}
+
+static int l_task_status(lua_State *L) {
+  Task *t = check_task(L);
+  lua_pushstring(L, t->state != TASK_DONE ? "running" : t->failed ? "failed" : "done");
+  return 1;
+}
+
+static int l_locals(lua_State *L) {
+  if (running) push_slot(L, running, SLOT_LOCALS);
+  else lua_pushnil(L);
+  return 1;
+}
+
+static int l_budget(lua_State *L) {
+  double instructions = luaL_checknumber(L, 1);
+  if (running) set_budget(running, instructions);
+  return 0;
+}
+
+static int l_set_traceback(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_setfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
+  return 0;
+}
+
+static int l_live_tasks(lua_State *L) {
+  lua_pushinteger(L, live_tasks);
+  return 1;
+}
+
+void push_task_functions(lua_State *L) {
+  static const luaL_Reg functions[] = {{"run", l_run},
+                                       {"spawn", l_spawn},
+                                       {"locals", l_locals},
+                                       {"budget", l_budget},
+                                       {"set_traceback", l_set_traceback},
+                                       {"live_tasks", l_live_tasks},
+                                       {NULL, NULL}};
+  static const luaL_Reg methods[] = {
+      {"wait", l_task_wait}, {"cancel", l_task_cancel}, {"status", l_task_status}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
+  push_class(L, TASK, methods, NULL);
+  push_class(L, JOIN, NULL, l_join_gc);
+  lua_newtable(L); /* every task that the collector has not taken yet, as weak keys */
+  lua_newtable(L);
+  lua_pushstring(L, "k");
+  lua_setfield(L, -2, "__mode");
+  lua_setmetatable(L, -2);
+  lua_setfield(L, LUA_REGISTRYINDEX, TASKS);
+}
