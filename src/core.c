@@ -3,6 +3,7 @@
 
 #include <lauxlib.h>
 
+#include "digest.h"
 #include "event.h"
 #include "fs.h"
 #include "http.h"
@@ -19,6 +20,7 @@ int luaopen_deployrt_core(lua_State *L) {
   push_event_functions(L);
   push_system_functions(L);
   push_link_functions(L);
+  push_digest_functions(L);
   push_fs_functions(L);
   lua_setfield(L, -2, "fs");
   push_yaml_functions(L);

@@ -14,6 +14,7 @@
 #include "class.h"
 #include "error.h"
 #include "http_client.h"
+#include "http_relay.h"
 #include "memory.h"
 #include "task.h"
 
@@ -29,15 +30,15 @@ typedef struct Options {
   int fd;
 } Options;
 
-/* One request. What curl sees of it is gone after request_close(), which its collection calls at the latest. */
+/* One request. What curl sees of it is gone after request_close(), which its collection calls at the latest.
+ */
 typedef struct Request {
   Transfer transfer;
   struct curl_slist *headers, *connect_to;
   Buffer head, body;
   size_t max_body;
   const char *oversized; /* the part of the answer that was larger than allowed */
-  bool has_fd;
-  int fd; /* the caller's socket until curl takes it, else -1 */
+  Relay *relay;
   double timeout, connect_timeout;
   char *label; /* method and URL, as errors show them */
 } Request;
@@ -51,8 +52,8 @@ static void request_close(Request *r) {
   buffer_free(&r->body);
   free(r->label);
   r->label = NULL;
-  if (r->fd >= 0) close(r->fd);
-  r->fd = -1;
+  relay_close(r->relay);
+  r->relay = NULL;
 }
 
 void http_shutdown(void) {
@@ -64,24 +65,15 @@ static int l_request_gc(lua_State *L) {
   return 0;
 }
 
-/* A given socket serves once: curl may try further addresses and gets -1, no socket. Processes that are started while a
-   connection is open must not inherit it. */
+/* Processes that are started while a connection is open must not inherit it. */
 static curl_socket_t on_open_socket(void *user, curlsocktype purpose, struct curl_sockaddr *address) {
+  (void)user;
   (void)purpose;
-  Request *r = user;
-  if (!r->has_fd) return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
-  int fd = r->fd;
-  r->fd = -1;
-  return fd;
+  return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 }
 
-static int on_socket_options(void *user, curl_socket_t fd, curlsocktype purpose) {
-  (void)fd;
-  (void)purpose;
-  return ((Request *)user)->has_fd ? CURL_SOCKOPT_ALREADY_CONNECTED : CURL_SOCKOPT_OK;
-}
-
-static size_t request_receive(Request *r, Buffer *b, size_t limit, const char *part, const char *data, size_t length) {
+static size_t request_receive(Request *r, Buffer *b, size_t limit, const char *part, const char *data,
+                              size_t length) {
   if (length > limit - b->length) {
     r->oversized = part;
     return 0;
@@ -131,11 +123,10 @@ static void request_set_target(Request *r, const Options *o) {
   SET(CURLOPT_SSL_VERIFYPEER, (long)o->verify);
   SET(CURLOPT_SSL_VERIFYHOST, o->verify ? 2L : 0L);
   if (o->unix_socket) SET(CURLOPT_UNIX_SOCKET_PATH, o->unix_socket);
-  /* With a given socket the name may be known only at the far end, so that nothing is looked up here. */
+  if (r->relay) SET(CURLOPT_ABSTRACT_UNIX_SOCKET, relay_name(r->relay));
+  if (!o->address) return;
   Buffer to = {0};
-  if (o->address) buffer_format(&to, "::%s", o->address);
-  else if (r->has_fd) buffer_format(&to, "::127.0.0.1:");
-  else return;
+  buffer_format(&to, "::%s", o->address);
   buffer_append(&to, "", 1);
   r->connect_to = curl.slist_append(NULL, to.data);
   buffer_free(&to);
@@ -148,13 +139,11 @@ static void request_set_connection(Request *r, const Options *o) {
 #if LIBCURL_VERSION_NUM >= 0x075700
   SET(CURLOPT_QUICK_EXIT, 1L); /* closing must not wait for a name server */
 #endif
-  SET(CURLOPT_CONNECTTIMEOUT_MS, (long)ceil((o->connect_timeout > 0 ? o->connect_timeout : o->timeout + 1) * 1000));
-  SET(CURLOPT_FRESH_CONNECT, (long)(o->no_reuse || r->has_fd));
-  SET(CURLOPT_FORBID_REUSE, (long)(o->no_reuse || r->has_fd));
+  SET(CURLOPT_CONNECTTIMEOUT_MS,
+      (long)ceil((o->connect_timeout > 0 ? o->connect_timeout : o->timeout + 1) * 1000));
+  SET(CURLOPT_FRESH_CONNECT, (long)(o->no_reuse || r->relay));
+  SET(CURLOPT_FORBID_REUSE, (long)(o->no_reuse || r->relay));
   SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
-  SET(CURLOPT_OPENSOCKETDATA, r);
-  SET(CURLOPT_SOCKOPTFUNCTION, on_socket_options);
-  SET(CURLOPT_SOCKOPTDATA, r);
 }
 
 static void request_set_answer(Request *r) {
@@ -187,23 +176,24 @@ static void request_set_headers(Request *r) {
   SET(CURLOPT_HTTPHEADER, r->headers);
 }
 
-static bool request_start(Request *r, const Options *o) {
-  r->has_fd = o->fd >= 0;
-  r->fd = o->fd;
+/* Returns NULL, or why there can be no request. */
+static const char *request_start(Request *r, const Options *o) {
   r->label = url_label(o->method, o->url);
   r->max_body = (size_t)o->max_body;
   r->timeout = o->timeout;
-  r->connect_timeout = o->connect_timeout;
-  if (!transfer_open(&r->transfer)) return false;
+  r->connect_timeout = o->connect_timeout > 0 ? o->connect_timeout : o->timeout;
+  if (o->fd >= 0 && !(r->relay = relay_open(o->fd))) return "the given socket cannot be used";
+  if (!transfer_open(&r->transfer)) return "libcurl does not start";
   request_set_target(r, o);
   request_set_connection(r, o);
   request_set_answer(r);
   request_set_method(r, o);
   request_set_headers(r);
-  return transfer_start(&r->transfer);
+  return transfer_start(&r->transfer) ? NULL : "libcurl does not start";
 }
 
-/* One line of a list ("Name: value"), or an entry of a table; no line may smuggle in another. */
+/* One line of a list ("Name: value"), or an entry of a table; no line may smuggle in another. Errors show only
+   the key: a value may be a secret. */
 static void check_header(lua_State *L, Request *r) {
   bool line = lua_isinteger(L, -2);
   size_t length;
@@ -214,7 +204,7 @@ static void check_header(lua_State *L, Request *r) {
   const char *format = line ? "%s%s" : *value ? "%s: %s" : "%s;%s"; /* curl's way to send an empty one */
   const char *text = lua_pushfstring(L, format, line ? "" : lua_tostring(L, -3), value);
   if (strlen(value) != length || strpbrk(text, "\r\n") || !strpbrk(text, ":;")) {
-    luaL_error(L, "option 'headers': not one header: '%s'", line ? value : lua_tostring(L, -4));
+    luaL_error(L, "option 'headers': '%s' is not one header", luaL_tolstring(L, -4, NULL));
   }
   r->headers = curl.slist_append(r->headers, text);
   lua_pop(L, 2);
@@ -236,9 +226,9 @@ static double check_seconds(lua_State *L, int index, const char *name, double fa
 }
 
 static void check_known(lua_State *L, int index) {
-  static const char *const known[] = {"url",     "method",   "headers", "body",  "timeout", "connect_timeout",
-                                      "max_body", "follow",  "unix_socket",      "address", "verify",
-                                      "fd",      "no_reuse", "proxy",   NULL};
+  static const char *const known[] = {
+      "url",         "method",  "headers", "body", "timeout",  "connect_timeout", "max_body", "follow",
+      "unix_socket", "address", "verify",  "fd",   "no_reuse", "proxy",           NULL};
   for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
     int i = 0;
     const char *key = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "?";
@@ -294,7 +284,8 @@ static const char *request_reason(Request *r) {
   long number = 0;
   curl.easy_getinfo(r->transfer.easy, CURLINFO_OS_ERRNO, &number);
   if (r->transfer.result == CURLE_COULDNT_CONNECT && number != 0) return strerror((int)number);
-  if (r->transfer.result == CURLE_URL_MALFORMAT || !r->transfer.problem[0]) return curl.easy_strerror(r->transfer.result);
+  if (r->transfer.result == CURLE_URL_MALFORMAT || !r->transfer.problem[0])
+    return curl.easy_strerror(r->transfer.result);
   r->transfer.problem[strcspn(r->transfer.problem, "\r\n")] = '\0';
   return r->transfer.problem;
 }
@@ -307,14 +298,15 @@ static int push_failure(lua_State *L, Request *r) {
   }
   const char *code = r->transfer.result == CURLE_COULDNT_CONNECT        ? "refused"
                      : r->transfer.result == CURLE_COULDNT_RESOLVE_HOST ? "unresolved"
-                                                               : "http";
+                                                                        : "http";
   return push_error(L, code, NULL, "%s: %s", r->label, request_reason(r));
 }
 
 static void push_lower(lua_State *L, const char *text, size_t length) {
   luaL_Buffer b;
   char *lower = luaL_buffinitsize(L, &b, length);
-  for (size_t i = 0; i < length; i++) lower[i] = text[i] >= 'A' && text[i] <= 'Z' ? text[i] + ('a' - 'A') : text[i];
+  for (size_t i = 0; i < length; i++)
+    lower[i] = text[i] >= 'A' && text[i] <= 'Z' ? text[i] + ('a' - 'A') : text[i];
   luaL_pushresultsize(&b, length);
 }
 
@@ -383,13 +375,13 @@ static int l_request(lua_State *L) {
   lua_settop(L, 1);
   Request *r = lua_newuserdatauv(L, sizeof *r, 0);
   memset(r, 0, sizeof *r);
-  r->fd = -1;
   luaL_setmetatable(L, REQUEST);
   const char *missing = http_client_open();
   if (!missing) check_headers(L, 1, r);
   if (missing && o.fd >= 0) close(o.fd);
   if (missing) return push_error(L, "http", NULL, "HTTP needs libcurl (package libcurl4): %s", missing);
-  if (!request_start(r, &o)) return push_error(L, "http", NULL, "%s: libcurl does not start", r->label);
+  const char *problem = request_start(r, &o);
+  if (problem) return push_error(L, "http", NULL, "%s: %s", r->label, problem);
   return task_wait(L, &r->transfer.waiter, o.timeout, (lua_KContext)r, request_step);
 }
 

@@ -2,6 +2,7 @@
 #include "http_client.h"
 
 #include <dlfcn.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,8 +26,8 @@ static const char *curl_load(void) {
   if (!library) library = dlopen("libcurl-gnutls.so.4", RTLD_NOW | RTLD_LOCAL);
   if (!library) return dlerror();
   void *symbol;
-#define CURL_LOAD(name)                                                                                       \
-  if (!(symbol = dlsym(library, "curl_" #name))) return dlerror();                                            \
+#define CURL_LOAD(name)                                                                                      \
+  if (!(symbol = dlsym(library, "curl_" #name))) return dlerror();                                           \
   memcpy(&curl.name, &symbol, sizeof symbol);
   CURL_FUNCTIONS(CURL_LOAD)
   loaded = true;
@@ -51,7 +52,8 @@ static void client_act(curl_socket_t fd, int flags) {
   CURLMsg *message;
   curl.multi_socket_action(client.multi, fd, flags, &count);
   while ((message = curl.multi_info_read(client.multi, &count))) {
-    if (message->msg == CURLMSG_DONE) transfer_finish(easy_transfer(message->easy_handle), message->data.result);
+    if (message->msg == CURLMSG_DONE)
+      transfer_finish(easy_transfer(message->easy_handle), message->data.result);
   }
 }
 
@@ -110,10 +112,17 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *user, void *k
   return 0;
 }
 
+/* libuv and OpenSSL write to sockets in a way that ends the process when the other side has gone. */
+static void ignore_broken_pipes(void) {
+  struct sigaction now;
+  if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
+}
+
 const char *http_client_open(void) {
   if (client.multi) return NULL;
   const char *problem = curl_load();
   if (problem) return problem;
+  ignore_broken_pipes();
   if (curl.global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) return "it does not start";
   client.multi = curl.multi_init();
   if (!client.multi) return "it does not start";

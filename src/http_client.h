@@ -8,23 +8,23 @@
 
 #include "task.h"
 
-#define CURL_FUNCTIONS(X)                                                                                     \
-  X(global_init)                                                                                              \
-  X(global_cleanup)                                                                                           \
-  X(easy_init)                                                                                                \
-  X(easy_cleanup)                                                                                             \
-  X(easy_setopt)                                                                                              \
-  X(easy_getinfo)                                                                                             \
-  X(easy_strerror)                                                                                            \
-  X(multi_init)                                                                                               \
-  X(multi_cleanup)                                                                                            \
-  X(multi_setopt)                                                                                             \
-  X(multi_add_handle)                                                                                         \
-  X(multi_remove_handle)                                                                                      \
-  X(multi_socket_action)                                                                                      \
-  X(multi_assign)                                                                                             \
-  X(multi_info_read)                                                                                          \
-  X(slist_append)                                                                                             \
+#define CURL_FUNCTIONS(X)                                                                                    \
+  X(global_init)                                                                                             \
+  X(global_cleanup)                                                                                          \
+  X(easy_init)                                                                                               \
+  X(easy_cleanup)                                                                                            \
+  X(easy_setopt)                                                                                             \
+  X(easy_getinfo)                                                                                            \
+  X(easy_strerror)                                                                                           \
+  X(multi_init)                                                                                              \
+  X(multi_cleanup)                                                                                           \
+  X(multi_setopt)                                                                                            \
+  X(multi_add_handle)                                                                                        \
+  X(multi_remove_handle)                                                                                     \
+  X(multi_socket_action)                                                                                     \
+  X(multi_assign)                                                                                            \
+  X(multi_info_read)                                                                                         \
+  X(slist_append)                                                                                            \
   X(slist_free_all)
 
 typedef struct Curl {

@@ -1,6 +1,7 @@
 /* loop.c -- The one libuv loop of the process. */
 #include "loop.h"
 
+#include <signal.h>
 #include <stdlib.h>
 
 #include "memory.h"
@@ -11,6 +12,7 @@ uv_loop_t *loop_get(void) {
   if (!the_loop) {
     the_loop = memory_new(sizeof *the_loop);
     if (uv_loop_init(the_loop) != 0) abort();
+    signal(SIGPIPE, SIG_IGN); /* a peer that left is an error of a write, not our end */
   }
   return the_loop;
 }

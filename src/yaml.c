@@ -14,8 +14,8 @@
 
 enum { DEPTH_LIMIT = 64, VALUE_LIMIT = 100000, TEXT_LIMIT = 1024 * 1024, SHOWN_LIMIT = 60 };
 
-/* What lies at the bottom of l_parse_document's stack: the marks that it returns, values by anchor, which tables are
-   sequences. */
+/* What lies at the bottom of l_parse_document's stack: the marks that it returns, values by anchor, which
+   tables are sequences. */
 enum { AT_READER = 1, AT_MARKS, AT_ANCHORS, AT_SEQUENCES };
 
 /*
@@ -62,7 +62,8 @@ static const char *push_shown(lua_State *L, const char *text) {
   char shown[SHOWN_LIMIT + 1];
   size_t length = strnlen(text, SHOWN_LIMIT);
   while (text[length] && length > 0 && ((unsigned char)text[length] & 0xC0) == 0x80) length--;
-  for (size_t i = 0; i < length; i++) shown[i] = (unsigned char)text[i] < ' ' || text[i] == 127 ? '?' : text[i];
+  for (size_t i = 0; i < length; i++)
+    shown[i] = (unsigned char)text[i] < ' ' || text[i] == 127 ? '?' : text[i];
   return lua_pushlstring(L, shown, length);
 }
 
@@ -84,7 +85,8 @@ static bool text_has_tab(const Reader *r, yaml_mark_t place) {
   const char *p = r->text, *end = r->text + r->length;
   for (size_t line = 0; line < place.line; line++) {
     p = memchr(p, '\n', (size_t)(end - p));
-    if (!p++) return false;
+    if (!p) return false;
+    p++;
   }
   return (size_t)(end - p) > place.column && p[place.column] == '\t';
 }
@@ -122,7 +124,8 @@ static void push_scalar(lua_State *L, const Reader *r) {
   bool quoted = r->event.data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
   bool string = tag ? strcmp(tag, YAML_TAG "str") == 0 : quoted;
   if (string || !push_yaml_plain(L, text, length)) {
-    if (tag && !string) check_fail(L, r, r->event.start_mark, "'%s' is not what its tag says", push_shown(L, text));
+    if (tag && !string)
+      check_fail(L, r, r->event.start_mark, "'%s' is not what its tag says", push_shown(L, text));
     lua_pushlstring(L, text, length);
     lua_pushnil(L);
     return;
@@ -215,7 +218,8 @@ static void push_alias(lua_State *L, Reader *r) {
     check_fail(L, r, r->event.start_mark, "no anchor '&%s' above this alias", push_shown(L, name));
   }
   if (known != LUA_TTABLE) {
-    check_fail(L, r, r->event.start_mark, "alias '*%s' stands inside the value that it names", push_shown(L, name));
+    check_fail(L, r, r->event.start_mark, "alias '*%s' stands inside the value that it names",
+               push_shown(L, name));
   }
   int anchor = lua_gettop(L);
   lua_rawgeti(L, anchor, 1);
@@ -241,7 +245,8 @@ static void push_missing(lua_State *L, int into, int from) {
   lua_settop(L, top);
 }
 
-/* Explicit keys win over merged ones, and of merged ones the earlier: all merging is done when a mapping ends. */
+/* Explicit keys win over merged ones, and of merged ones the earlier: all merging is done when a mapping
+ * ends. */
 static void push_merged(lua_State *L, int into, int merged) {
   if (!check_is_sequence(L, merged)) {
     push_missing(L, into, merged);
@@ -277,8 +282,9 @@ static void check_not_twice(lua_State *L, const Reader *r, int marks, const char
   if (lua_rawget(L, marks) != LUA_TNIL) {
     lua_getfield(L, -1, "line");
     lua_getfield(L, -2, "column");
+    int line = (int)lua_tointeger(L, -2), column = (int)lua_tointeger(L, -1);
     check_fail(L, r, r->event.start_mark, "key '%s' is there twice, first at line %d, column %d",
-               push_shown(L, key), (int)lua_tointeger(L, -2), (int)lua_tointeger(L, -1));
+               push_shown(L, key), line, column);
   }
   lua_pop(L, 1);
 }

@@ -1,0 +1,237 @@
+-- fleet.lua -- What runs where, found by looking at hosts and balancer, never from memory.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local instance = require "deployrt.instance"
+local operation = require "deployrt.operation"
+
+---@class deployrt.Fleet
+---@field hosts deployrt.Host[]
+---@field target table                launch of the release being deployed
+---@field members deployrt.Instance[] every instance that runs
+local Fleet = {}
+Fleet.__index = Fleet
+
+local fleet = {}
+
+--- Does `action(item)` for all items side by side and raises what went wrong, together.
+---@async
+function fleet.together(list, action)
+  local tasks, failures, results = {}, {}, {}
+  for i, item in ipairs(list) do tasks[i] = core.spawn(action, item) end
+  for i, task in ipairs(tasks) do
+    local ok, result = task:wait()
+    if not ok then failures[#failures + 1] = errors.wrap(result) end
+    results[i] = result
+  end
+  if #failures > 0 then error(errors.several(failures), 0) end
+  return results
+end
+
+---@param hosts deployrt.Host[]
+---@param process table  app.process
+---@param balancer deployrt.Balancer
+function fleet.new(hosts, process, balancer)
+  return setmetatable({ hosts = hosts, process = process, balancer = balancer, members = {}, reserved = {}, listening = {} }, Fleet)
+end
+
+local function state_of(self, member)
+  if not self.balancer:exists() then return "serving" end
+  if self.balancer:is_serving(member) then return "serving" end
+  local slot = self.balancer.slots[member.slot]
+  return slot and (slot.state == "drain" or slot.sessions > 0) and "draining" or "idle"
+end
+
+--- Looks at all hosts and the balancer.
+---@async
+function Fleet:discover()
+  self.balancer:refresh()
+  self.members, self.exited = {}, {}
+  local answers = fleet.together(self.hosts, function(host)
+    return operation.observe { name = "instance.list", host = host, args = {} }
+  end)
+  for i, host in ipairs(self.hosts) do
+    host.current = answers[i].current
+    self.listening[host.name] = answers[i].listening
+    for _, slot in ipairs(answers[i].slots) do
+      local launch = slot.launch or { release = "unknown", settings = "", command = {} }
+      local member = instance.new { host = host, port = slot.port, launch = launch, pid = slot.pid }
+      if slot.state == "running" then
+        member.state = state_of(self, member)
+        self.members[#self.members + 1] = member
+      else
+        self.exited[#self.exited + 1] = member
+      end
+    end
+  end
+end
+
+local function listens(self, host, port)
+  for _, each in ipairs(self.listening[host.name] or {}) do
+    if each == port then return true end
+  end
+  return false
+end
+
+--- Slots on which something listens that is none of ours.
+---@return {host: deployrt.Host, port: integer}[]
+function Fleet:strangers()
+  local found = {}
+  for _, host in ipairs(self.hosts) do
+    for _, port in ipairs(self.process.ports) do
+      if listens(self, host, port) and not self:at(host, port) then found[#found + 1] = { host = host, port = port } end
+    end
+  end
+  return found
+end
+
+--- Notes an instance that was started; forget() is its opposite.
+function Fleet:add(member)
+  self.members[#self.members + 1] = member
+end
+
+--- Notes that an instance runs no more; its slot is free.
+function Fleet:forget(member)
+  for i = #self.members, 1, -1 do
+    if self.members[i] == member then table.remove(self.members, i) end
+  end
+  self.reserved[member.host.name .. member.port] = nil
+  local ports = self.listening[member.host.name] or {}
+  for i = #ports, 1, -1 do
+    if ports[i] == member.port then table.remove(ports, i) end
+  end
+end
+
+--- The instance that runs in a slot.
+function Fleet:at(host, port)
+  for _, member in ipairs(self.members) do
+    if member.host == host and member.port == port then return member end
+  end
+end
+
+--- Whether an instance is of the release and the settings that are being deployed.
+function Fleet:is_target(member)
+  return member.launch.release == self.target.release and member.launch.settings == self.target.settings
+end
+
+local function select(self, accept)
+  local list = {}
+  for _, member in ipairs(self.members) do
+    if accept(member) then list[#list + 1] = member end
+  end
+  table.sort(list, function(a, b)
+    if a.port ~= b.port then return a.port < b.port end
+    return a.host.name < b.host.name
+  end)
+  return list
+end
+
+--- The instances that serve and are to be replaced; hosts take turns, so that a batch spreads over them.
+---@return deployrt.Instance[]
+function Fleet:old()
+  return select(self, function(m) return not self:is_target(m) and m.state == "serving" end)
+end
+
+--- The instances of the release being deployed that serve.
+---@return deployrt.Instance[]
+function Fleet:new()
+  return select(self, function(m) return self:is_target(m) and m.state == "serving" end)
+end
+
+--- The instances that run without traffic.
+---@return deployrt.Instance[]
+function Fleet:idle()
+  return select(self, function(m) return m.state ~= "serving" end)
+end
+
+--- All that run.
+---@return deployrt.Instance[]
+function Fleet:instances()
+  return select(self, function() return true end)
+end
+
+--- How many instances serve when all is well.
+---@return integer
+function Fleet:capacity()
+  return #self:active_hosts() * self.process.instances
+end
+
+--- With host groups, those of the group that serves; otherwise all.
+function Fleet:active_hosts()
+  return self.active or self.hosts
+end
+
+--- The other group's hosts: {} when there are no groups.
+function Fleet:standby_hosts()
+  local group = self.hosts[1].group
+  for _, member in ipairs(self.members) do
+    if member.state == "serving" then group = member.host.group end
+  end
+  local list = {}
+  for _, host in ipairs(self.hosts) do
+    if group and host.group and host.group ~= group then list[#list + 1] = host end
+  end
+  return list
+end
+
+--- A port of the host that nothing runs on and nobody has been promised; nil when there is none.
+---@return integer?
+function Fleet:free_port(host)
+  for _, port in ipairs(self.process.ports) do
+    if not self:at(host, port) and not self.reserved[host.name .. port] and not listens(self, host, port) then return port end
+  end
+end
+
+--- An instance of the target release for a slot of the host: one that idles there already, or a new one.
+---@param host deployrt.Host
+---@param port? integer  default: a free one
+---@return deployrt.Instance? instance  nil when no slot is free
+function Fleet:candidate(host, port)
+  for _, member in ipairs(self.members) do
+    if member.host == host and self:is_target(member) and member.state ~= "serving" and not self.reserved[host.name .. member.port] then
+      self.reserved[host.name .. member.port] = true
+      return member
+    end
+  end
+  port = port or self:free_port(host)
+  if not port then return nil end
+  self.reserved[host.name .. port] = true
+  local new = instance.new { host = host, port = port, launch = self.target }
+  new.on_start = function() self:add(new) end
+  return new
+end
+
+--- Where a full second set finds no room, in words; nil when there is room.
+---@return string?
+function Fleet:lacking_slots()
+  if #self:old() == 0 or #self:standby_hosts() > 0 then return nil end
+  local need = {}
+  for _, member in ipairs(self:old()) do need[member.host] = (need[member.host] or 0) + 1 end
+  for _, host in ipairs(self.hosts) do
+    local room = 0
+    for _, port in ipairs(self.process.ports) do
+      local member = self:at(host, port)
+      if not member or member.state ~= "serving" then room = room + 1 end
+    end
+    if room < (need[host] or 0) then
+      return ("%s has %d free slots for %d instances"):format(host.name, room, need[host])
+    end
+  end
+end
+
+--- A new instance for each old one: on the other group's hosts where there are groups, else in spare slots.
+---@param old deployrt.Instance[]
+---@return deployrt.Instance[]
+function Fleet:second_set(old)
+  local set, hosts = {}, self:standby_hosts()
+  if #hosts > 0 then
+    self.active = hosts
+    for _, host in ipairs(hosts) do
+      for _ = 1, self.process.instances do set[#set + 1] = self:candidate(host) end
+    end
+    return set
+  end
+  for _, member in ipairs(old) do set[#set + 1] = self:candidate(member.host) end
+  return set
+end
+
+return fleet

@@ -1,0 +1,95 @@
+-- instance.lua -- A slot running a release, and the verbs that change it.
+local errors = require "deployrt.errors"
+local operation = require "deployrt.operation"
+
+---@class deployrt.Instance
+---@field host deployrt.Host
+---@field port integer
+---@field label string      "web1:8080"
+---@field slot string       "web1-8080", its name in balancers
+---@field release string    version
+---@field launch table      what was or will be started: command, env, settings
+---@field state "serving"|"draining"|"idle"|"down"
+---@field pid? integer
+local Instance = {}
+Instance.__index = Instance
+
+local instance = {}
+
+---@param fields table
+---@return deployrt.Instance
+function instance.new(fields)
+  fields.label = ("%s:%d"):format(fields.host.name, fields.port)
+  fields.slot = ("%s-%d"):format(fields.host.name, fields.port)
+  fields.release = fields.launch.release
+  fields.state = fields.state or "down"
+  return setmetatable(fields, Instance)
+end
+
+local function perform(self, door, spec)
+  spec.host, spec.instance = self.host, self.label
+  spec.args.port, spec.args.release = self.port, self.release
+  return door(spec)
+end
+
+local function stop_arguments(self)
+  local stop = operation.current().app.process.stop
+  return { port = self.port, release = self.release, signal = stop.signal, timeout = stop.timeout }
+end
+
+--- Starts the process; nothing to do when it runs already. Undone by stopping it.
+---@async
+--- Raises deployrt.Error: "stranger", "missing", "start", "unreachable", "timeout".
+function Instance:start()
+  if self.pid then return end
+  local result = perform(self, operation.effect, {
+    name = "instance.start", kind = "look", args = { launch = self.launch },
+    undo = { name = "instance.stop", args = stop_arguments(self) },
+  })
+  self.pid, self.state = result.pid, "idle"
+  if self.on_start then self.on_start() end
+end
+
+--- Waits until the health check succeeds as often as app.yml asks.
+---@async
+--- Raises deployrt.Error: "exited" with the end of its log, "unhealthy".
+function Instance:await_healthy()
+  local run = operation.current()
+  perform(self, operation.observe, { name = "instance.await_healthy", args = { health = run.app.health, launch = self.launch } })
+end
+
+--- One probe.
+---@async
+---@return boolean healthy
+---@return string? reason
+function Instance:is_healthy()
+  local run = operation.current()
+  local found = perform(self, operation.observe, { name = "instance.probe", args = { health = run.app.health, launch = self.launch } })
+  return found.healthy, found.reason
+end
+
+--- Stops the process, politely first. Undone by starting what ran and waiting until it is healthy, if it was.
+---@async
+--- Raises deployrt.Error: "serving" when it still gets traffic, "stuck".
+function Instance:stop()
+  local run = operation.current()
+  if run.balancer:is_serving(self) then
+    errors.raise("serving", ("%s still gets traffic: drain it before you stop it"):format(self.label), { host = self.host.name })
+  end
+  local args = stop_arguments(self)
+  args.pid = self.pid
+  perform(self, operation.effect, {
+    name = "instance.stop", kind = "look", args = args, find = "instance.show",
+    undo = function(found)
+      if found.state ~= "running" or not found.launch then return nil end
+      return { name = "instance.restore", kind = "look", args = {
+        port = self.port, launch = found.launch, release = found.launch.release,
+        health = self.was_healthy ~= false and run.app.health or nil,
+      } }
+    end,
+  })
+  self.pid, self.state = nil, "down"
+  run.fleet:forget(self)
+end
+
+return instance

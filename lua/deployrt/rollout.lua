@@ -1,0 +1,158 @@
+-- rollout.lua -- What the runtime does around a strategy: uploads, fills what is missing, retires what is surplus.
+local fleet = require "deployrt.fleet"
+local operation = require "deployrt.operation"
+local verbs = require "deployrt.verbs"
+
+local rollout = {}
+
+--- Brings the release to every host that does not have it; undone by removing it again.
+---@async
+function rollout.upload(self, run)
+  if not run.session.archive then return end
+  local missing = {}
+  for _, host in ipairs(self.fleet.hosts) do
+    local has = run.releases[host.name][run.target.release]
+    if not has then missing[#missing + 1] = host end
+  end
+  if #missing == 0 then return end
+  verbs.step(self, "upload", function()
+    verbs.each(self, missing, function(_, host)
+      local args = { release = run.target.release, sha256 = run.target.sha256 }
+      operation.effect { name = "release.upload", host = host, args = args, undo = { name = "release.remove", args = args } }
+    end)
+  end)
+end
+
+--- Slots that the balancer would use although nothing runs there: a process started there must not get traffic yet.
+local function close_dead_slots(self)
+  local changes, running = {}, {}
+  for _, member in ipairs(self.fleet.members) do running[member.slot] = true end
+  for _, host in ipairs(self.fleet.hosts) do
+    for _, port in ipairs(self.fleet.process.ports) do
+      local name = ("%s-%d"):format(host.name, port)
+      local slot = self.balancer.slots[name]
+      if slot and slot.state ~= "maint" and not running[name] then changes[#changes + 1] = { slot = name, state = "maint" } end
+    end
+  end
+  self.balancer:set(changes, "slots without a process")
+end
+
+--- What an earlier run left without traffic makes room, unless it is what is wanted now.
+local function clear_idle(self)
+  local idle = {}
+  for _, member in ipairs(self.fleet:idle()) do
+    if not self.fleet:is_target(member) then idle[#idle + 1] = member end
+  end
+  if #idle == 0 then return end
+  verbs.step(self, "make room", function()
+    self.balancer:detach(idle)
+    verbs.each(self, idle, function(_, member)
+      member.was_healthy = false
+      member:stop()
+    end)
+  end)
+end
+
+--- Before the strategy: dead slots closed, old idle instances gone.
+---@async
+function rollout.prepare(self)
+  close_dead_slots(self)
+  clear_idle(self)
+end
+
+--- Instances of the new release that a host lacks.
+local function missing_on(self, host)
+  local count = self.fleet.process.instances
+  for _, member in ipairs(self.fleet:new()) do
+    if member.host == host then count = count - 1 end
+  end
+  return count
+end
+
+--- Brings up what is missing, on all hosts at once: everything on a first run.
+---@async
+function rollout.fill(self)
+  local missing = {}
+  for _, host in ipairs(self.fleet:active_hosts()) do
+    for _ = 1, missing_on(self, host) do missing[#missing + 1] = self.fleet:candidate(host) end
+  end
+  if #missing == 0 then return end
+  verbs.step(self, "start what is missing", function()
+    verbs.each(self, missing, function(_, member)
+      member:start()
+      member:await_healthy()
+    end)
+    self.balancer:attach(missing)
+  end)
+end
+
+--- Takes away what is no longer wanted: old instances that were not kept, and new ones above the number wanted.
+---@async
+function rollout.retire(self)
+  local surplus, count = {}, {}
+  local active = {}
+  for _, host in ipairs(self.fleet:active_hosts()) do active[host.name] = true end
+  for _, member in ipairs(self.fleet:instances()) do
+    local name = member.host.name
+    if self.fleet:is_target(member) and member.state == "serving" and active[name] then
+      count[name] = (count[name] or 0) + 1
+      if count[name] > self.fleet.process.instances then surplus[#surplus + 1] = member end
+    elseif not member.kept and (self.fleet:is_target(member) or member.state ~= "down") then
+      surplus[#surplus + 1] = member
+    end
+  end
+  if #surplus == 0 then return end
+  verbs.step(self, "retire", function()
+    self.balancer:detach(surplus)
+    verbs.each(self, surplus, function(_, member)
+      member:stop()
+    end)
+  end)
+end
+
+--- Points `current` to the release on every host.
+---@async
+function rollout.activate(self, run)
+  if not run.target.packed then return end
+  fleet.together(self.fleet.hosts, function(host)
+    if host.current == run.target.release then return end
+    operation.effect {
+      name = "release.activate", host = host, args = { release = run.target.release }, find = "release.current",
+      undo = function(found) return { name = "release.activate", args = { release = found.release or nil } } end,
+    }
+  end)
+end
+
+--- Versions that may go: the oldest beyond `keep`, never one that runs, serves or can be rolled back to.
+---@param releases table<string, {time: integer}>
+---@param protected table<string, boolean>
+---@param keep integer
+---@return string[]
+function rollout.prunable(releases, protected, keep)
+  local list, out = {}, {}
+  for version, entry in pairs(releases) do list[#list + 1] = { version = version, time = entry.time } end
+  table.sort(list, function(a, b)
+    if a.time ~= b.time then return a.time > b.time end
+    return a.version > b.version
+  end)
+  for i, entry in ipairs(list) do
+    if i > keep and not protected[entry.version] then out[#out + 1] = entry.version end
+  end
+  return out
+end
+
+--- After success: removes releases beyond `keep`, host by host.
+---@async
+function rollout.prune(self, run)
+  if not run.target.packed then return end
+  local protected = { [run.target.release] = true, [run.previous or ""] = true }
+  for _, member in ipairs(self.fleet.members) do protected[member.release] = true end
+  fleet.together(self.fleet.hosts, function(host)
+    local releases = operation.observe { name = "release.list", host = host, args = {} }
+    for _, version in ipairs(rollout.prunable(releases, protected, run.app.release.keep)) do
+      operation.effect { name = "release.remove", host = host, args = { release = version } }
+    end
+  end)
+end
+
+return rollout

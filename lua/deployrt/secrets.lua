@@ -1,0 +1,88 @@
+-- secrets.lua -- Values that only processes may see: read when they are needed, masked in everything that is shown.
+local errors = require "deployrt.errors"
+
+---@class deployrt.Secrets
+local Secrets = {}
+Secrets.__index = Secrets
+
+local secrets = {}
+
+local function trim(text)
+  return (text:gsub("\n$", ""))
+end
+
+local readers = {
+  env = function(_, name)
+    local value = os.getenv(name)
+    if not value then errors.raise("secret", ("process.secrets: the environment variable %s is not set"):format(name)) end
+    return value
+  end,
+  file = function(self, path)
+    path = path:gsub("^~", os.getenv("HOME") or "~")
+    local file, err = io.open(path:sub(1, 1) == "/" and path or self.directory .. "/" .. path)
+    if not file then errors.raise("secret", "process.secrets: " .. err) end
+    local text = file:read("a")
+    file:close()
+    return trim(text)
+  end,
+  command = function(self, command)
+    local result = self.controller:execute({ "/bin/sh", "-c", command }, { timeout = 60, cwd = self.directory })
+    if result.status ~= 0 then
+      errors.raise("secret", ("process.secrets: the command '%s' failed with status %d"):format(command, result.status))
+    end
+    return trim(result.stdout)
+  end,
+}
+
+--- Reads all secrets of app.yml once, so that a missing one is an error before anything is touched.
+---@async
+---@param values table<string,string>  as written: "${env:DB_URL}", or the secret itself
+---@param directory string             of app.yml
+---@param controller deployrt.Host     this machine
+---@return deployrt.Secrets
+function secrets.read(values, directory, controller)
+  local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {} }, Secrets)
+  for name, text in pairs(values or {}) do
+    local value = tostring(text):gsub("%${(%l+):([^}]*)}", function(kind, what) return readers[kind](self, what) end)
+    self.values[name] = value
+    if #value >= 4 then self.masked[#self.masked + 1] = value end
+  end
+  table.sort(self.masked, function(a, b) return #a > #b end)
+  return self
+end
+
+--- What may be written to records in place of the values: only where each comes from.
+---@return table<string, string>
+function Secrets.references(values)
+  local references = {}
+  for name, text in pairs(values or {}) do
+    references[name] = tostring(text):find("^%${%l+:[^}]*}$") and text or "(app.yml)"
+  end
+  return references
+end
+
+--- The value of a secret for a process.
+---@param name string
+---@return string
+function Secrets:value(name)
+  local value = self.values[name]
+  if value == nil then errors.raise("secret", ("the release needs the secret %s, and app.yml has none of that name"):format(name)) end
+  return value
+end
+
+--- The text with every secret replaced.
+---@param text string
+---@return string
+function Secrets:mask(text)
+  for _, value in ipairs(self.masked) do
+    local at, to = text:find(value, 1, true)
+    while at do
+      text = text:sub(1, at - 1) .. "(secret)" .. text:sub(to + 1)
+      at, to = text:find(value, at + 8, true)
+    end
+  end
+  return text
+end
+
+secrets.references = Secrets.references
+return secrets

@@ -1,0 +1,117 @@
+-- session.lua -- An application that is being worked on: its hosts connected, its secrets read, its balancers opened.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local fleet = require "deployrt.fleet"
+local host = require "deployrt.host"
+local secrets = require "deployrt.secrets"
+local balancer = require "deployrt.balancer"
+local world = require "deployrt.world"
+
+local drivers = { haproxy = "deployrt.balancer.haproxy" }
+
+---@class deployrt.Session
+---@field app table
+---@field hosts deployrt.Host[]
+---@field controller deployrt.Host  this machine, whether or not it is one of the hosts
+local Session = {}
+Session.__index = Session
+
+local session = {}
+
+--- Slots as balancers know them.
+local function slots_of(app, hosts)
+  local slots = {}
+  for _, each in ipairs(hosts) do
+    for _, port in ipairs(app.process.ports) do
+      slots[#slots + 1] = { name = ("%s-%d"):format(each.name, port), address = each.address, port = port }
+    end
+  end
+  return slots
+end
+
+local function balancer_host(self, entry)
+  if not entry.host then return self.controller end
+  for _, each in ipairs(self.hosts) do
+    if each.name == entry.host then return each end
+  end
+  errors.raise("config", ("balancer.host: there is no host named '%s'"):format(entry.host))
+end
+
+--- Connects to all hosts at once; one that cannot be had is an error.
+---@async
+---@param app table  from config.load
+---@return deployrt.Session
+function session.open(app)
+  local self = setmetatable({ app = app, hosts = {}, drivers = {}, wanted = {} }, Session)
+  self.controller = host.new({ name = "local" }, app.app)
+  for i, entry in ipairs(app.hosts) do self.hosts[i] = host.new(entry, app.app) end
+  local all = { self.controller, table.unpack(self.hosts) }
+  local ok, err = pcall(fleet.together, all, function(each) each:connect() end)
+  if not ok then
+    self:close()
+    error(err, 0)
+  end
+  local opened, problem = pcall(function()
+    self.secrets = secrets.read(app.process.secrets, app.dir, self.controller)
+    for i, entry in ipairs(app.balancers) do
+      self.drivers[i] = require(drivers[entry.type]).open(entry, {
+        app = app.app, host = balancer_host(self, entry), slots = slots_of(app, self.hosts), health = app.health,
+      })
+    end
+  end)
+  if not opened then
+    self:close()
+    error(problem, 0)
+  end
+  local drain = app.balancers[1] and app.balancers[1].drain
+  self.balancer = balancer.new(#self.drivers > 0, drain and drain.timeout or 30)
+  self.fleet = fleet.new(self.hosts, app.process, self.balancer)
+  return self
+end
+
+--- Runs `fn` with this session's world as the one that operations act on, outside any deployment.
+---@async
+---@param fields table  overrides of the run: emit, journal, ...
+---@param fn fun(run: table)
+function Session:with_run(fields, fn)
+  local run = self:new_run(fields)
+  local locals = core.locals()
+  locals.run, locals.scope = run, require("deployrt.undo").root()
+  return fn(run)
+end
+
+local silent_journal = { write = function() end, sync = function() end, close = function() end }
+
+--- What operations need to know of the run that they belong to.
+function Session:new_run(fields)
+  local run = {
+    id = "look", app = self.app, balancer = self.balancer, fleet = self.fleet, journal = silent_journal,
+    stop_event = core.event(), emit = function() end, report_traffic = function() end,
+    mask = function(err)
+      err.message = self.secrets:mask(err.message)
+      err.detail = err.detail and self.secrets:mask(err.detail)
+      return err
+    end,
+  }
+  for key, value in pairs(fields or {}) do run[key] = value end
+  run.world = world.real {
+    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted, controller = self.controller,
+    archive = self.archive,
+    check_stop = function()
+      if run.stopping and not run.undoing then error(run.stopping, 0) end
+    end,
+    hook_environment = function(more)
+      local env = { APP = self.app.app, RELEASE = run.release or "", PREVIOUS = run.previous or "", RUN = run.id }
+      for key, value in pairs(more or {}) do env[key] = value end
+      return env
+    end,
+  }
+  return run
+end
+
+function Session:close()
+  for _, each in ipairs(self.hosts) do each:close() end
+  self.controller:close()
+end
+
+return session

@@ -1,0 +1,185 @@
+-- ssh.lua -- From a host of app.yml to a link: whose keys, which known_hosts, which transport.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local ssh_config = require "deployrt.ssh_config"
+
+local ssh = {}
+
+local default_keys = { "id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk" }
+local passphrases = {}
+
+local function expand(path, home)
+  return (path:gsub("^~", home))
+end
+
+local function base64_decode(text)
+  local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+  local bits, value, out = 0, 0, {}
+  for c in text:gmatch("[%w+/]") do
+    value = ((value << 6) | (alphabet:find(c, 1, true) - 1)) & 0xffffff
+    bits = bits + 6
+    if bits >= 8 then
+      bits = bits - 8
+      out[#out + 1] = string.char((value >> bits) & 255)
+    end
+  end
+  return table.concat(out)
+end
+
+--- What kind of private key a file holds (OpenSSH PROTOCOL.key, or PEM).
+---@param path string
+---@return string? type       "ed25519", "ecdsa", "rsa", "sk"; nil when the file is not there or no key
+---@return boolean? encrypted
+function ssh.key_type(path)
+  local file = io.open(path)
+  if not file then return nil end
+  local text = file:read(16384) or ""
+  file:close()
+  local body = text:match("BEGIN OPENSSH PRIVATE KEY%-%-%-%-%-(.-)%-%-%-%-%-END")
+  if body then
+    local raw = base64_decode(body)
+    local cipher, at = raw:match("^openssh%-key%-v1%z()"), nil
+    if not cipher then return nil end
+    local name
+    name, at = string.unpack(">s4", raw, cipher)
+    local _, _, count, public
+    _, at = string.unpack(">s4", raw, at)
+    _, at = string.unpack(">s4", raw, at)
+    count, at = string.unpack(">I4", raw, at)
+    if count < 1 then return nil end
+    public = string.unpack(">s4", raw, at)
+    local kind = string.unpack(">s4", public)
+    local type = kind:find("^sk%-") and "sk" or kind:find("ed25519") and "ed25519" or kind:find("ecdsa") and "ecdsa" or "rsa"
+    return type, name ~= "none"
+  end
+  local pem = text:match("BEGIN (%u*) ?PRIVATE KEY")
+  if not pem then return nil end
+  return pem == "EC" and "ecdsa" or pem == "RSA" and "rsa" or "ecdsa", text:find("ENCRYPTED", 1, true) ~= nil
+end
+
+local function passphrase_for(path)
+  if passphrases[path] == nil then
+    passphrases[path] = core.ask_secret(("Passphrase of %s: "):format(path)) or false
+  end
+  return passphrases[path]
+end
+
+--- Where `host` of app.yml is and how to log in there, with ~/.ssh/config filled in.
+---@param host table  an entry of app.hosts
+---@return table
+function ssh.resolve(host)
+  local me = core.whoami()
+  local found = ssh_config.lookup(host.address)
+  local identities = host.identity and { host.identity } or found.identityfile or {}
+  if #identities == 0 then
+    for _, name in ipairs(default_keys) do identities[#identities + 1] = me.home .. "/.ssh/" .. name end
+  end
+  for i, path in ipairs(identities) do identities[i] = expand(path, me.home) end
+  local files = host.known_hosts
+  if files == "strict" or files == "accept-new" then files = nil end
+  files = expand(files or found.userknownhostsfile or "~/.ssh/known_hosts", me.home)
+  local strict = host.known_hosts or found.stricthostkeychecking
+  local known_hosts = { files }
+  if not host.known_hosts then known_hosts[2] = "/etc/ssh/ssh_known_hosts" end
+  return {
+    name = host.name, address = found.hostname or host.address, known_as = found.hostkeyalias,
+    port = math.tointeger(host.port or tonumber(found.port) or 22),
+    user = host.user or found.user or me.user, identities = identities, known_hosts = known_hosts,
+    accept_new = strict == "accept-new", jump = host.jump or found.proxyjump,
+    agent = os.getenv("SSH_AUTH_SOCK") ~= nil and (found.identitiesonly or "no"):lower() ~= "yes" and not host.identity,
+    explicit = host.identity ~= nil,
+  }
+end
+
+--- The words of the ssh command for the same destination.
+---@param target table  from ssh.resolve
+---@return string[]
+function ssh.command(target)
+  local words = {
+    "/usr/bin/env", "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
+    "-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", ("ControlPath=~/.ssh/.deployrt-%s-%%C"):format(core.whoami().pid),
+    "-o", "StrictHostKeyChecking=" .. (target.accept_new and "accept-new" or "yes"),
+    "-o", "UserKnownHostsFile=" .. table.concat(target.known_hosts, " "),
+    "-p", tostring(target.port), "-l", target.user,
+  }
+  local function add(...)
+    for _, word in ipairs { ... } do words[#words + 1] = word end
+  end
+  for _, path in ipairs(target.identities) do
+    if target.explicit or ssh.key_type(path) then add("-i", path) end
+  end
+  if target.jump and target.jump ~= "none" then add("-J", target.jump) end
+  add(target.address)
+  return words
+end
+
+--- Splits the keys into those that libssh2 can use and the kinds that it cannot.
+local function usable_keys(target)
+  local usable, foreign, passphrase = {}, nil, nil
+  for _, path in ipairs(target.identities) do
+    local type, encrypted = ssh.key_type(path)
+    if type == "rsa" or type == "sk" then
+      foreign = type
+    elseif type then
+      usable[#usable + 1] = path
+      if encrypted then passphrase = passphrase_for(path) or nil end
+    elseif target.explicit then
+      errors.raise("denied", ("%s: identity %s is missing or no private key"):format(target.name, path), { host = target.name })
+    end
+  end
+  return usable, foreign, passphrase
+end
+
+local connect
+
+--- Through a jump host: a link to it, and a socket that ends at the target.
+---@async
+local function through(jump, target)
+  local user, address, port = jump:match("^([^@]*)@(.*)$"), jump:match("@(.*)$") or jump, nil
+  address, port = address:match("^(.-):?(%d*)$")
+  local hop = { name = address, address = address, user = user, port = tonumber(port), known_hosts = target.hop_known_hosts }
+  local link, err = connect(hop, {})
+  if not link then return nil, err end
+  local fd, problem = link:forward(target.address, target.port)
+  return fd, problem, link
+end
+
+--- Opens a link to a host; may wait for the log-in.
+---@async
+---@param host table             an entry of app.hosts
+---@param opts {root?: string}   where the application lives there
+---@return table? link
+---@return deployrt.Error? err
+function connect(host, opts)
+  if host.transport == "local" or not host.address then
+    return core.connect { transport = "local", name = host.name, root = opts.root }
+  end
+  local target = ssh.resolve(host)
+  local usable, foreign, passphrase = usable_keys(target)
+  local use_command = host.transport == "openssh" or (foreign and #usable == 0 and not target.agent)
+  local link, err, hop
+  if not use_command then
+    local options = {
+      transport = "ssh", name = host.name, root = opts.root, address = target.address, port = target.port,
+      known_as = target.known_as, user = target.user, identities = usable, passphrase = passphrase, agent = target.agent,
+      known_hosts = target.known_hosts, accept_new = target.accept_new,
+    }
+    if target.jump and target.jump ~= "none" then
+      target.hop_known_hosts = host.known_hosts
+      options.fd, err, hop = through(target.jump:match("[^,]+$"), target)
+      if not options.fd then return nil, err end
+    end
+    link, err = core.connect(options)
+    if link or err.code ~= "denied" or not foreign then return link, err, hop end
+  end
+  link, err = core.connect { transport = "openssh", name = host.name, root = opts.root, command = ssh.command(target) }
+  if not link then return nil, err end
+  local answer, problem = link:exec({ "true" }, { timeout = 20 })
+  if answer then return link end
+  link:close()
+  problem.host = host.name
+  return nil, problem
+end
+
+ssh.connect = connect
+return ssh

@@ -1,0 +1,97 @@
+-- undo.lua -- A tree that mirrors steps and `each`: what would put the world back, and the unwinding of it.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+
+---@class deployrt.Scope
+---@field path string       along the task's path: "/1/2"
+---@field parallel boolean  its children ran side by side, and are undone side by side
+---@field entries table[]   operations that undo, and scopes, in the order in which they came
+local Scope = {}
+Scope.__index = Scope
+
+local undo = {}
+
+--- The root of a run's tree.
+---@return deployrt.Scope
+function undo.root()
+  return setmetatable({ path = "", entries = {}, children = 0, operations = 0 }, Scope)
+end
+
+--- A new scope below this one.
+---@param parallel? boolean
+---@param label? string
+---@return deployrt.Scope
+function Scope:child(parallel, label)
+  self.children = self.children + 1
+  local child = setmetatable({
+    path = self.path .. "/" .. self.children, parent = self, parallel = parallel or false, label = label,
+    entries = {}, children = 0, operations = 0,
+  }, Scope)
+  self.entries[#self.entries + 1] = child
+  return child
+end
+
+--- The number of the next operation: "/1/2#7".
+function Scope:next_id()
+  self.operations = self.operations + 1
+  return ("%s#%d"):format(self.path == "" and "/" or self.path, self.operations)
+end
+
+--- Registers a compensation: a function that puts back one thing.
+---@param compensation {label: string, run: fun()}
+function Scope:push(compensation)
+  self.entries[#self.entries + 1] = compensation
+end
+
+--- Takes a compensation back, for an effect that is known not to have happened.
+function Scope:remove(compensation)
+  for i = #self.entries, 1, -1 do
+    if self.entries[i] == compensation then table.remove(self.entries, i) end
+  end
+end
+
+--- Forgets everything up to now, in this scope and above.
+function Scope:commit()
+  local scope = self
+  while scope do
+    scope.entries = {}
+    scope = scope.parent
+  end
+end
+
+--- Whether this scope or one above it was given up because a sibling failed.
+function Scope:is_abandoned()
+  local scope = self
+  while scope do
+    if scope.abandoned then return scope.abandoned end
+    scope = scope.parent
+  end
+end
+
+local function unwind_parallel(scope, run, failures)
+  local tasks = {}
+  for i, child in ipairs(scope.entries) do
+    tasks[i] = core.spawn(undo.unwind, child, run, failures)
+  end
+  for _, task in ipairs(tasks) do task:wait() end
+end
+
+--- Undoes a scope: in reverse, side by side where it ran so. Goes on past failures and collects them.
+---@async
+---@param scope deployrt.Scope
+---@param run fun(compensation: table)  performs one compensation, raises when it fails
+---@param failures table[]              {label, error} of each that failed
+function undo.unwind(scope, run, failures)
+  if scope.parallel then return unwind_parallel(scope, run, failures) end
+  while #scope.entries > 0 do
+    local entry = table.remove(scope.entries)
+    if getmetatable(entry) == Scope then
+      undo.unwind(entry, run, failures)
+    else
+      local ok, err = pcall(run, entry)
+      if not ok then failures[#failures + 1] = { label = entry.label, host = entry.host, error = errors.wrap(err) } end
+    end
+  end
+end
+
+return undo

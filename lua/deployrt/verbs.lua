@@ -1,0 +1,185 @@
+-- verbs.lua -- What every strategy can do: step, each, batches, successor, observe, analyse, and the like.
+local analysis = require "deployrt.analysis"
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local operation = require "deployrt.operation"
+local units = require "deployrt.units"
+
+---@class deployrt.Strategy
+---@field app table          app.yml, read only
+---@field release table      version and the like of what is being deployed
+---@field options table      the strategy's own options, with defaults
+---@field fleet deployrt.Fleet
+---@field balancer deployrt.Balancer
+local verbs = {}
+
+--- Runs `fn` as a named part of the run.
+---@async
+---@param label string
+---@param fn fun(...): ...
+function verbs:step(label, fn, ...)
+  operation.checkpoint()
+  local run, scope = operation.current()
+  local child = scope:child(false, label)
+  local started = core.now()
+  run.emit { event = "step.started", step = label, path = child.path }
+  local result = table.pack(pcall(operation.within, child, fn, ...))
+  if not result[1] then run.failed_step = run.failed_step or label end
+  run.emit { event = "step.finished", step = label, path = child.path, seconds = core.now() - started, ok = result[1] }
+  if not result[1] then error(result[2], 0) end
+  return table.unpack(result, 2, result.n)
+end
+
+local function start_child(self, group, item, fn, failures)
+  local scope = group:child()
+  return core.spawn(function()
+    local ok, err = pcall(operation.within, scope, fn, self, item)
+    if ok then return end
+    err = errors.wrap(err)
+    if err.code == "abandoned" and #failures > 0 then return end
+    failures[#failures + 1] = err
+  end)
+end
+
+--- Calls `fn(self, item)` for all items side by side, and waits for all of them. Raises their errors together.
+---@async
+---@param list any[]
+---@param fn fun(self: deployrt.Strategy, item: any)
+---@param opts? {max?: integer, tolerate?: integer|string}  max: at most so many at a time; tolerate: an amount of failures
+function verbs:each(list, fn, opts)
+  opts = opts or {}
+  operation.checkpoint()
+  local run, scope = operation.current()
+  local group, failures = scope:child(true), {}
+  local tolerate = opts.tolerate and units.resolve_amount(units.amount(opts.tolerate), #list) or 0
+  local running, tasks = 0, {}
+  local freed = core.event()
+  for i, item in ipairs(list) do
+    while opts.max and running >= opts.max do
+      freed:clear()
+      freed:wait()
+    end
+    if #failures > tolerate then break end
+    running = running + 1
+    tasks[i] = start_child(self, group, item, function(...)
+      local ok, err = pcall(fn, ...)
+      running = running - 1
+      if not ok then
+        failures.count = (failures.count or 0) + 1
+        if failures.count > tolerate then group.abandoned = true end
+      end
+      freed:set()
+      if not ok then error(err, 0) end
+    end, failures)
+  end
+  for _, task in pairs(tasks) do task:wait() end
+  if #failures > tolerate then error(errors.several(failures), 0) end
+  for _, err in ipairs(failures) do run.emit { event = "warning", message = "tolerated: " .. errors.text(err) } end
+  operation.checkpoint()
+end
+
+--- Cuts a list into batches of an amount, each with a label.
+---@param list any[]
+---@param amount table|integer|string  2 or "25%"
+---@return fun(): any[]?
+function verbs:batches(list, amount)
+  local size = units.resolve_amount(type(amount) == "table" and amount or units.amount(amount), #list)
+  local count, number = math.ceil(#list / math.max(size, 1)), 0
+  return function()
+    if number >= count then return nil end
+    local batch = table.move(list, number * size + 1, math.min((number + 1) * size, #list), 1, {})
+    number = number + 1
+    batch.label = ("batch %d of %d"):format(number, count)
+    return batch
+  end
+end
+
+--- What replaces an instance: in a free slot of its host, else in the same slot.
+---@param old deployrt.Instance
+---@return deployrt.Instance
+function verbs:successor(old)
+  return self.fleet:candidate(old.host) or self.fleet:candidate(old.host, old.port)
+end
+
+--- Waits, unless the run is stopped meanwhile.
+---@async
+---@param seconds number
+function verbs:sleep(seconds)
+  operation.sleep(seconds)
+end
+
+--- Watches the new instances for a while: each must stay healthy.
+---@async
+---@param seconds number
+---@param instances? deployrt.Instance[]  default: all of the new release that serve
+function verbs:observe(seconds, instances)
+  local run = operation.current()
+  local deadline, strikes = core.now() + seconds, {}
+  while core.now() < deadline do
+    for _, member in ipairs(instances or self.fleet:new()) do
+      local healthy, reason = member:is_healthy()
+      strikes[member] = healthy and 0 or (strikes[member] or 0) + 1
+      if strikes[member] >= 2 then
+        errors.raise("unhealthy", ("%s: release %s did not stay healthy: %s"):format(member.label, member.release, reason), { host = member.host.name })
+      end
+    end
+    operation.sleep(math.min(run.app.health.interval, math.max(0, deadline - core.now())))
+  end
+end
+
+--- Compares the balancer's counters of new and old while time passes; raises as soon as the new side is too bad.
+---@async
+---@param opts {seconds: number, new: deployrt.Instance[], old: deployrt.Instance[], errors: number, latency: number, minimum?: integer}
+function verbs:analyse(opts)
+  return analysis.watch(self.balancer, opts)
+end
+
+--- Marks instances that stay up without traffic after the run, until the next one.
+function verbs:keep(instances)
+  for _, member in ipairs(instances) do member.kept = true end
+end
+
+--- Runs a hook of app.yml, if it has one of this name.
+---@async
+---@param name string
+---@param env? table<string,string>
+function verbs:hook(name, env)
+  local run = operation.current()
+  local command = run.app.hooks and run.app.hooks[name]
+  if not command then return end
+  if type(command) == "string" then command = { "/bin/sh", "-c", command } end
+  operation.effect { name = "host.hook", kind = "ask", args = { name = name, command = command, env = env or {} } }
+end
+
+--- Waits for a person. Gates come with a later version.
+function verbs:approve()
+  errors.raise("strategy", "self:approve is not supported by this version")
+end
+
+--- Says something to whoever watches.
+---@param text string
+function verbs:log(text)
+  local run = operation.current()
+  run.emit { event = "log", message = tostring(text) }
+end
+
+--- Ends the run as failed; everything is rolled back.
+---@param message string
+function verbs:fail(message)
+  errors.raise("failed", tostring(message))
+end
+
+--- Registers something of one's own to be done on rollback.
+---@param fn fun()
+function verbs:undo(fn)
+  local _, scope = operation.current()
+  scope:push { label = "the strategy's own undo", run = fn }
+end
+
+--- Forgets how to undo what was done so far.
+function verbs:commit()
+  local _, scope = operation.current()
+  scope:commit()
+end
+
+return verbs

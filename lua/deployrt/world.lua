@@ -1,0 +1,36 @@
+-- world.lua -- The real world: each operation of the runtime as a function on hosts and balancers.
+-- Another world (recorded, pretended) answers the same names with the same shapes.
+local errors = require "deployrt.errors"
+
+local world = {}
+
+---@class deployrt.World
+---@field context table  app, secrets, balancers, run id: what operations need besides their arguments
+local Real = {}
+Real.__index = Real
+
+local rooms = {
+  instance = require "deployrt.world.instance",
+  release = require "deployrt.world.release",
+  balancer = require "deployrt.world.balancer",
+  host = require "deployrt.world.host",
+}
+
+---@param context table
+---@return deployrt.World
+function world.real(context)
+  return setmetatable({ context = context }, Real)
+end
+
+--- Performs one operation and returns its result, plain data.
+---@async
+---@param spec deployrt.Operation
+---@param id string  of the operation; with the run's id it is the key of its markers
+function Real:perform(spec, id)
+  local room, name = spec.name:match("^(%w+)%.([%w_]+)$")
+  local act = room and rooms[room] and rooms[room][name]
+  if not act then errors.raise("internal", "no such operation: " .. spec.name) end
+  return act(self.context, spec.host, spec.args, self.context.run_id .. id:gsub("[/#]", "-"))
+end
+
+return world

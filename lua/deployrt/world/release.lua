@@ -1,0 +1,54 @@
+-- world/release.lua -- Releases on hosts: complete or absent, switched by rename.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+
+local release = {}
+
+--- The releases on a host: version -> {sha256, time}.
+function release.list(_, host)
+  local found = {}
+  for version, sum, time in host:call("release_list"):gmatch("([^\t\n]+)\t(%x*)\t(%d+)") do
+    found[version] = { sha256 = sum, time = math.tointeger(time) }
+  end
+  return found
+end
+
+--- Streams the archive to a host, unpacked aside, checked there by SHA-256, and renamed.
+function release.upload(context, host, args)
+  local archive = context.archive
+  local result = errors.check(host:with_link(function(link)
+    return core.pipe {
+      from = archive:source(),
+      to = { link = link, library = true, command = { "release_receive", args.release, args.sha256, archive.filter } },
+      timeout = 3600,
+    }
+  end))
+  if result.from.status ~= 0 then
+    errors.raise("archive", ("cannot read %s: %s"):format(archive.path, result.from.output), { host = host.name })
+  end
+  if result.to.status ~= 0 then
+    local code, message = result.to.output:match("([%l_]+): ([^\n]*)")
+    local full = result.to.output:find("No space left", 1, true)
+    errors.raise(full and "full" or code or "upload", ("%s: release %s was not unpacked: %s%s"):format(host.name, args.release,
+      message or result.to.output, full and "; make room below " .. host.root or ""), { host = host.name })
+  end
+  return { bytes = result.bytes }
+end
+
+function release.remove(_, host, args)
+  host:call("release_remove", { args.release }, 120)
+  return {}
+end
+
+--- The version that `current` points to; false for none.
+function release.current(_, host)
+  local version = host:call("current_get")
+  return { release = version ~= "" and version or false }
+end
+
+function release.activate(_, host, args)
+  host:call("current_set", { args.release or "" })
+  return {}
+end
+
+return release

@@ -1,0 +1,54 @@
+--- Blue-green: a full second set without traffic, then one switch.
+local strategy = require "deployrt.strategy"
+
+---@class deployrt.BlueGreen: deployrt.Strategy
+local blue_green = strategy.define {
+  name = "blue_green", api = 1,
+  summary = "Start a full second set, check it, and switch all traffic at once.",
+  options = {
+    overlap = { type = "duration", default = "0s", doc = "time in which both sets serve" },
+    settle  = { type = "duration", default = "5s", doc = "time the new set must stay healthy with traffic" },
+    keep    = { type = "boolean",  default = true, doc = "keep the old set up, idle, so that rollback is one switch" },
+  },
+}
+
+--- A second set needs a free slot for each instance, or hosts of another group.
+function blue_green:check()
+  local missing = self.fleet:lacking_slots()
+  if missing then
+    self:fail(("blue_green needs a full second set: %s; add ports to process.ports, or hosts of another group"):format(missing))
+  end
+end
+
+--- Starts one instance of the second set.
+---@param new deployrt.Instance
+function blue_green:prepare(new)
+  new:start(); new:await_healthy()
+end
+
+function blue_green:deploy()
+  local old = self.fleet:old()
+  if #old == 0 then return end
+  local new = self.fleet:second_set(old)
+  self:step("start the second set", function()
+    self:each(new, self.prepare)
+    self:hook("before_traffic")
+  end)
+  self:step("switch", function()
+    self.balancer:switch(old, new, self.options.overlap)
+    self:observe(self.options.settle, new)
+  end)
+  if self.options.keep and self.balancer:exists() then
+    self:keep(old)
+  else
+    self:step("stop the old set", function() self:each(old, self.retire) end)
+  end
+end
+
+--- Stops one instance of the old set.
+---@param old deployrt.Instance
+function blue_green:retire(old)
+  old:stop()
+end
+
+return blue_green

@@ -1,0 +1,39 @@
+--- Rolling: replace the instances a batch at a time, behind a health gate.
+local strategy = require "deployrt.strategy"
+
+---@class deployrt.Rolling: deployrt.Strategy
+local rolling = strategy.define {
+  name = "rolling", api = 1,
+  summary = "Replace instances a batch at a time.",
+  options = {
+    batch  = { type = "amount",   default = "25%", doc = "instances replaced together" },
+    settle = { type = "duration", default = "5s",  doc = "time a batch must stay healthy" },
+  },
+}
+
+--- Replaces one instance. Override this to change what that means.
+---@param old deployrt.Instance
+function rolling:replace(old)
+  local new = self:successor(old)      -- a free slot on the host, else the same one
+  if new.port ~= old.port then
+    new:start(); new:await_healthy()
+    self.balancer:swap(old, new)       -- drains old
+    old:stop()
+  else
+    self.balancer:drain(old)
+    old:stop()
+    new:start(); new:await_healthy()
+    self.balancer:attach(new)
+  end
+end
+
+function rolling:deploy()
+  for batch in self:batches(self.fleet:old(), self.options.batch) do
+    self:step(batch.label, function()
+      self:each(batch, self.replace)
+      self:observe(self.options.settle)
+    end)
+  end
+end
+
+return rolling
