@@ -7,6 +7,8 @@
 #include "ssh_session.h"
 
 
+#define MAX_SESSIONS 9
+
 typedef enum { CH_OPEN, CH_EXEC, CH_DATA, CH_CLOSE, CH_FREE, CH_DEAD } ChannelState;
 
 struct SshChannel {
@@ -78,10 +80,12 @@ static int last_error(SshLink *s) {
 static int advance_open(SshChannel *c) {
   SshLink *s = c->ssh;
   if (s->opener && s->opener != c) return LIBSSH2_ERROR_EAGAIN;
+  if (c->command && s->opener != c && s->sessions >= MAX_SESSIONS) return LIBSSH2_ERROR_EAGAIN;
   s->opener = c;
   c->handle = c->command ? libssh2_channel_open_session(s->session) : open_connection(c);
   if (!c->handle && last_error(s) == LIBSSH2_ERROR_EAGAIN) return LIBSSH2_ERROR_EAGAIN;
   s->opener = NULL;
+  if (c->handle && c->command) s->sessions++;
   if (c->handle) return 0;
   if (last_error(s) != LIBSSH2_ERROR_CHANNEL_FAILURE) return last_error(s);
   tell_failure(c, "refused", c->command ? "the server opens no more sessions (MaxSessions?)" : "connection refused");
@@ -192,6 +196,8 @@ static int channel_advance(SshChannel *c) {
       if (rc == LIBSSH2_ERROR_EAGAIN) return rc;
       c->handle = NULL;
       c->state = CH_DEAD;
+      if (c->command) c->ssh->sessions--;
+      ssh_schedule(c->ssh); /* somebody may wait for its place */
       /* fall through */
     case CH_DEAD:
       break;

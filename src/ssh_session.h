@@ -46,6 +46,7 @@ typedef struct SshLink {
   bool closing;
   size_t received;        /* bytes from the socket, ever */
   SshChannel *channels;
+  int sessions;           /* commands that run; sshd allows MaxSessions, 10 by default */
   SshChannel *blocker;    /* libssh2 wants this one's packet finished before any other */
   SshChannel *opener;     /* libssh2 opens one channel at a time */
   struct SshLink *next;   /* in the queue of links to open */

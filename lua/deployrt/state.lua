@@ -32,7 +32,9 @@ end
 ---@return string id
 ---@return string path
 function State:create()
-  local id = os.date("!%Y%m%dT%H%M%S", math.floor(core.time())) .. "-" .. core.sha256(tostring(core.time()) .. core.whoami().pid):sub(1, 6)
+  local now = core.time()
+  local id = ("%s.%03d-%s"):format(os.date("!%Y%m%dT%H%M%S", math.floor(now)), math.floor(now * 1000) % 1000,
+    core.sha256(tostring(now) .. core.whoami().pid):sub(1, 6))
   local path = ("%s/runs/%s"):format(self.path, id)
   make_directories(path)
   return id, path

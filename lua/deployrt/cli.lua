@@ -1,0 +1,102 @@
+-- cli.lua -- From an argument vector to an exit code. Each command is a file below cli/.
+local core = require "deployrt.core"
+local arguments = require "deployrt.arguments"
+local errors = require "deployrt.errors"
+
+local cli = {}
+
+cli.version = "0.1.0"
+
+--- In the order in which help lists them: name, operands, what it does.
+cli.commands = {
+  { "run", "STRATEGY APP.yml", "deploy (the word `run` may be left out)" },
+  { "check", "APP.yml", "validate the file; --connect also tries hosts and balancer" },
+  { "status", "APP.yml", "what runs where, and what takes traffic" },
+  { "rollback", "APP.yml [--to V]", "back to what served before the last successful run" },
+  { "stop", "APP.yml", "take the application out of service and stop it" },
+  { "logs", "APP.yml", "output of the instances; --follow" },
+  { "exec", "APP.yml -- COMMAND", "a command on all hosts, answers labelled by host" },
+  { "history", "APP.yml", "runs, their outcome and who started them" },
+  { "unlock", "APP.yml", "remove a dead run's lock; refuses a live one" },
+  { "schema", "", "the JSON Schema of app.yml, for editors" },
+  { "help", "[STRATEGY|COMMAND]", "options and their defaults" },
+  { "version", "", "print the version" },
+}
+
+--- Commands of the design that this version does not have.
+cli.planned = { plan = true, test = true, resume = true, abort = true, approve = true, pause = true, report = true, new = true, repl = true, lib = true }
+
+local exits = { locked = 4 }
+
+local function known(name)
+  for _, command in ipairs(cli.commands) do
+    if command[1] == name then return true end
+  end
+end
+
+--- What a command gets: operands, flags, where to write, and where the program's own files are.
+---@class deployrt.Command
+---@field operands string[]
+---@field flags table<string, any>
+---@field rest? string[]
+---@field write fun(text: string)
+---@field write_error fun(text: string)
+
+local function new_context(operands, flags, rest, place)
+  return {
+    operands = operands, flags = flags, rest = rest, place = place,
+    write = function(text)
+      io.stdout:write(text)
+      io.stdout:flush()
+    end,
+    write_error = function(text)
+      io.stdout:flush()
+      io.stderr:write(text)
+    end,
+  }
+end
+
+local function choose(operands, flags)
+  if flags.version then return "version" end
+  if flags.help then return "help" end
+  local first = operands[1]
+  if not first then return "help" end
+  if cli.planned[first] then
+    errors.raise("usage", ("`deployrt %s` is not supported by this version"):format(first))
+  end
+  if known(first) then
+    table.remove(operands, 1)
+    return first
+  end
+  return "run"
+end
+
+local function perform(argv, place)
+  local operands, flags, rest = arguments.parse(argv)
+  local name = choose(operands, flags)
+  if place and (place.share or place.embedded) then
+    require("deployrt.strategy").locate(place.share, place.embedded)
+  end
+  return require("deployrt.cli." .. name)(new_context(operands, flags, rest, place))
+end
+
+--- Runs a command; returns its exit code.
+---@param argv string[]
+---@param place? {embedded?: fun(name?: string): any, share?: string}
+---@return integer
+function cli.main(argv, place)
+  core.set_traceback(function(message) return debug.traceback(message, 2) end)
+  local ok, result = core.run(function()
+    local done, exit = pcall(perform, argv, place)
+    if done then return exit end
+    local err = errors.wrap(exit)
+    io.stdout:flush()
+    io.stderr:write("deployrt: ", errors.text(err), "\n")
+    return exits[err.code] or 2
+  end)
+  if ok then return result or 0 end
+  io.stderr:write("deployrt: ", errors.text(errors.wrap(result)), "\n")
+  return 2
+end
+
+return cli

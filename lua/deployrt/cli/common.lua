@@ -1,0 +1,93 @@
+-- cli/common.lua -- What several commands do alike: read app.yml, open a session, show a run.
+local core = require "deployrt.core"
+local config = require "deployrt.config"
+local errors = require "deployrt.errors"
+local progress = require "deployrt.progress"
+local session = require "deployrt.session"
+local state = require "deployrt.state"
+
+local common = {}
+
+--- Reads the app.yml that the command line names, with its overrides.
+---@param command deployrt.Command
+---@param position? integer  of the operand
+function common.app(command, position)
+  local path = command.operands[position or 1]
+  if not path then errors.raise("usage", "which app.yml? See `deployrt help`") end
+  local flags = command.flags
+  return config.load(path, { set = flags.set, release = flags.release, hosts = flags.host, environ = os.getenv })
+end
+
+function common.state(command, app)
+  return state.open(app.app, command.flags.state)
+end
+
+--- Opens a session, calls `fn(session)` with the fleet discovered, and closes it.
+---@async
+function common.look(command, fn)
+  local app = common.app(command)
+  local opened = session.open(app)
+  local ok, result = pcall(opened.with_run, opened, nil, function(run)
+    return fn(opened, run)
+  end)
+  opened:close()
+  if not ok then error(result, 0) end
+  return result
+end
+
+local function mode_of(flags)
+  if flags.json then return "json" end
+  if flags.quiet then return "quiet" end
+  if core.terminal(1) and os.getenv("TERM") ~= "dumb" then return "live" end
+  return "lines"
+end
+
+--- How this command shows a run.
+---@param command deployrt.Command
+function common.progress(command)
+  local mode = mode_of(command.flags)
+  local columns, rows = core.terminal(1)
+  local view = progress.open {
+    mode = mode, write = command.write, write_error = command.write_error, verbose = command.flags.verbose,
+    color = mode == "live" and not command.flags["no-color"] and (os.getenv("NO_COLOR") or "") == "",
+    columns = columns or 80, rows = rows or 24, size = function() return core.terminal(1) end,
+    now = core.now, clock = core.time,
+  }
+  local ticking = mode == "live" and core.spawn(function()
+    while core.sleep(0.125) do view:tick() end
+  end)
+  return view, function()
+    if ticking then ticking:cancel() end
+    view:close()
+  end
+end
+
+--- Masks secrets in everything that is shown.
+function common.masked(value, secrets)
+  if type(value) == "string" then return secrets:mask(value) end
+  if type(value) ~= "table" then return value end
+  local out = {}
+  for key, each in pairs(value) do out[key] = common.masked(each, secrets) end
+  return out
+end
+
+--- Executes a run and shows it.
+---@async
+function common.execute(command, app, options)
+  local run = require "deployrt.run"
+  local view, close = common.progress(command)
+  options.state = common.state(command, app)
+  options.force = command.flags.force
+  options.emit = function(event, secrets) view:emit(common.masked(event, secrets)) end
+  options.leave = function()
+    close()
+    command.write_error("deployrt: left at once; the run is unfinished: see `deployrt status " .. app.file .. "`\n")
+    os.exit(3)
+  end
+  local ok, exit = pcall(run.execute, app, options)
+  close()
+  if ok then return exit end
+  error(exit, 0)
+end
+
+return common

@@ -1,0 +1,57 @@
+-- cli/help.lua -- deployrt help [STRATEGY|COMMAND]
+local arguments = require "deployrt.arguments"
+
+local function flags_text()
+  local names, lines = {}, {}
+  for name in pairs(arguments.flags) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local flag = arguments.flags[name]
+    lines[#lines + 1] = ("  --%-20s %s%s"):format(name .. (flag.value and " " .. flag.value or ""), flag.doc, flag.list and " (repeatable)" or "")
+  end
+  return table.concat(lines, "\n")
+end
+
+local function overview()
+  local cli = require "deployrt.cli"
+  local lines = { "deployrt STRATEGY APP.yml      deploy: rolling, blue_green, canary, in_place, or a script of your own", "" }
+  for _, command in ipairs(cli.commands) do
+    lines[#lines + 1] = ("deployrt %-22s %s"):format(command[1] .. " " .. command[2], command[3])
+  end
+  lines[#lines + 1] = "\nOptions, anywhere on the line:\n" .. flags_text()
+  lines[#lines + 1] = "\nExit: 0 done; 1 failed, and rolled back; 2 wrong usage, file or host: nothing changed; 3 rollback incomplete;\n"
+    .. "4 another run holds the lock; 130 interrupted, and rolled back."
+  return table.concat(lines, "\n") .. "\n"
+end
+
+local function shown(value)
+  if type(value) == "table" then return "[" .. table.concat(value, ", ") .. "]" end
+  return tostring(value)
+end
+
+local function strategy_text(loaded)
+  local names, lines = {}, { ("%s: %s\n\nOptions (strategy: in app.yml):"):format(loaded.name, loaded.summary or "") }
+  for name in pairs(loaded.options) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local option = loaded.options[name]
+    lines[#lines + 1] = ("  %-10s %-9s default %-26s %s"):format(name, option.type, shown(option.default), option.doc or "")
+  end
+  return table.concat(lines, "\n") .. "\n"
+end
+
+return function(command)
+  local name = command.operands[1]
+  if not name or name == "help" then
+    command.write(overview())
+    return 0
+  end
+  for _, each in ipairs(require("deployrt.cli").commands) do
+    if each[1] == name then
+      command.write(("deployrt %s %s\n  %s\n\n%s\n"):format(each[1], each[2], each[3], flags_text()))
+      return 0
+    end
+  end
+  command.write(strategy_text(require("deployrt.strategy").load(name)))
+  return 0
+end

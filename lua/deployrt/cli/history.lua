@@ -1,0 +1,17 @@
+-- cli/history.lua -- deployrt history APP.yml
+local cjson = require "cjson"
+local common = require "deployrt.cli.common"
+
+return function(command)
+  local app = common.app(command)
+  for _, run in ipairs(common.state(command, app):runs()) do
+    if command.flags.json then
+      run.launch, run.previous_launch = nil, nil
+      command.write(cjson.encode(run) .. "\n")
+    else
+      command.write(("%s  %-10s %-14s %s%s  %s@%s\n"):format(run.id, run.strategy, run.outcome,
+        run.previous and run.previous .. " -> " or "", run.release, run.user, run.controller))
+    end
+  end
+  return 0
+end

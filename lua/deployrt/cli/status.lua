@@ -1,0 +1,104 @@
+-- cli/status.lua -- deployrt status APP.yml
+local cjson = require "cjson"
+local common = require "deployrt.cli.common"
+local health = require "deployrt.health"
+local fleet = require "deployrt.fleet"
+local lock = require "deployrt.lock"
+local monitor = require "deployrt.monitor"
+
+local json = cjson.new()
+
+local function rows_of(opened)
+  local rows, total = {}, 0
+  for _, member in ipairs(opened.fleet:instances()) do
+    local slot = opened.balancer.slots[member.slot]
+    local weight = slot and slot.state == "ready" and slot.weight or 0
+    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, pid = member.pid, state = member.state, weight = weight, member = member }
+    total = total + weight
+  end
+  for _, member in ipairs(opened.fleet.exited) do
+    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, state = "down", weight = 0, healthy = false }
+  end
+  for _, row in ipairs(rows) do row.share = total > 0 and row.weight / total or 0 end
+  table.sort(rows, function(a, b)
+    if a.host ~= b.host then return a.host < b.host end
+    return a.port < b.port
+  end)
+  return rows
+end
+
+local function probe(opened, rows)
+  fleet.together(rows, function(row)
+    if not row.member then return end
+    local host = row.member.host
+    local directory = row.member.launch.packed and ("%s/releases/%s"):format(host.root, row.release) or host.root
+    row.healthy = health.probe(host, row.port, opened.app.health, { port = row.port, host = host.name, release = row.release, dir = directory })
+    row.member = nil
+  end)
+end
+
+--- The release that serves most, and whether there is more than one.
+local function summary(rows)
+  local count, best, kinds = {}, nil, 0
+  for _, row in ipairs(rows) do
+    if row.state == "serving" then
+      if not count[row.release] then kinds = kinds + 1 end
+      count[row.release] = (count[row.release] or 0) + 1
+      if not best or count[row.release] > count[best] then best = row.release end
+    end
+  end
+  return best, kinds > 1
+end
+
+local function gather(command)
+  local app, state = common.app(command), nil
+  state = common.state(command, app)
+  return common.look(command, function(opened)
+    opened.fleet:discover()
+    local rows = rows_of(opened)
+    probe(opened, rows)
+    local release, mixed = summary(rows)
+    local held = lock.read(opened.hosts[1])
+    local runs = state:runs()
+    local last = runs[#runs]
+    return {
+      app = app.app, release = release, mixed = mixed, instances = rows,
+      lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host } or nil,
+      run = last and { id = last.id, strategy = last.strategy, outcome = last.outcome, release = last.release } or nil,
+      shares = monitor.shares { fleet = opened.fleet, balancer = opened.balancer },
+    }
+  end)
+end
+
+local function encode(found)
+  local null = cjson.null
+  local rows = {}
+  for i, row in ipairs(found.instances) do
+    rows[i] = ('{"host":%s,"port":%d,"release":%s,"pid":%s,"state":%s,"healthy":%s,"weight":%d,"share":%s}'):format(
+      json.encode(row.host), row.port, json.encode(row.release), json.encode(row.pid or null), json.encode(row.state),
+      tostring(row.healthy == true), row.weight, json.encode(row.share))
+  end
+  return ('{"app":%s,"release":%s,"mixed":%s,"run":%s,"lock":%s,"instances":[%s]}\n'):format(json.encode(found.app),
+    json.encode(found.release or null), tostring(found.mixed), json.encode(found.run or null), json.encode(found.lock or null), table.concat(rows, ","))
+end
+
+local function show(found)
+  local lines = { ("%s: %s%s"):format(found.app, found.release and "release " .. found.release or "nothing serves", found.mixed and " (MIXED)" or "") }
+  for _, row in ipairs(found.instances) do
+    lines[#lines + 1] = ("  %-24s %-16s %-9s %-10s %5.1f%%  pid %s"):format(("%s:%d"):format(row.host, row.port), row.release, row.state,
+      row.healthy and "healthy" or "unhealthy", 100 * row.share, row.pid or "-")
+  end
+  if found.run then
+    lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?", found.run.outcome)
+  end
+  if found.lock then
+    lines[#lines + 1] = ("locked by run %s of %s, last sign of life %ds ago"):format(found.lock.run, found.lock.owner, found.lock.age)
+  end
+  return table.concat(lines, "\n") .. "\n"
+end
+
+return function(command)
+  local found = gather(command)
+  command.write(command.flags.json and encode(found) or show(found))
+  return 0
+end

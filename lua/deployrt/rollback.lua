@@ -1,0 +1,59 @@
+-- rollback.lua -- Straight back to an earlier release: one switch where it still runs or has room, else in halves.
+local errors = require "deployrt.errors"
+local verbs = require "deployrt.verbs"
+
+local rollback = setmetatable({ name = "rollback", api = 1, options = {} }, { __index = verbs })
+rollback.__index = rollback
+
+local function prepare(_, new)
+  new:start()
+  new:await_healthy()
+end
+
+local function replace(self, old)
+  self.balancer:drain(old)
+  old:stop()
+  local new = self.fleet:candidate(old.host, old.port)
+  new:start()
+  new:await_healthy()
+  self.balancer:attach(new)
+end
+
+function rollback:deploy()
+  local old = self.fleet:old()
+  if #old == 0 then return end
+  if self.fleet:lacking_slots() then
+    for batch in self:batches(old, "50%") do
+      self:step(batch.label, function() self:each(batch, replace) end)
+    end
+    return
+  end
+  self:step("switch back", function()
+    local new = self.fleet:second_set(old)
+    self:each(new, prepare)
+    self.balancer:switch(old, new)
+    self:each(old, function(_, each) each:stop() end)
+  end)
+end
+
+--- The launch to go back to.
+---@param state deployrt.State
+---@param version? string  --to
+---@return table launch
+function rollback.target(state, version)
+  local last = state:last_success()
+  if not last then errors.raise("nothing", "there is no successful run to roll back: see `deployrt history`") end
+  if not version then
+    if last.previous_launch then return last.previous_launch end
+    errors.raise("nothing", ("nothing served before the last successful run (%s): there is nothing to go back to"):format(last.id))
+  end
+  local runs = state:runs()
+  for i = #runs, 1, -1 do
+    for _, launch in ipairs { runs[i].launch or false, runs[i].previous_launch or false } do
+      if launch and launch.release == version and (launch == runs[i].previous_launch or runs[i].outcome == "succeeded") then return launch end
+    end
+  end
+  errors.raise("nothing", ("no successful run deployed release %s: see `deployrt history`"):format(version))
+end
+
+return rollback
