@@ -76,7 +76,8 @@ describe("progress, a line an event", function()
 
   it("says an error in full once, and what is left with the command that mends it", function()
     local left = {
-      { host = "web1", message = "release 1.0 does not run on port 8080\nits directory is gone", command = "ssh web1 ./mend" },
+      { host = "web1", message = "release 1.0 does not run on port 8080\nits directory is gone",
+        command = "ssh web1 ./mend" },
       { host = "web2", message = "port 8081 still answers" },
     }
     local out = show({ mode = "lines" }, {
@@ -128,11 +129,12 @@ describe("progress, a line an event", function()
       ending { outcome = "succeeded", message = "nothing to do: 2.0 serves already" })
   end)
 
+  local function probe(err)
+    return { event = "op", op = "instance.probe", instance = "web1:8080", ok = not err, seconds = 1, effect = false,
+      error = err }
+  end
   local looking = {
-    { event = "op", op = "instance.probe", instance = "web1:8080", ok = true, seconds = 0.002, effect = false },
-    { event = "op", op = "instance.probe", instance = "web1:8080", ok = false, seconds = 1, effect = false, error = "refused" },
-    { event = "op", op = "instance.probe", instance = "web1:8080", ok = false, seconds = 1, effect = false, error = "refused" },
-    { event = "op", op = "instance.probe", instance = "web1:8080", ok = false, seconds = 1, effect = false, error = "gone" },
+    probe(nil), probe("refused"), probe("refused"), probe("gone"),
     { event = "analysis", verdict = "waiting", new = { requests = 1 } },
     { event = "traffic", share = { a = 100 } },
     { event = "traffic", share = { a = 100 } },
@@ -184,7 +186,8 @@ end)
 describe("progress, quiet", function()
   it("says nothing when all goes well", function()
     local out, err = show({ mode = "quiet" }, {
-      started(), { event = "log", message = "hello" }, { event = "run.finished", outcome = "succeeded", exit = 0, seconds = 1 },
+      started(), { event = "log", message = "hello" },
+      { event = "run.finished", outcome = "succeeded", exit = 0, seconds = 1 },
     })
     assert.same({ "", "" }, { out, err })
   end)
@@ -192,7 +195,8 @@ describe("progress, quiet", function()
   it("writes warnings and failures to standard error", function()
     local out, err = show({ mode = "quiet" }, {
       started(), { event = "warning", message = "slow" },
-      { event = "rollback.finished", ok = false, left = { { host = "web1", message = "still down", command = "mend" } } },
+      { event = "rollback.finished", ok = false,
+        left = { { host = "web1", message = "still down", command = "mend" } } },
       { event = "run.finished", outcome = "needs_attention", exit = 3, seconds = 1, message = error_text },
     })
     assert.equal("", out)

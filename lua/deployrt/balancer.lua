@@ -40,7 +40,9 @@ local function apply(self, changes, note)
   if not self.configured or #changes == 0 then return end
   operation.effect {
     name = "balancer.apply", kind = "repeat", args = { changes = changes }, find = "balancer.find", note = note,
-    undo = function(found) return { name = "balancer.apply", args = { changes = found }, note = note } end,
+    undo = function(found)
+      return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout }, note = note }
+    end,
   }
   for _, change in ipairs(changes) do
     local slot = self.slots[change.slot] or { sessions = 0, up = true, weight = 0 }

@@ -1,4 +1,4 @@
--- support/screen.lua -- A terminal's screen: interprets what the live view writes, and refuses what it doesn't know.
+-- support/screen.lua -- A terminal: interprets what the live view writes, and refuses what it doesn't know.
 local screen = {}
 
 local Screen = {}
@@ -17,22 +17,32 @@ end
 function screen.new(columns, rows, row)
   local self = setmetatable({
     columns = columns, rows = rows, row = row or 1, column = 1, cells = {},
-    wraps = true, cursor = true, scrolled = 0, wrapped = 0, bytes = 0, writes = 0, history = {},
+    wraps = true, cursor = true, scrolled = 0, wrapped = 0, bytes = 0, writes = 0, history = {}, touched = {},
   }, Screen)
   for i = 1, rows do self.cells[i] = blank(columns) end
   return self
 end
 
---- Cuts or fills the screen to another size; what is in the way goes to the history at the top.
+--- Another size: long rows are wrapped, as modern terminals do; what is in the way goes to the history at the top.
 function Screen:resize(columns, rows)
-  while self.row > rows do self:scroll() self.row = self.row - 1 end
-  for i = 1, math.max(rows, self.rows) do
-    local row = self.cells[i] or blank(columns)
-    for c = #row + 1, columns do row[c] = " " end
-    for c = columns + 1, #row do row[c] = nil end
-    self.cells[i] = i <= rows and row or nil
+  local cells, cursor = {}, 1
+  for i, row in ipairs(self.cells) do
+    if i == self.row then cursor = #cells + 1 end
+    local last = #row
+    while last > 1 and row[last] == " " do last = last - 1 end
+    for from = 1, last, columns do
+      local part = table.move(row, from, math.min(from + columns - 1, last), 1, {})
+      for c = #part + 1, columns do part[c] = " " end
+      cells[#cells + 1] = part
+    end
   end
-  self.columns, self.rows = columns, rows
+  while cursor > rows do
+    self.history[#self.history + 1] = table.remove(cells, 1)
+    cursor = cursor - 1
+  end
+  for i = #cells + 1, rows do cells[i] = blank(columns) end
+  for i = rows + 1, #cells do cells[i] = nil end
+  self.cells, self.row, self.columns, self.rows = cells, cursor, columns, rows
   self.column = math.min(self.column, columns)
 end
 
@@ -57,6 +67,7 @@ function Screen:put(char)
     self:feed_line()
   end
   self.cells[self.row][self.column] = char
+  self.touched[self.row] = true
   self.column = self.column + 1
 end
 

@@ -316,7 +316,7 @@ local function traffic_line(self, release, names, width)
   return { { " " .. name .. "  " }, filled, rest, { right }, { wrong, style } }
 end
 
-local function traffic_view(self, width)
+local function traffic_view(self, width, roomy)
   if not self.traffic then return {} end
   local run, named, out = self.run or {}, {}, {}
   for _, map in ipairs { self.traffic.share or {}, self.traffic.requests or {} } do
@@ -325,7 +325,7 @@ local function traffic_view(self, width)
   local keys, names = text.keys(named, { run.previous, run.release }), 0
   for _, release in ipairs(keys) do names = math.max(names, math.min(14, text.width(text.clean(release)))) end
   for i = 1, math.min(4, #keys) do out[i] = traffic_line(self, keys[i], names, width) end
-  local analysis = self.analysis
+  local analysis = roomy and self.analysis
   if analysis then
     local style = ({ fail = "failure", pass = "green" })[analysis.verdict] or "dim"
     local sides = "  " .. self.formatter:sides(analysis)
@@ -367,10 +367,10 @@ end
 ---@param rows integer
 ---@return string[]
 function Live:frame(columns, rows)
-  local width, height = math.max(columns - 1, 1), math.max(rows - 1, 1)
+  local width, height = math.max(columns - 1, 1), math.max(rows - 1, 0)
   take_snapshot(self)
   local roomy = height >= 14
-  local top, traffic = head(self, width), traffic_view(self, width)
+  local top, traffic = head(self, width), traffic_view(self, width, roomy)
   local blanks = roomy and (#traffic > 0 and 3 or 2) or 0
   local reserved = height >= 20 and 4 or height >= 9 and 2 or 1
   local body = instances_view(self, width, height - #top - #traffic - blanks - reserved)
@@ -417,8 +417,8 @@ local function size(self)
   return columns or options.columns or 80, rows or options.rows or 24
 end
 
--- After a resize nobody knows where the terminal has put the old lines: the screen is cleared. Wrapping is off
--- while lines are written, for a symbol may be wider than it should be.
+-- After a resize nobody knows where the terminal has put the old lines: the screen is cleared. Lines are written
+-- with wrapping off, for a symbol may be wider than it should be.
 local function paint(self, columns, rows)
   local resized = #self.shown > 0 and (columns ~= self.columns or rows ~= self.rows)
   local prefix = resized and "\27[H\27[J" or self.columns and "" or "\27[?25l"

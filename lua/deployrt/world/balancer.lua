@@ -81,6 +81,19 @@ function balancer.await_drained(context, _, args)
   end
 end
 
+--- Brings back states that were found: what gets no traffic any more is drained before the slot is closed.
+function balancer.restore(context, _, args)
+  local first, leaving = {}, {}
+  for i, change in ipairs(args.changes) do
+    local leaves = change.state ~= "ready"
+    first[i] = { slot = change.slot, state = leaves and "drain" or "ready", weight = change.weight }
+    if leaves then leaving[#leaving + 1] = change.slot end
+  end
+  balancer.apply(context, nil, { changes = first })
+  balancer.await_drained(context, nil, { slots = leaving, timeout = args.timeout })
+  return balancer.apply(context, nil, args)
+end
+
 --- Requests, errors and mean latency of slots, summed over the balancers: name -> {requests, errors, latency}.
 function balancer.stats(context)
   local sums = {}

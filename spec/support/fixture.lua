@@ -1,0 +1,328 @@
+-- fixture.lua -- What specs need of the machine: files, processes, ports, services, load, an HAProxy, an application.
+local cjson = require "cjson"
+
+local fixture = {}
+
+local made, started, given_ports = {}, {}, {}
+local here = io.popen("pwd"):read("l")
+
+--- A word of POSIX shell.
+function fixture.quote(text)
+  return "'" .. tostring(text):gsub("'", "'\\''") .. "'"
+end
+
+local function words(argv)
+  local list = {}
+  for i, word in ipairs(argv) do list[i] = fixture.quote(word) end
+  return table.concat(list, " ")
+end
+
+local function sh(text)
+  local pipe = io.popen(text)
+  local out = pipe:read("a")
+  pipe:close()
+  return out
+end
+fixture.sh = sh
+
+--- A new directory, gone at cleanup().
+function fixture.dir()
+  local path = sh("mktemp -d /tmp/deployrt-spec.XXXXXX"):match("%S+")
+  made[#made + 1] = path
+  return path
+end
+
+function fixture.write(path, text)
+  os.execute("mkdir -p " .. fixture.quote(path:match("^(.*)/")))
+  local file = assert(io.open(path, "wb"))
+  file:write(text)
+  file:close()
+  return path
+end
+
+function fixture.read(path)
+  local file = io.open(path, "rb")
+  if not file then return nil end
+  local text = file:read("a")
+  file:close()
+  return text
+end
+
+local function environment(env)
+  local list = {}
+  for name, value in pairs(env or {}) do list[#list + 1] = name .. "=" .. fixture.quote(value) end
+  return #list > 0 and "env " .. table.concat(list, " ") .. " " or ""
+end
+
+--- Runs a command to its end: exit, stdout, stderr.
+---@param argv string[]
+---@param opts? {env?: table<string,string>, timeout?: number, stdin?: string, cwd?: string}
+function fixture.run(argv, opts)
+  opts = opts or {}
+  local base = os.tmpname()
+  if opts.stdin then fixture.write(base .. ".in", opts.stdin) end
+  local line = ("cd %s && %stimeout -k 5 %d %s <%s >%s.out 2>%s.err"):format(fixture.quote(opts.cwd or here), environment(opts.env),
+    opts.timeout or 60, words(argv), opts.stdin and base .. ".in" or "/dev/null", base, base)
+  local _, how, code = os.execute(line)
+  local result = { exit = how == "exit" and code or 128 + code, stdout = fixture.read(base .. ".out"), stderr = fixture.read(base .. ".err") }
+  os.execute("rm -f " .. base .. "*")
+  return result
+end
+
+--- Starts a command in the background; its output goes to `log`.
+---@return integer pid
+function fixture.start(argv, opts)
+  opts = opts or {}
+  local pid = sh(("cd %s && %s setsid %s </dev/null >%s 2>&1 & echo $!"):format(fixture.quote(opts.cwd or here), environment(opts.env),
+    words(argv), fixture.quote(opts.log or "/dev/null"))):match("%d+")
+  started[#started + 1] = pid
+  return pid
+end
+
+--- Whether a process runs; a zombie does not.
+function fixture.alive(pid)
+  local status = fixture.read("/proc/" .. pid .. "/status")
+  return status ~= nil and not status:find("State:%s+[ZX]")
+end
+
+--- Polls until the condition holds; fails at the deadline.
+function fixture.eventually(condition, seconds, what)
+  local deadline = os.time() + (seconds or 5) + 1
+  repeat
+    local result = condition()
+    if result then return result end
+    os.execute("sleep 0.02")
+  until os.time() > deadline
+  error("it did not happen within the time allowed: " .. (what or "condition"), 2)
+end
+
+function fixture.signal(pid, name)
+  os.execute(("kill -%s %s 2>/dev/null"):format(name, pid))
+end
+
+--- Ends a process that start() began: TERM, then KILL.
+function fixture.stop(pid)
+  fixture.signal(pid, "TERM")
+  local ok = pcall(fixture.eventually, function() return not fixture.alive(pid) end, 5)
+  if not ok then fixture.signal(pid, "KILL") end
+end
+
+local function is_listened(port)
+  local hex = (":%04X 00000000:0000 0A"):format(port)
+  return (fixture.read("/proc/net/tcp") or ""):find(hex, 1, true) ~= nil
+end
+fixture.is_listened = is_listened
+
+local next_port = 20000 + (tonumber(sh("echo $$")) * 37) % 9000
+
+--- A port that nobody listens on; each call gives another.
+function fixture.free_port()
+  repeat next_port = next_port >= 29990 and 20000 or next_port + 1 until not is_listened(next_port) and not given_ports[next_port]
+  given_ports[next_port] = true
+  return next_port
+end
+
+local function compile(source, target)
+  local fresh = os.execute(("test %s -nt %s"):format(target, source))
+  if not fresh then
+    assert(os.execute(("mkdir -p %s && cc -std=gnu11 -D_GNU_SOURCE -O2 -Wall -o %s.$$ %s && mv %s.$$ %s"):format(target:match("^(.*)/"), target, source,
+      target, target)))
+  end
+  return here .. "/" .. target
+end
+
+--- The service of examples/hello, built.
+function fixture.service()
+  return compile("examples/hello/service.c", "build/examples/hello/service")
+end
+
+--- The command under test.
+function fixture.deployrt()
+  return os.getenv("DEPLOYRT") or (here .. "/build/deployrt")
+end
+
+--- A directory with a release: the service, its version, how it misbehaves.
+---@param version string
+---@param opts? {fault?: string, start_delay?: integer}  start_delay in milliseconds
+function fixture.release(version, opts)
+  opts = opts or {}
+  local path = fixture.dir()
+  assert(os.execute(("cp %s %s/server"):format(fixture.service(), path)))
+  fixture.write(path .. "/VERSION", version .. "\n")
+  local lines = {}
+  if opts.fault then lines[#lines + 1] = "fault=" .. opts.fault end
+  if opts.start_delay then lines[#lines + 1] = "start_delay=" .. opts.start_delay end
+  if #lines > 0 then fixture.write(path .. "/service.conf", table.concat(lines, "\n") .. "\n") end
+  return path
+end
+
+local Load = {}
+Load.__index = Load
+
+--- Starts requests against a port.
+---@param opts {port: integer, connections?: integer, keepalive?: boolean, rate?: number, path?: string}
+function fixture.load(opts)
+  local log = os.tmpname()
+  local argv = { compile("spec/support/load.c", "build/spec/load"), "--port", opts.port, "--connections", opts.connections or 8, "--rate", opts.rate or 1000 }
+  if opts.path then argv[#argv + 1], argv[#argv + 2] = "--path", opts.path end
+  if opts.keepalive == false then argv[#argv + 1] = "--no-keepalive" end
+  return setmetatable({ pid = fixture.start(argv, { log = log }), log = log }, Load)
+end
+
+--- Ends the load and returns its numbers: requests, failed, retried, versions, errors.
+function Load:stop()
+  fixture.signal(self.pid, "TERM")
+  fixture.eventually(function() return not fixture.alive(self.pid) end, 15, "end of the load")
+  local line = fixture.read(self.log):match("({[^\n]*})%s*$")
+  os.remove(self.log)
+  return cjson.decode(line)
+end
+
+--- The numbers so far.
+function Load:numbers()
+  local before = #fixture.read(self.log)
+  fixture.signal(self.pid, "USR1")
+  fixture.eventually(function() return #fixture.read(self.log) > before end, 5, "numbers of the load")
+  return cjson.decode(fixture.read(self.log):match("({[^\n]*})%s*$"))
+end
+
+local HAProxy = {}
+HAProxy.__index = HAProxy
+
+--- A user's own HAProxy in a directory of its own.
+---@param opts {backend?: string, servers: string[], level?: string}  servers: the rest of each `server` line
+function fixture.haproxy(opts)
+  local self = setmetatable({ dir = fixture.dir(), port = fixture.free_port() }, HAProxy)
+  self.socket, self.backend = self.dir .. "/admin.sock", opts.backend or "shop"
+  local lines = {
+    "global", ("  stats socket %s mode 600 level %s expose-fd listeners"):format(self.socket, opts.level or "admin"),
+    "defaults", "  mode http", "  timeout connect 2s", "  timeout client 30s", "  timeout server 30s", "  option redispatch 1", "  retries 3",
+    "frontend in", "  bind 127.0.0.1:" .. self.port, "  default_backend " .. self.backend, "backend " .. self.backend, "  balance roundrobin",
+  }
+  for _, server in ipairs(opts.servers) do lines[#lines + 1] = "  server " .. server end
+  self.config = fixture.write(self.dir .. "/haproxy.cfg", table.concat(lines, "\n") .. "\n")
+  self:start()
+  return self
+end
+
+function HAProxy:start()
+  os.remove(self.socket)
+  self.pid = fixture.start({ "/usr/sbin/haproxy", "-db", "-f", self.config }, { log = self.dir .. "/log" })
+  fixture.eventually(function() return is_listened(self.port) end, 5, "HAProxy of the spec: " .. (fixture.read(self.dir .. "/log") or ""))
+end
+
+function HAProxy:restart()
+  fixture.signal(self.pid, "KILL")
+  fixture.eventually(function() return not fixture.alive(self.pid) end)
+  self:start()
+end
+
+function HAProxy:stop()
+  fixture.stop(self.pid)
+end
+
+local App = {}
+App.__index = App
+
+--- An application with managed HAProxy on this machine, in a HOME of its own.
+---@param opts? {instances?: integer, slots?: integer, yaml?: string, balancer?: string, health?: string, process?: string}
+function fixture.app(opts)
+  opts = opts or {}
+  local self = setmetatable({ dir = fixture.dir(), listen = fixture.free_port(), ports = {}, opts = opts }, App)
+  for i = 1, opts.slots or 2 * (opts.instances or 1) do self.ports[i] = fixture.free_port() end
+  self.file = self.dir .. "/app.yml"
+  self:write(fixture.release("1.0"), "1.0")
+  return self
+end
+
+--- Writes app.yml for a release.
+function App:write(path, version)
+  local o = self.opts
+  fixture.write(self.file, table.concat({
+    "app: shop", ("release: {path: %s, version: \"%s\"%s}"):format(path, version, o.keep and ", keep: " .. o.keep or ""),
+    o.hosts and "hosts: " .. o.hosts or "hosts: [local]", "process:", o.command or '  command: [./server, --port, "${port}"]',
+    ("  ports: [%s]"):format(table.concat(self.ports, ", ")), "  instances: " .. (o.instances or 1), o.process or "  stop: {timeout: 3s}",
+    "health: " .. (o.health or "{http: /healthz, interval: 50ms, timeout: 1s, deadline: 4s}"),
+    o.balancer == false and "" or "balancer: " .. (o.balancer or ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(self.listen)),
+    o.yaml or "",
+  }, "\n") .. "\n")
+end
+
+--- Runs the command on this application.
+function App:command(argv, opts)
+  opts = opts or {}
+  local all = { fixture.deployrt() }
+  for _, word in ipairs(argv) do all[#all + 1] = word end
+  all[#all + 1], all[#all + 2] = "--state", self.dir .. "/state"
+  local env = { HOME = self.dir .. "/home", TERM = "dumb" }
+  os.execute("mkdir -p " .. env.HOME)
+  for key, value in pairs(opts.env or {}) do env[key] = value end
+  if opts.background then return fixture.start(all, { env = env, cwd = self.dir, log = opts.log }) end
+  return fixture.run(all, { env = env, timeout = opts.timeout or 60, cwd = self.dir })
+end
+
+--- Deploys a version with a strategy; `release` says how the service misbehaves.
+---@param strategy string
+---@param version string
+---@param release? {fault?: string, start_delay?: integer, path?: string}
+---@param flags? string[]
+function App:deploy(strategy, version, release, flags)
+  self:write(release and release.path or fixture.release(version, release), version)
+  local argv = { strategy, "app.yml" }
+  for _, flag in ipairs(flags or {}) do argv[#argv + 1] = flag end
+  return self:command(argv)
+end
+
+--- What `status --json` says.
+function App:status()
+  local result = self:command { "status", "app.yml", "--json" }
+  assert(result.exit == 0, result.stderr)
+  return cjson.decode(result.stdout)
+end
+
+--- The releases of the instances that serve, sorted.
+function App:serving()
+  local list = {}
+  for _, instance in ipairs(self:status().instances) do
+    if instance.state == "serving" and instance.healthy then list[#list + 1] = instance.release end
+  end
+  table.sort(list)
+  return list
+end
+
+function App:load(opts)
+  opts = opts or {}
+  opts.port = opts.port or self.listen
+  return fixture.load(opts)
+end
+
+--- Stops everything and returns what should not be there.
+function App:stop()
+  local result = self:command { "stop", "app.yml", "--quiet" }
+  assert(result.exit == 0, result.stderr)
+  return self:leftovers()
+end
+
+--- Processes of this application that run, and files of runs that should be gone.
+function App:leftovers()
+  local list = {}
+  for line in sh(("pgrep -fa %s || true"):format(fixture.quote(self.dir .. "/home"))):gmatch("[^\n]+") do
+    if not line:find("pgrep") and not line:find("sh %-c") then list[#list + 1] = line end
+  end
+  for line in sh(("find %s/home -name '*.part*' -o -name lock -o -name '*.secrets' 2>/dev/null"):format(self.dir)):gmatch("[^\n]+") do list[#list + 1] = line end
+  for _, port in ipairs(self.ports) do
+    if is_listened(port) then list[#list + 1] = "port " .. port end
+  end
+  return list
+end
+
+--- Ends what was started and removes what was made.
+function fixture.cleanup()
+  for _, pid in ipairs(started) do
+    if fixture.alive(pid) then fixture.stop(pid) end
+  end
+  for _, path in ipairs(made) do os.execute("rm -rf " .. fixture.quote(path)) end
+  made, started = {}, {}
+end
+
+return fixture
