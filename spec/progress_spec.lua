@@ -4,11 +4,14 @@ local text = require "deployrt.progress.text"
 
 local error_text = "web2:8081 exited with status 1 before it was healthy\n  | panic: no database\n  | at main.go:12"
 
--- A view whose clock goes on by 0.1 s with each event; gives what it wrote.
+-- A view whose clock goes on by 0.1 s with each event; gives all that it wrote, and what of it went to standard error.
 local function show(options, events)
   local out, err, now = {}, {}, 0
   local settings = {
-    write = function(data) out[#out + 1] = data end, write_error = function(data) err[#err + 1] = data end,
+    write = function(data) out[#out + 1] = data end, write_error = function(data)
+      err[#err + 1] = data
+      if options.mode == "lines" then out[#out + 1] = data end
+    end,
     now = function() return now end, clock = function() return 1767355384.123 + now end,
   }
   for key, value in pairs(options) do settings[key] = value end
@@ -35,6 +38,11 @@ local function last_line(events)
 end
 
 describe("progress, a line an event", function()
+  it("says a failure on standard error", function()
+    local _, err = show({ mode = "lines" }, { started(), { event = "run.finished", outcome = "rolled_back", exit = 1, message = "no luck" } })
+    assert.truthy(err:find("error: no luck", 1, true))
+  end)
+
   it("tells a whole deployment", function()
     local out, err = show({ mode = "lines" }, {
       started(),

@@ -1,6 +1,8 @@
 -- shares.lua -- Weights that split traffic exactly, whatever the numbers of instances.
 local shares = {}
 
+local default_max = 256 -- the largest weight that HAProxy takes
+
 local function gcd(a, b)
   while b ~= 0 do a, b = b, a % b end
   return a
@@ -13,47 +15,68 @@ local function spread(total, count)
   return list
 end
 
---- The best pair of totals when no exact one fits: the nearest ratio within the limits.
+--- A percentage as a reduced fraction; six decimals are told apart.
+local function fraction(percent)
+  local part, whole = math.floor(percent * 1000000 + 0.5), 100000000
+  local divisor = gcd(part, whole)
+  return part // divisor, whole // divisor
+end
+
+--- How far the largest and the smallest weight of a side are apart: what a total costs in evenness.
+local function unevenness(new, old, new_count, old_count)
+  return (new % new_count == 0 and 0 or new_count / new) + (old % old_count == 0 and 0 or old_count / old)
+end
+
+--- The multiple of the exact ratio that spreads most evenly; the largest of those that are alike.
+local function exact(part, rest, new_count, old_count, max)
+  local most = math.min(max * new_count // part, max * old_count // rest)
+  local best, least = nil, math.huge
+  for k = most, 1, -1 do
+    local cost = unevenness(k * part, k * rest, new_count, old_count)
+    if cost < least then best, least = k, cost end
+    if cost == 0 then break end
+  end
+  if best then return best * part, best * rest end
+end
+
+--- The nearest totals when no exact ones fit. Neither side gets nothing: a share that was asked for is never zero.
 local function nearest(share, new_limit, old_limit)
   local best_new, best_old, least = 1, old_limit, math.huge
-  for old = 1, old_limit do
-    local new = math.max(1, math.min(new_limit, math.floor(old * share / (1 - share) + 0.5)))
-    local off = math.abs(new / (new + old) - share)
-    if off < least then best_new, best_old, least = new, old, off end
+  for old = old_limit, 1, -1 do
+    local ideal = old * share / (1 - share)
+    for _, rounded in ipairs { math.floor(ideal), math.ceil(ideal) } do
+      local new = math.max(1, math.min(new_limit, rounded))
+      local off = math.abs(new / (new + old) - share)
+      if off < least then best_new, best_old, least = new, old, off end
+    end
   end
   return best_new, best_old
 end
 
---- The totals for both sides: the largest multiple of the reduced ratio that fits, one that divides evenly if there is one.
 local function totals(percent, new_count, old_count, max)
-  local p = math.floor(percent * 1000 + 0.5)
-  local q = 100000 - p
-  local divisor = gcd(p, q)
-  p, q = p // divisor, q // divisor
-  local most = math.min(max * new_count // p, max * old_count // q)
-  if most < 1 then return nearest(percent / 100, max * new_count, max * old_count) end
-  for k = most, 1, -1 do
-    if (k * p) % new_count == 0 and (k * q) % old_count == 0 then return k * p, k * q end
-  end
-  return most * p, most * q
+  if percent <= 0 or new_count == 0 then return 0, max * old_count end
+  if percent >= 100 or old_count == 0 then return max * new_count, 0 end
+  local part, whole = fraction(percent)
+  local new, old
+  if part > 0 and part < whole then new, old = exact(part, whole - part, new_count, old_count, max) end
+  if new then return new, old end
+  return nearest(percent / 100, max * new_count, max * old_count)
 end
 
---- Weights of each side's instances, so that the new side gets `percent` of the requests.
----@param percent number     0 to 100, to a thousandth
----@param new_count integer
----@param old_count integer
+--- Weights of each side's instances, so that the new side gets `percent` of the requests: exactly where integers
+--- allow it, else as near as they do. A side without instances gets nothing, and the other one everything.
+---@param percent number     0 to 100; fractions such as 0.5 are fine
+---@param new_count integer  instances of the new release
+---@param old_count integer  instances of the old one
 ---@param max? integer       largest weight of one instance, default 256
----@return integer[] new
----@return integer[] old
----@return number reached    the percentage that the weights give
+---@return integer[] new     a weight for each new instance, 0 to max
+---@return integer[] old     a weight for each old instance
+---@return number reached    the percentage that these weights give
 function shares.weights(percent, new_count, old_count, max)
-  max = max or 256
-  if new_count == 0 then return {}, spread(100 * old_count, old_count), 0 end
-  if old_count == 0 then return spread(100 * new_count, new_count), {}, 100 end
-  if percent <= 0 then return spread(0, new_count), spread(100 * old_count, old_count), 0 end
-  if percent >= 100 then return spread(100 * new_count, new_count), spread(0, old_count), 100 end
+  max = max or default_max
   local new, old = totals(percent, new_count, old_count, max)
-  return spread(new, new_count), spread(old, old_count), 100 * new / (new + old)
+  local reached = new + old > 0 and 100 * new / (new + old) or 0
+  return spread(new, new_count), spread(old, old_count), reached
 end
 
 return shares

@@ -75,6 +75,9 @@ function json.open(options)
   local view = {}
   function view.event(_, event)
     if event.event ~= "state" then options.write(json.line(event) .. "\n") end
+    if event.event == "run.finished" and event.outcome ~= "succeeded" and event.message then
+      options.write_error("deployrt: " .. event.message .. "\n")
+    end
   end
   function view.tick() end
   function view.close() end

@@ -273,14 +273,14 @@ end
 
 local function open_lines(options)
   local formatter, view = lines.new(options.verbose), {}
-  local function print_entry(item, time) options.write(lines.format(item, time, options.color)) end
   function view.event(_, event)
     if event.event == "run.finished" then
-      for _, item in ipairs(formatter:summary(event)) do print_entry(item, event.time) end
+      local write = event.outcome == "succeeded" and options.write or options.write_error
+      for _, item in ipairs(formatter:summary(event)) do write(lines.format(item, event.time, options.color)) end
       return
     end
     local item = formatter:entry(event)
-    if item then print_entry(item, event.time) end
+    if item then options.write(lines.format(item, event.time, options.color)) end
   end
   return view
 end
