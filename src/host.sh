@@ -106,20 +106,21 @@ release_receive() { # version sha256 filter -- the archive on standard input
   part=$root/releases/.part.$1
   rm -rf "$part" "$part".*
   mkdir "$part" && mkfifo "$part.fifo" || { fail system "cannot make $part"; return 1; }
-  sha256sum < "$part.fifo" > "$part.sum" &
-  tee "$part.fifo" 2> "$part.error" | {
-    ${3:-cat} 2>> "$part.error" | tar -xopf - -C "$part" 2>> "$part.error"
-    unpacked=$?
-    cat > /dev/null
-    exit $unpacked
-  }
+  sha256sum < "$part.fifo" > "$part.sum" 2>/dev/null &
+  problem=$({
+    tee "$part.fifo" | {
+      ${3:-cat} | tar -xopf - -C "$part"
+      unpacked=$?
+      cat > /dev/null
+      exit $unpacked
+    }
+  } 2>&1)
   unpacked=$?
   wait
   read -r sum _ < "$part.sum"
-  if [ $unpacked -ne 0 ] || [ -s "$part.error" ]; then
-    message=$(tail -n 3 "$part.error")
+  if [ $unpacked -ne 0 ] || [ -n "$problem" ]; then
     rm -rf "$part" "$part".*
-    fail unpack "$message"
+    fail unpack "$(printf '%s\n' "$problem" | tail -n 3 | tr '\n' ' ')"
   elif [ "$sum" != "$2" ]; then
     rm -rf "$part" "$part".*
     fail checksum "what arrived has the SHA-256 $sum, not $2"

@@ -15,7 +15,7 @@ lock.dead_after = 30   -- seconds without a sign of life
 ---@field host string
 
 local function parse(host, text)
-  local run, epoch, owner, since, beat, now = text:match("([^\t]+)\t(%d+)\t([^\t]*)\t(%d+)\t(%d+)\t(%d+)")
+  local run, epoch, owner, since, beat, now = text:gsub("^locked: ", ""):match("([^\t]+)\t(%d+)\t([^\t]*)\t(%d+)\t(%d+)\t(%d+)")
   if not run then return { run = "?", epoch = 0, owner = "?", since = 0, age = 0, host = host.name } end
   return {
     run = run, epoch = math.tointeger(epoch), owner = owner, since = math.tointeger(since),

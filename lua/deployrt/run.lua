@@ -252,7 +252,7 @@ end
 ---@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), force?: boolean, target?: fun(session: table): table, kind?: string, proceed?: fun(run: table), leave: fun()}
 ---@return integer exit
 function run.execute(app, options)
-  local opened = session.open(app)
+  local opened = session.open(app, { secrets = options.kind ~= "stop" })
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
   local id, path = options.state:create()
   local target = options.target and options.target(opened) or launch_of(app, opened, options.force)

@@ -40,8 +40,9 @@ end
 --- Connects to all hosts at once; one that cannot be had is an error.
 ---@async
 ---@param app table  from config.load
+---@param opts? {secrets?: boolean}  secrets: read them, because processes will be started
 ---@return deployrt.Session
-function session.open(app)
+function session.open(app, opts)
   local self = setmetatable({ app = app, hosts = {}, drivers = {}, wanted = {} }, Session)
   self.controller = host.new({ name = "local" }, app.app)
   for i, entry in ipairs(app.hosts) do self.hosts[i] = host.new(entry, app.app) end
@@ -52,7 +53,7 @@ function session.open(app)
     error(err, 0)
   end
   local opened, problem = pcall(function()
-    self.secrets = secrets.read(app.process.secrets, app.dir, self.controller)
+    self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller)
     for i, entry in ipairs(app.balancers) do
       self.drivers[i] = require(drivers[entry.type]).open(entry, {
         app = app.app, host = balancer_host(self, entry), slots = slots_of(app, self.hosts), health = app.health,

@@ -276,6 +276,7 @@ local function open_lines(options)
   function view.event(_, event)
     if event.event == "run.finished" then
       local write = event.outcome == "succeeded" and options.write or options.write_error
+      if event.outcome ~= "succeeded" then formatter.explained = {} end -- standard error may be all that somebody sees
       for _, item in ipairs(formatter:summary(event)) do write(lines.format(item, event.time, options.color)) end
       return
     end

@@ -1,0 +1,390 @@
+-- faults_spec.lua -- What goes wrong on one machine: one clear error, the right exit code, the old release serves.
+local cjson = require "cjson"
+local fixture = require "spec.support.fixture"
+
+local function contains(text, ...)
+  for _, part in ipairs { ... } do
+    assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text))
+  end
+end
+
+describe("a release that does not work", function()
+  local app
+
+  before_each(function()
+    app = fixture.app { instances = 2, yaml = "strategy: {settle: 100ms}" }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  after_each(function()
+    assert.same({}, app:stop())
+    fixture.cleanup()
+  end)
+
+  local function fails(run, ...)
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, ...)
+    assert.same({ "1.0", "1.0" }, app:serving())
+    assert.equal("1.0\n", fixture.sh(("ls %s/home/.deployrt/shop/releases"):format(app.dir)))
+  end
+
+  it("that exits at once is undone, and the end of its log is in the error", function()
+    local load = app:load()
+    fails(app:deploy("rolling", "2.0", { fault = "dies" }), "exited before it was healthy", "fatal: cannot open database")
+    assert.same({}, load:stop().errors)
+  end)
+
+  it("that never gets healthy is undone at the deadline", function()
+    fails(app:deploy("rolling", "2.0", { fault = "sick" }, { "--set", "health.deadline=1s" }), "not healthy after 1s", "/healthz answers 503")
+  end)
+
+  it("whose health flaps does not pass for healthy", function()
+    fails(app:deploy("rolling", "2.0", { fault = "flap" }, { "--set", "health.deadline=1s" }), "not healthy after 1s")
+  end)
+
+  it("whose command is not there says so", function()
+    app.opts.command = '  command: [./nosuch, --port, "${port}"]'
+    local run = app:deploy("rolling", "2.0")
+    app.opts.command = nil
+    fails(run, "nosuch", "not found")
+  end)
+
+  it("that answers errors is caught by the canary's gate", function()
+    local load = app:load()
+    local run = app:deploy("canary", "2.0", { fault = "errors" }, { "--set", "strategy={hold: 2s, steps: [20%, 100%]}" })
+    local numbers = load:stop()
+    fails(run, "the new release fails 3")
+    assert.equal(numbers.failed, numbers.errors["500"])
+  end)
+
+  it("that ignores SIGTERM is killed at its deadline, when it is replaced", function()
+    app.opts.process = "  stop: {timeout: 300ms}"
+    assert.equal(0, app:deploy("rolling", "2.0", { fault = "stubborn" }).exit)
+    assert.equal(0, app:deploy("rolling", "3.0").exit)
+    assert.same({ "3.0", "3.0" }, app:serving())
+  end)
+
+  it("never blocks its own fix", function()
+    fixture.sh(("pkill -KILL -f %s/home/.deployrt/shop/releases/1.0; pkill -KILL -f 'server --port %d'; true"):format(app.dir, app.ports[1]))
+    for _, each in ipairs(app:status().instances) do
+      if each.pid ~= cjson.null then fixture.signal(each.pid, "KILL") end
+    end
+    local run = app:deploy("rolling", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+end)
+
+describe("what is wrong before a run", function()
+  local app
+
+  before_each(function()
+    app = fixture.app { instances = 1, yaml = "strategy: {settle: 100ms}" }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  after_each(function()
+    assert.same({}, app:stop())
+    fixture.cleanup()
+  end)
+
+  --- One error, exit 2, and nothing was touched.
+  local function refused(run, ...)
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, ...)
+    assert.same({ "1.0" }, app:serving())
+  end
+
+  it("names the stranger on a slot", function()
+    local free = app.ports[1]
+    if fixture.is_listened(free) then free = app.ports[2] end
+    local pid = fixture.start { fixture.service(), "--port", free }
+    fixture.eventually(function() return fixture.is_listened(free) end)
+    refused(app:deploy("rolling", "2.0"), ("port %d is taken by pid %s"):format(free, pid))
+    fixture.stop(pid)
+  end)
+
+  it("refuses a corrupt archive", function()
+    local path = fixture.dir() .. "/release.tar.gz"
+    fixture.write(path, "\x1f\x8bthis is no archive")
+    refused(app:deploy("rolling", "2.0", { path = path }), "not a readable tar archive")
+  end)
+
+  it("refuses an archive with paths that leave its directory, or absolute ones", function()
+    local path = fixture.dir()
+    fixture.write(path .. "/x/file", "content")
+    fixture.sh(("cd %s/x && tar -cPf ../up.tar ../x/file && tar -cPf ../absolute.tar %s/x/file"):format(path, path))
+    refused(app:deploy("rolling", "2.0", { path = path .. "/up.tar" }), "a path that leaves it", "../x/file")
+    refused(app:deploy("rolling", "2.0", { path = path .. "/absolute.tar" }), "an absolute path")
+  end)
+
+  it("takes a tar archive, compressed or not", function()
+    local path, out = fixture.release("2.0"), fixture.dir() .. "/r.tar.gz"
+    fixture.sh(("tar -czf %s -C %s ."):format(out, path))
+    assert.equal(0, app:deploy("rolling", "2.0", { path = out }).exit)
+    assert.same({ "2.0" }, app:serving())
+    app:deploy("rolling", "1.0", { path = fixture.release("1.0") })
+  end)
+
+  it("says which release directory is missing", function()
+    refused(app:deploy("rolling", "2.0", { path = "/nonexistent/build" }), "/nonexistent/build", "No such file")
+  end)
+
+  it("says where a strategy's syntax is wrong", function()
+    fixture.write(app.dir .. "/bad.lua", "local x = = 1\n")
+    refused(app:deploy("./bad.lua", "2.0"), "bad.lua:1:")
+  end)
+
+  it("suggests the strategy that was meant", function()
+    refused(app:deploy("roling", "2.0"), "did you mean 'rolling'?")
+  end)
+
+  it("stops a strategy that never ends while it is loaded", function()
+    fixture.write(app.dir .. "/loop.lua", "while true do end\n")
+    refused(app:deploy("./loop.lua", "2.0"), "endless loop")
+  end)
+
+  it("refuses what a strategy may not require", function()
+    fixture.write(app.dir .. "/nosy.lua", 'require "deployrt.core"\n')
+    refused(app:deploy("./nosy.lua", "2.0"), "cannot require 'deployrt.core'")
+  end)
+
+  it("refuses an option that the strategy does not have, with its place", function()
+    refused(app:deploy("rolling", "2.0", nil, { "--set", "strategy.bach=1" }), "has no option 'bach' (did you mean 'batch'?)")
+  end)
+
+  it("refuses a YAML alias bomb, unknown keys and wrong types, with their places", function()
+    local text = fixture.read(app.file)
+    local bomb = { "a0: &a0 [x,x,x,x,x,x,x,x,x,x]" }
+    for i = 1, 8 do bomb[#bomb + 1] = ("a%d: &a%d [%s]"):format(i, i, ("*a" .. i - 1):rep(10, ",")) end
+    fixture.write(app.file, table.concat(bomb, "\n") .. "\n")
+    local run = app:command { "rolling", "app.yml" }
+    assert.equal(2, run.exit)
+    contains(run.stderr, "app.yml:", "aliases expand")
+    fixture.write(app.file, (text:gsub("health:", "heath:")))
+    run = app:command { "check", "app.yml" }
+    assert.equal(2, run.exit)
+    contains(run.stderr, "unknown key 'heath' (did you mean 'health'?)")
+    fixture.write(app.file, (text:gsub("instances: 1", "instances: many")))
+    run = app:command { "check", "app.yml" }
+    contains(run.stderr, "process.instances: expected a whole number")
+    fixture.write(app.file, text)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("says that app.yml is missing", function()
+    refused(app:command { "rolling", "other.yml" }, "other.yml", "No such file")
+  end)
+
+  it("refuses blue-green without room for a second set", function()
+    table.remove(app.ports, fixture.is_listened(app.ports[1]) and 2 or 1)
+    refused(app:deploy("blue_green", "2.0"), "needs a full second set")
+  end)
+
+  it("refuses plainly what this version does not have", function()
+    refused(app:deploy("rolling", "2.0", nil, { "--set", "process.supervisor=systemd" }), "'systemd' is not supported by this version")
+    refused(app:command { "plan", "rolling", "app.yml" }, "not supported by this version")
+  end)
+end)
+
+describe("what goes wrong in a run", function()
+  local app
+
+  before_each(function()
+    app = fixture.app { instances = 2, yaml = "strategy: {settle: 0}" }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  local function strategy(text)
+    return fixture.write(app.dir .. "/own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("rolling", { name = "own" })\n'
+      .. text .. "\nreturn own\n")
+  end
+
+  it("an error in a parallel child is told with its place, and everything is undone", function()
+    strategy 'function own:deploy() self:each({ 1, 2, 3 }, function(_, i) if i == 2 then local x = nil; x() end end) end'
+    local run = app:deploy("./own.lua", "2.0")
+    assert.equal(1, run.exit, run.stderr)
+    contains(run.stderr, "own.lua:3", "attempt to call")
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
+  it("errors of several children are all told", function()
+    strategy 'function own:deploy() self:each({ "first", "second" }, function(s, name) s:fail(name .. " broke") end) end'
+    local run = app:deploy("./own.lua", "2.0")
+    assert.equal(1, run.exit)
+    contains(run.stderr, "first broke", "second broke")
+  end)
+
+  it("tolerates as many failures as it is told", function()
+    strategy 'function own:deploy() self:each({ 1, 2, 3, 4 }, function(s, i) if i == 1 then s:fail("one") end end, { tolerate = "25%" }) end'
+    assert.equal(0, app:deploy("./own.lua", "1.1").exit)
+  end)
+
+  it("an endless loop is ended by the instruction limit", function()
+    strategy 'function own:deploy() while true do end end'
+    local run = app:deploy("./own.lua", "2.0")
+    assert.equal(1, run.exit)
+    contains(run.stderr, "endless loop")
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
+  it("stopping what still serves is refused", function()
+    strategy 'function own:deploy() self.fleet:old()[1]:stop() end'
+    local run = app:deploy("./own.lua", "2.0")
+    assert.equal(1, run.exit)
+    contains(run.stderr, "still gets traffic")
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
+  it("an undo of the strategy's own runs on failure, in reverse order", function()
+    strategy [[function own:deploy()
+      self:undo(function() self:log("undo one") end)
+      self:undo(function() self:log("undo two") end)
+      self:fail("now")
+    end]]
+    local run = app:deploy("./own.lua", "2.0")
+    assert.equal(1, run.exit)
+    assert.is_true(run.stdout:find("undo two", 1, true) < run.stdout:find("undo one", 1, true))
+  end)
+
+  it("a rollback that is incomplete exits 3 and says what is left", function()
+    strategy [[function own:deploy()
+      self:undo(function() self:fail("the undo is broken") end)
+      self:fail("now")
+    end]]
+    local run = app:deploy("./own.lua", "2.0")
+    assert.equal(3, run.exit)
+    contains(run.stderr, "the undo is broken")
+  end)
+
+  it("SIGINT rolls back and exits 130; a second run may follow", function()
+    strategy 'function own:deploy() self:each(self.fleet:old(), self.replace); self:sleep(30) end'
+    app:write(fixture.release("2.0"), "2.0")
+    local load = app:load()
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 0 end, 10, "traffic on 2.0")
+    fixture.signal(pid, "INT")
+    fixture.eventually(function() return not fixture.alive(pid) end, 10, "end of the run")
+    assert.same({ "1.0", "1.0" }, app:serving())
+    assert.same({}, load:stop().errors)
+    contains(fixture.read(log), "interrupted")
+    assert.equal("interrupted", app:status().run.outcome)
+    assert.equal(0, app:deploy("rolling", "3.0").exit)
+  end)
+
+  it("a run that takes longer than its timeout is rolled back", function()
+    strategy 'function own:deploy() self:sleep(30) end'
+    local run = app:deploy("./own.lua", "2.0", nil, { "--set", "strategy.timeout=500ms" })
+    assert.equal(1, run.exit)
+    contains(run.stderr, "longer than its timeout")
+  end)
+
+  it("a second run at the same time exits 4 and names the first", function()
+    strategy 'function own:deploy() self:sleep(3) end'
+    app:write(fixture.release("2.0"), "2.0")
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true })
+    fixture.eventually(function() return app:status().lock ~= cjson.null end, 5, "the lock")
+    local holder = app:status().lock.run
+    local second = app:command { "rolling", "app.yml" }
+    assert.equal(4, second.exit)
+    contains(second.stderr, holder, "under way")
+    fixture.eventually(function() return not fixture.alive(pid) end, 20)
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
+  it("a managed HAProxy that is killed comes back as it should be", function()
+    strategy 'function own:deploy() self.super.deploy(self); self:sleep(2) end'
+    app:write(fixture.release("2.0"), "2.0")
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true })
+    fixture.eventually(function() return #app:serving() == 2 and app:serving()[1] == "2.0" end, 10, "2.0 serving")
+    fixture.sh(("pkill -KILL -f %s/home/.deployrt/shop/balancer/haproxy.cfg; true"):format(app.dir))
+    fixture.eventually(function() return fixture.is_listened(app.listen) end, 5, "HAProxy back")
+    fixture.eventually(function() return not fixture.alive(pid) end, 20)
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
+  it("secrets reach the process, and nothing else", function()
+    app.opts.process = '  secrets: {DB_URL: "${env:DB_URL}"}\n  stop: {timeout: 3s}'
+    app:write(fixture.release("2.0"), "2.0")
+    local secret = "postgres://user:hunter2secret@db"
+    local env = { DB_URL = secret }
+    local missing = app:command({ "rolling", "app.yml" })
+    assert.equal(2, missing.exit)
+    contains(missing.stderr, "DB_URL is not set")
+    local run = app:command({ "rolling", "app.yml", "--verbose", "--json" }, { env = env })
+    assert.equal(0, run.exit, run.stderr)
+    local answer = fixture.sh(("curl -s 'http://127.0.0.1:%d/env?DB_URL'"):format(app.listen))
+    assert.equal(secret .. "\n", answer)
+    assert.is_nil((run.stdout .. run.stderr):find("hunter2", 1, true))
+    assert.equal("", fixture.sh(("grep -rl hunter2 %s/home %s/state || true"):format(app.dir, app.dir)))
+    app.opts.process = nil
+  end)
+
+  it("a full disk during the upload leaves nothing half-released", function()
+    if fixture.sh("id -u") ~= "0\n" then return print("skipped without root: needs a small tmpfs") end
+    local releases = app.dir .. "/home/.deployrt/shop/releases"
+    local path = fixture.release("2.0")
+    fixture.sh(("head -c 3000000 /dev/urandom > %s/big"):format(path))
+    fixture.sh(("mkdir %s/keep && cp -a %s/. %s/keep/ && mount -t tmpfs -o size=2m tmpfs %s && cp -a %s/keep/. %s/"):format(app.dir, releases, app.dir, releases,
+      app.dir, releases))
+    local run = app:deploy("rolling", "2.0", { path = path })
+    local left = fixture.sh("ls -A " .. releases)
+    fixture.sh("umount -l " .. releases)
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "No space left", "make room")
+    assert.equal(".1.0.sha256\n1.0\n", left)
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+end)
+
+describe("a user's own HAProxy", function()
+  local app, proxy
+
+  before_each(function()
+    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+    proxy = fixture.haproxy { servers = { ("a 127.0.0.1:%d check disabled"):format(app.ports[1]) } }
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 3s}}"):format(proxy.socket)
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  it("is used through its socket; a slot that it does not know is added", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local load = app:load { port = proxy.port }
+    local run = app:deploy("rolling", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 10 end)
+    assert.same({}, load:stop().errors)
+  end)
+
+  it("that was restarted in mid-run is set right again", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    fixture.write(app.dir .. "/own.lua", 'local s = require "deployrt.strategy"\nlocal own = s.extend("rolling", { name = "own" })\n'
+      .. "function own:deploy() self.super.deploy(self); self:sleep(3) end\nreturn own\n")
+    app:write(fixture.release("2.0"), "2.0")
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true })
+    fixture.eventually(function() return app:serving()[1] == "2.0" end, 10)
+    proxy:restart()
+    fixture.eventually(function() return app:serving()[1] == "2.0" end, 5, "the wanted state after a restart")
+    fixture.eventually(function() return not fixture.alive(pid) end, 20)
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("whose socket or backend is missing is an error before anything is touched", function()
+    app.opts.balancer = "{type: haproxy, socket: /nonexistent/admin.sock, backend: shop}"
+    local run = app:deploy("rolling", "1.0")
+    assert.equal(2, run.exit)
+    contains(run.stderr, "/nonexistent/admin.sock", "is it running")
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shopp}"):format(proxy.socket)
+    run = app:deploy("rolling", "1.0")
+    assert.equal(2, run.exit)
+    contains(run.stderr, "no backend 'shopp' (did you mean 'shop'?)")
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop}"):format(proxy.socket)
+    app:write(fixture.release("1.0"), "1.0")
+  end)
+end)
