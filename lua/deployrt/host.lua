@@ -46,16 +46,20 @@ end
 --- Does `action(link)` and, when the connection is lost meanwhile, again on a new one until the deadline.
 --- What it does must be safe to repeat.
 function Host:with_link(action, patience)
-  local deadline, pause = core.now() + (patience or retry_for), 0.1
+  local deadline, pause = core.now() + (self.gone and 0 or patience or retry_for), 0.1
   while true do
     local link, err = self:link()
     if link then
       local result = table.pack(action(link))
       err = result[2]
-      if result[1] ~= nil or type(err) ~= "table" then return table.unpack(result, 1, result.n) end
+      if result[1] ~= nil or type(err) ~= "table" then
+        self.gone = false
+        return table.unpack(result, 1, result.n)
+      end
     end
     if (err.code ~= "lost" and err.code ~= "unreachable") or lasting[err.code] or core.now() + pause > deadline then
       err.host = self.name
+      self.gone = err.code == "lost" or err.code == "unreachable" -- so that each further operation tries only once
       return nil, err
     end
     local slept, canceled = core.sleep(pause)
@@ -121,6 +125,23 @@ function Host:execute_once(key, argv, opts)
     status = math.tointeger(status), signal = math.tointeger(signal),
     stdout = answer:sub(rest, rest + out_length - 1), stderr = answer:sub(rest + out_length),
   }
+end
+
+--- Runs a command on the host from a strategy: journaled, once, and raising when it fails.
+---@async
+---@param argv string[]    never a shell line
+---@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string}  timeout in seconds
+---@return {status: integer, signal?: integer, stdout: string, stderr: string}
+--- Raises deployrt.Error: "exit", "timeout", "unreachable".
+function Host:run(argv, opts)
+  opts = opts or {}
+  local result = require("deployrt.operation").effect {
+    name = "host.run", kind = "look", host = self, note = core.quote(argv),
+    args = { command = argv, timeout = opts.timeout, stdin = opts.stdin, env = opts.env, cwd = opts.cwd },
+  }
+  if result.status == 0 then return result end
+  errors.raise("exit", ("%s: `%s` ended with status %d"):format(self.name, core.quote(argv), result.status),
+    { host = self.name, detail = (result.stdout .. result.stderr):sub(-2000) })
 end
 
 --- Writes a small file, aside and renamed.

@@ -47,13 +47,25 @@ function lock.refusal(state, file)
     state.run, state.owner, since, state.host, file)
 end
 
+--- Takes the lock of one host. What a run that has ended left there, because the host was away, is removed.
+local function take_one(host, run, owner, is_over)
+  local ok, err = pcall(host.call, host, "lock_take", { run, "1", owner })
+  local left = not ok and err.code == "locked" and parse(host, err.message)
+  if left and is_over(left.run) then
+    host:call("lock_break", { left.run })
+    ok, err = pcall(host.call, host, "lock_take", { run, "1", owner })
+  end
+  return ok, err
+end
+
 --- Takes the lock on all hosts, in order of their names, or on none.
 ---@async
 ---@param hosts deployrt.Host[]
 ---@param run string  id
 ---@param file string
+---@param is_over fun(run: string): boolean  whether a run is known to have ended
 ---@return {release: fun()} held
-function lock.take(hosts, run, file)
+function lock.take(hosts, run, file, is_over)
   local me, sorted, taken = core.whoami(), table.move(hosts, 1, #hosts, 1, {}), {}
   table.sort(sorted, function(a, b) return a.name < b.name end)
   local function release()
@@ -61,7 +73,7 @@ function lock.take(hosts, run, file)
     taken = {}
   end
   for _, host in ipairs(sorted) do
-    local ok, err = pcall(host.call, host, "lock_take", { run, "1", ("%s@%s"):format(me.user, me.host) })
+    local ok, err = take_one(host, run, ("%s@%s"):format(me.user, me.host), is_over)
     if not ok then
       release()
       if err.code == "locked" then errors.raise("locked", lock.refusal(parse(host, err.message), file), { host = host.name }) end
@@ -69,13 +81,15 @@ function lock.take(hosts, run, file)
     end
     taken[#taken + 1] = host
   end
+  local active = true -- a cancellation may be swallowed by the call that it interrupts
   local beating = core.spawn(function()
-    while core.sleep(beat_every) do
+    while active and core.sleep(beat_every) do
       for _, host in ipairs(taken) do pcall(host.call, host, "lock_beat", { run }) end
     end
   end)
   return {
     release = function()
+      active = false
       beating:cancel()
       beating:wait()
       release()

@@ -89,7 +89,7 @@ end
 ---@async
 function monitor.watch(run, context)
   local reported = core.now()
-  while core.sleep(mend_every) do
+  while not run.over and core.sleep(mend_every) do
     if #context.drivers > 0 then pcall(mend, run, context) end
     monitor.snapshot(run)
     if core.now() - reported >= report_every and #context.drivers > 0 then

@@ -91,13 +91,22 @@ function ssh.resolve(host)
   }
 end
 
+--- Where the processes of one connection meet: ssh adds 57 characters, and a socket's path ends at 107.
+local function control_path()
+  local me = core.whoami()
+  local directory = me.home .. "/.deployrt"
+  if #directory > 46 or not core.fs.mkdir(directory) then return nil end
+  return ("%s/%d-%%C"):format(directory, me.pid % 1000)
+end
+
 --- The words of the ssh command for the same destination.
 ---@param target table  from ssh.resolve
 ---@return string[]
 function ssh.command(target)
+  local control = control_path()
   local words = {
     "/usr/bin/env", "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
-    "-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", ("ControlPath=~/.ssh/.deployrt-%s-%%C"):format(core.whoami().pid),
+    "-o", "ControlMaster=" .. (control and "auto" or "no"), "-o", "ControlPersist=no", "-o", "ControlPath=" .. (control or "none"),
     "-o", "StrictHostKeyChecking=" .. (target.accept_new and "accept-new" or "yes"),
     "-o", "UserKnownHostsFile=" .. table.concat(target.known_hosts, " "),
     "-p", tostring(target.port), "-l", target.user,
@@ -135,8 +144,9 @@ local connect
 --- Through a jump host: a link to it, and a socket that ends at the target.
 ---@async
 local function through(jump, target)
-  local user, address, port = jump:match("^([^@]*)@(.*)$"), jump:match("@(.*)$") or jump, nil
-  address, port = address:match("^(.-):?(%d*)$")
+  local user, rest = jump:match("^([^@]*)@(.*)$")
+  local address, port = (rest or jump):match("^(.-):(%d+)$")
+  address = address or rest or jump
   local hop = { name = address, address = address, user = user, port = tonumber(port), known_hosts = target.hop_known_hosts }
   local link, err = connect(hop, {})
   if not link then return nil, err end

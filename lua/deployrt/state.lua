@@ -60,6 +60,16 @@ function State:runs()
   return list
 end
 
+--- Whether a run is known here, and has ended.
+---@param id string
+---@return boolean
+function State:is_over(id)
+  for _, run in ipairs(self:runs()) do
+    if run.id == id then return run.finished ~= nil end
+  end
+  return false
+end
+
 --- The last successful run: what serves now came from it.
 ---@return table?
 function State:last_success()

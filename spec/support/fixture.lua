@@ -251,9 +251,8 @@ end
 --- Runs the command on this application.
 function App:command(argv, opts)
   opts = opts or {}
-  local all = { fixture.deployrt() }
+  local all = { fixture.deployrt(), "--state", self.dir .. "/state" }
   for _, word in ipairs(argv) do all[#all + 1] = word end
-  all[#all + 1], all[#all + 2] = "--state", self.dir .. "/state"
   local env = { HOME = self.dir .. "/home", TERM = "dumb" }
   os.execute("mkdir -p " .. env.HOME)
   for key, value in pairs(opts.env or {}) do env[key] = value end

@@ -1,0 +1,240 @@
+-- ssh_spec.lua -- Deploying over SSH to hosts with their own addresses, and what can go wrong with them.
+local cjson = require "cjson"
+local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
+
+if not hosts.possible() then
+  print("ssh_spec: skipped: test hosts need root, iproute2 and sshd")
+  return
+end
+
+local function contains(text, ...)
+  for _, part in ipairs { ... } do
+    assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text))
+  end
+end
+
+describe("over SSH", function()
+  local bed, app, proxy
+
+  setup(function() bed = hosts.up(4) end)
+  teardown(function() bed:down() end)
+
+  local function new_app(options)
+    app = fixture.app(options)
+    app.ports = { 8080, 8081 }
+    local servers = {}
+    for i, host in ipairs(bed.hosts) do
+      for _, port in ipairs(app.ports) do
+        servers[#servers + 1] = ("s%d-%d %s:%d check inter 200ms disabled"):format(i, port, host.address, port)
+      end
+    end
+    proxy = fixture.haproxy { servers = servers }
+    app.opts.hosts = options.hosts or bed:yaml()
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    app.listen = proxy.port
+    app:write(fixture.release("1.0"), "1.0")
+  end
+
+  before_each(function() new_app { slots = 2, instances = 1, yaml = "strategy: {settle: 100ms}" } end)
+  after_each(function()
+    for i = 1, 4 do bed:mend(i) end
+    app:stop()
+    for i = 1, 4 do
+      assert.equal("", bed:exec(i, "pgrep -x server || true"))
+      bed:exec(i, "rm -rf /home/deploy/.deployrt")
+    end
+    fixture.cleanup()
+  end)
+
+  for _, name in ipairs { "rolling", "blue_green", "in_place", "canary" } do
+    it(name .. " deploys to four hosts without a failed request", function()
+      assert.equal(0, app:deploy("rolling", "1.0").exit)
+      local load = app:load()
+      app.opts.yaml = name == "canary" and "strategy: {hold: 500ms, steps: [25%, 100%]}" or "strategy: {settle: 100ms}"
+      local run = app:deploy(name, "2.0")
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 50 end)
+      assert.same({}, load:stop().errors)
+      assert.same({ "2.0", "2.0", "2.0", "2.0" }, app:serving())
+    end)
+  end
+
+  it("a release that dies at start is undone on all hosts", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local run = app:deploy("rolling", "2.0", { fault = "dies" })
+    assert.equal(1, run.exit)
+    contains(run.stderr, "web", "exited before it was healthy", "cannot open database")
+    assert.same({ "1.0", "1.0", "1.0", "1.0" }, app:serving())
+    for i = 1, 4 do assert.equal("1.0\n", bed:exec(i, "ls /home/deploy/.deployrt/shop/releases")) end
+  end)
+
+  it("directories on hosts are 0700", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    assert.equal("700\n700\n", bed:exec(1, "stat -c %a /home/deploy/.deployrt/shop /home/deploy/.deployrt/shop/instances"))
+  end)
+
+  it("exec labels the answers, and its exit code tells of failures", function()
+    local run = app:command { "exec", "app.yml", "--", "hostname" }
+    assert.equal(0, run.exit)
+    contains(run.stdout, "web1 | web1", "web4 | web4")
+    run = app:command { "exec", "app.yml", "--json", "--", "sh", "-c", "echo out; echo err >&2; exit 7" }
+    assert.equal(1, run.exit)
+    local answer = cjson.decode(run.stdout:match("[^\n]+"))
+    assert.same({ 7, "out\n", "err\n" }, { answer.status, answer.stdout, answer.stderr })
+    run = app:command { "exec", "app.yml", "--host", "web2", "--", "sh", "-c", "kill -KILL $$" }
+    assert.equal(1, run.exit)
+    contains(run.stderr, "signal KILL")
+  end)
+
+  it("logs show each instance's output", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local run = app:command { "logs", "app.yml" }
+    assert.equal(0, run.exit)
+    contains(run.stdout, "web1:8080 | GET /healthz 200")
+  end)
+
+  it("the openssh transport does the same", function()
+    app.opts.hosts = bed:yaml():gsub("{name", "{transport: openssh, name")
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local run = app:deploy("rolling", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "2.0", "2.0", "2.0", "2.0" }, app:serving())
+  end)
+
+  it("goes through a jump host", function()
+    local first, second = bed.hosts[1], bed.hosts[2]
+    app.opts.hosts = ("[{name: web2, address: %s, user: deploy, identity: %s, known_hosts: %s, jump: deploy@%s}]"):format(second.address,
+      second.identity, second.known_hosts, first.address)
+    app:write(fixture.release("1.0"), "1.0")
+    local config = app.dir .. "/home/.ssh/config"
+    fixture.write(config, ("Host %s\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(first.address, first.identity, first.known_hosts))
+    local run = app:command { "exec", "app.yml", "--", "sh", "-c", "hostname; echo $SSH_CONNECTION" }
+    assert.equal(0, run.exit, run.stderr)
+    contains(run.stdout, "web2", first.address)
+    app.opts.hosts = bed:yaml()
+    app:write(fixture.release("1.0"), "1.0")
+  end)
+
+  it("follows ~/.ssh/config", function()
+    local host = bed.hosts[3]
+    fixture.write(app.dir .. "/home/.ssh/config", "Include more\n")
+    fixture.write(app.dir .. "/home/.ssh/more", ("Host shop-*\n  HostName %s\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(
+      host.address, host.identity, host.known_hosts))
+    app.opts.hosts = "[shop-three]"
+    app:write(fixture.release("1.0"), "1.0")
+    local run = app:command { "exec", "app.yml", "--", "hostname" }
+    assert.equal(0, run.exit, run.stderr)
+    contains(run.stdout, "shop-three | web3")
+    app.opts.hosts = bed:yaml()
+    app:write(fixture.release("1.0"), "1.0")
+  end)
+
+  local function refused_with(yaml, ...)
+    app.opts.hosts = yaml
+    local run = app:deploy("rolling", "2.0")
+    app.opts.hosts = bed:yaml()
+    app:write(fixture.release("1.0"), "1.0")
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, ...)
+  end
+
+  it("an unknown or wrong host key is refused before anything is touched", function()
+    local wrong = fixture.write(fixture.dir() .. "/known", fixture.read(bed.hosts[1].known_hosts):gsub("AAAAC3[^\n]+", function(key)
+      return key:sub(1, -12) .. key:sub(-11):reverse()
+    end) .. "")
+    refused_with(bed:yaml():gsub("known_hosts: [^,}]+", "known_hosts: /nonexistent/known"), "host key of", "accept-new")
+    assert.truthy(wrong)
+    local text = fixture.read(bed.hosts[1].known_hosts)
+    local keys = {}
+    for address, key in text:gmatch("(%S+) ([^\n]+)") do keys[#keys + 1] = { address, key } end
+    local swapped = fixture.write(fixture.dir() .. "/known", ("%s %s\n"):format(keys[1][1], keys[2][2]))
+    refused_with(bed:yaml():gsub("known_hosts: [^,}]+", "known_hosts: " .. swapped), "is not the one in", "ssh-keygen -R")
+  end)
+
+  it("a refused key is told plainly", function()
+    local key = fixture.dir() .. "/other"
+    fixture.sh("ssh-keygen -q -t ed25519 -N '' -f " .. key)
+    refused_with(bed:yaml():gsub("identity: [^,}]+", "identity: " .. key), "refuses every key offered")
+  end)
+
+  it("an unreachable host is an error before anything is touched", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    bed:off(4)
+    local run = app:deploy("rolling", "2.0")
+    bed:on(4)
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, bed.hosts[4].address)
+    for i = 1, 3 do assert.equal("1.0\n", bed:exec(i, "ls /home/deploy/.deployrt/shop/releases")) end
+  end)
+
+  it("a connection cut for 5 s in mid-operation neither loses nor repeats it", function()
+    fixture.write(app.dir .. "/own.lua", [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:deploy()
+        self:log("begun")
+        local result = self.fleet.hosts[1]:run { "sh", "-c", "echo once >> /home/deploy/marker; sleep 3; echo result" }
+        self:log("got " .. result.stdout)
+      end
+      return own
+    ]])
+    app:write(fixture.release("1.0"), "1.0")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return bed:exec(1, "cat /home/deploy/marker") == "once\n" end, 10, "the command")
+    bed:cut(1)
+    os.execute("sleep 5")
+    bed:mend(1)
+    fixture.eventually(function() return not fixture.alive(pid) end, 30, "end of the run")
+    contains(fixture.read(log), "got result", "deployed 1.0")
+    assert.equal("once\n", bed:exec(1, "cat /home/deploy/marker; rm -f /home/deploy/marker"))
+  end)
+
+  it("a connection whose sshd is killed in mid-operation is dialled again, and the operation looked up", function()
+    fixture.write(app.dir .. "/own.lua", [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:deploy()
+        local result = self.fleet.hosts[1]:run { "sh", "-c", "echo once >> /home/deploy/marker; sleep 2; echo result" }
+        self:log("got " .. result.stdout)
+      end
+      return own
+    ]])
+    app:write(fixture.release("1.0"), "1.0")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return bed:exec(1, "cat /home/deploy/marker") == "once\n" end, 10, "the command")
+    bed:exec(1, "pkill -KILL -u deploy sshd")
+    fixture.eventually(function() return not fixture.alive(pid) end, 30, "end of the run")
+    contains(fixture.read(log), "got result", "deployed 1.0")
+    assert.equal("once\n", bed:exec(1, "cat /home/deploy/marker; rm -f /home/deploy/marker"))
+  end)
+
+  it("a host that vanishes in mid-run: the others go back, and the exit code tells the truth", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    fixture.write(app.dir .. "/own.lua", [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:deploy()
+        self:each(self.fleet:old(), self.replace)
+        self:log("replaced")
+        self:sleep(4)
+        self:fail("too late")
+      end
+      return own
+    ]])
+    app:write(fixture.release("2.0"), "2.0")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("replaced") end, 20, "the replacement")
+    bed:off(4)
+    fixture.eventually(function() return not fixture.alive(pid) end, 90, "end of the run")
+    local text = fixture.read(log)
+    contains(text, "web4", "needs attention")
+    bed:on(4)
+    local run = app:deploy("rolling", "3.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "3.0", "3.0", "3.0", "3.0" }, app:serving())
+  end)
+end)
