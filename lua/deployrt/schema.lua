@@ -1,318 +1,285 @@
--- schema.lua -- Every key of app.yml, declared once: validation, defaults, suggestions and the JSON Schema come from here.
+-- schema.lua -- Every key of app.yml, declared once: validation, defaults, suggestions and the JSON Schema come from it.
+local check = require "deployrt.config.check"
 local errors = require "deployrt.errors"
-local suggest = require "deployrt.suggest"
-local units = require "deployrt.units"
+local json = require "deployrt.config.json"
 
 local schema = {}
 
 ---@class deployrt.Spec
----@field type string       "string", "integer", "number", "boolean", "duration", "amount", "percent", "list", "map", "object", "any", "ports", "words"
----@field of? string|table  element of a list or map
+---@field type? string      string, integer, number, boolean, duration, amount, percent, list, map, object, ports, statuses, any
+---@field either? deployrt.Spec[]             in place of type: one of these
+---@field of? string|deployrt.Spec            elements of a list or map
 ---@field keys? table<string, deployrt.Spec>  of an object
----@field either? deployrt.Spec[]             one of these
----@field default? any
+---@field always? boolean   an object that is there, with its defaults, even when it is left out
+---@field default? any      as a person would write it
 ---@field required? boolean
----@field values? string[]
----@field pattern? string
+---@field values? string[]  the only ones allowed
+---@field beside? string    pattern of what is allowed beside `values`
+---@field pattern? string   of Lua
+---@field regex? string     the same for JSON Schema
+---@field names? string     pattern of a map's keys
+---@field expected? string  how errors call what is wanted
+---@field least? integer    items of a list
+---@field longest? integer  bytes of a text
 ---@field min? number
 ---@field max? number
+---@field lowest? integer   of ports and statuses
+---@field highest? integer
+---@field template? boolean ${port} and the like may stand in it
+---@field secret? boolean   never repeated in an error; ${env:N} and the like may stand in it
 ---@field doc? string
 
-local words = { type = "list", of = { type = "string" } }
-local command = { either = { { type = "string" }, words }, doc = "a command" }
-local port = { type = "integer", min = 1, max = 65535 }
+local variable = "^[%a_][%w_]*$"
 
-local host = {
-  type = "object", keys = {
-    name = { type = "string", pattern = "^[%w._-]+$", doc = "how it is called here" },
-    address = { type = "string", doc = "name or number; leave out for this machine" },
-    port = port, user = { type = "string" }, identity = { type = "string", doc = "private key file" },
-    group = { type = "string", doc = "such as blue or green" },
-    transport = { type = "string", values = { "auto", "local", "ssh", "openssh" }, default = "auto" },
-    known_hosts = { type = "string", default = nil, doc = "strict, accept-new, or a file" },
-    jump = { type = "string", doc = "user@host[:port] to go through" },
-    dir = { type = "string", default = ".deployrt", doc = "root of deployrt's files there" },
-  },
-}
+local function words(doc, more)
+  local spec = { type = "list", of = { type = "string" }, least = 1, doc = doc }
+  for key, value in pairs(more or {}) do spec[key] = value end
+  return spec
+end
 
-local balancer = {
-  type = "object", keys = {
-    type = { type = "string", required = true, doc = "haproxy" },
-    socket = { type = "string", doc = "runtime socket: a path, or address:port" },
-    backend = { type = "string" }, host = { type = "string", doc = "the host that the balancer runs on" },
-    managed = { type = "boolean", doc = "deployrt writes the configuration and runs HAProxy" },
-    listen = { type = "string", doc = "address:port of a managed balancer" },
-    drain = { type = "object", keys = { timeout = { type = "duration", default = "30s" } } },
-    style = { type = "string" }, file = { type = "string" }, upstream = { type = "string" }, variable = { type = "string" },
-    config = { type = "string" }, reload = command,
-  },
-}
+local function text(doc, more)
+  local spec = { type = "string", pattern = "%S", expected = "a text that is not empty", doc = doc }
+  for key, value in pairs(more or {}) do spec[key] = value end
+  return spec
+end
+
+local function command(doc)
+  return { either = { text("a line for /bin/sh"), words("program and arguments") }, doc = doc }
+end
+
+local function address(doc)
+  return text(doc, { pattern = "^[%w:_][%w._:%%-]*$", expected = "a host name or an address" })
+end
+
+local function user(doc)
+  return text(doc, { pattern = "^[%w_.][%w_.@+\\-]*$", expected = "the name of a user" })
+end
+
+local host = { type = "object", doc = "one host", keys = {
+  name = text("how it is called here; default: its address", {
+    pattern = "^[%w_][%w._-]*$", longest = 63, expected = "a name of letters, digits and ._-" }),
+  address = address "host name or address; leave out for this machine",
+  port = { type = "integer", min = 1, max = 65535, doc = "of sshd" },
+  user = user "who to log in as",
+  identity = text "private key file",
+  group = text "hosts with the same word belong together, such as blue and green",
+  transport = { type = "string", values = { "auto", "local", "ssh", "openssh" }, default = "auto",
+    doc = "openssh uses the ssh command" },
+  known_hosts = text "strict, accept-new, or a known_hosts file",
+  jump = text("user@host:port to go through", { pattern = "^[^%s-][^%s]*$", expected = "user@host:port" }),
+  dir = text("root of deployrt's files there", { default = ".deployrt" }),
+} }
+
+local balancer = { type = "object", keys = {
+  type = { type = "string", required = true, values = { "haproxy", "nginx" }, beside = "%.lua$",
+    doc = "haproxy, nginx, or a path to a driver in Lua" },
+  socket = text "HAProxy's runtime socket: a path, or address:port",
+  backend = text "HAProxy's backend",
+  host = text "the host that the balancer runs on; default: this machine",
+  managed = { type = "boolean", doc = "deployrt writes the configuration and runs HAProxy itself" },
+  listen = text("where a managed balancer listens", {
+    pattern = "^[^%s,]*:%d+$", expected = 'an address and a port like "127.0.0.1:8000"' }),
+  drain = { type = "object", always = true, doc = "letting requests in flight finish", keys = {
+    timeout = { type = "duration", default = "30s", doc = "then the instance is stopped all the same" },
+  } },
+  style = { type = "string", values = { "upstream", "variable" }, doc = "nginx: what the file holds" },
+  file = text "nginx: the file that deployrt writes",
+  upstream = text "nginx: the upstream's name",
+  variable = text "nginx: the variable's name",
+  config = text "nginx: its configuration, for nginx -t",
+  reload = command "nginx: how to reload it",
+} }
+
+local process = { type = "object", required = true, doc = "what runs", keys = {
+  command = words("program and arguments; runs in the release's directory", { required = true,
+    of = { type = "string", template = true }, expected = 'a list like [./server, --port, "${port}"]' }),
+  env = { type = "map", of = { type = "string", template = true }, names = variable, doc = "environment" },
+  secrets = { type = "map", of = { type = "string", secret = true }, names = variable, secret = true,
+    doc = "environment that is never shown: ${env:NAME}, ${file:PATH}, ${command:COMMAND}" },
+  ports = { type = "ports", required = true, lowest = 1, highest = 65535, doc = "the slots of each host",
+    expected = 'a list of ports or a range like "8080-8087"' },
+  instances = { type = "integer", min = 1, default = 1,
+    doc = "serving per host; ports above it are room for a second release" },
+  supervisor = { type = "string", values = { "process", "systemd", "container" }, default = "process",
+    doc = "what keeps it running" },
+  adopt = { type = "boolean", doc = "take over a process that is running already" },
+  stop = { type = "object", always = true, doc = "how an instance is stopped", keys = {
+    signal = { type = "string", values = { "TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL" },
+      default = "TERM", doc = "sent first" },
+    timeout = { type = "duration", default = "30s", doc = "then KILL" },
+  } },
+} }
+
+local health = { type = "object", always = true, doc = "when an instance is healthy; default: its port is open", keys = {
+  http = { type = "string", pattern = "^/%S*$", expected = "a path like /healthz", template = true,
+    doc = "path of a GET on the instance's port" },
+  tcp = { type = "boolean", doc = "the port accepts connections" },
+  command = words("a command on the host that exits with 0", { of = { type = "string", template = true } }),
+  status = { type = "statuses", lowest = 100, highest = 599, expected = 'a status like 200, a range like "200-299" or a list',
+    doc = "statuses that mean healthy; default: 200-299" },
+  body = text "text that the answer contains",
+  interval = { type = "duration", default = "500ms", min = 0.01, doc = "between probes" },
+  timeout = { type = "duration", default = "2s", min = 0.01, doc = "of one probe" },
+  successes = { type = "integer", min = 1, default = 2, doc = "in a row" },
+  deadline = { type = "duration", default = "60s", min = 0.01, doc = "for an instance to become healthy" },
+} }
 
 --- The root of app.yml.
-schema.root = {
-  type = "object", keys = {
-    app = { type = "string", required = true, pattern = "^[a-z0-9][a-z0-9_-]*$", doc = "name of the application" },
-    extends = { type = "string", doc = "a file whose keys apply unless this one says otherwise" },
-    release = { type = "object", keys = {
-      path = { type = "string", doc = "a directory or a tar archive" },
-      version = { type = "string", pattern = "^[%w._+][%w._+-]*$" },
-      keep = { type = "integer", min = 1, default = 5, doc = "releases kept on a host" },
-    } },
-    hosts = { type = "list", of = { either = { { type = "string" }, host } }, default = { "local" } },
-    process = { type = "object", required = true, keys = {
-      command = { type = "list", of = { type = "string" }, required = true },
-      env = { type = "map", of = { type = "string" } }, secrets = { type = "map", of = { type = "string" } },
-      ports = { type = "ports", required = true, doc = "the slots of each host: [8080, 8082] or \"8080-8087\"" },
-      instances = { type = "integer", min = 1, default = 1, doc = "serving per host" },
-      supervisor = { type = "string", values = { "process", "systemd", "container" }, default = "process" },
-      adopt = { type = "boolean" },
-      stop = { type = "object", keys = {
-        signal = { type = "string", values = { "TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL" }, default = "TERM" },
-        timeout = { type = "duration", default = "30s" },
-      } },
-    } },
-    health = { type = "object", keys = {
-      http = { type = "string", pattern = "^/" }, tcp = { type = "boolean" }, command = words,
-      status = { either = { { type = "integer", min = 100, max = 599 }, { type = "list", of = { type = "integer", min = 100, max = 599 } } } },
-      body = { type = "string", doc = "text that the answer contains" },
-      interval = { type = "duration", default = "500ms" }, timeout = { type = "duration", default = "2s" },
-      successes = { type = "integer", min = 1, default = 2 }, deadline = { type = "duration", default = "60s" },
-    } },
-    balancer = { either = { balancer, { type = "list", of = balancer } } },
-    strategy = { type = "any", doc = "the strategy's own options" },
-    hooks = { type = "object", keys = { before = command, after = command, failed = command, before_traffic = command, build = command } },
-    notify = { type = "any" }, require = { type = "any" }, state = { type = "any" }, report = { type = "any" },
-  },
+---@type deployrt.Spec
+schema.root = { type = "object", keys = {
+  app = { type = "string", required = true, pattern = "^[a-z0-9][a-z0-9_-]*$", regex = "^[a-z0-9][a-z0-9_-]{0,62}$",
+    longest = 63, expected = "a name of small letters, digits, - and _ (63 at most)", doc = "name of the application" },
+  extends = text "a file whose keys hold where this one says nothing else",
+  release = { type = "object", always = true, doc = "the application's files", keys = {
+    path = text "a directory or a tar archive; leave out where the command is already on the host",
+    version = { type = "string", pattern = "^[%w_+][%w._+-]*$", regex = "^[A-Za-z0-9_+][A-Za-z0-9._+-]{0,63}$",
+      longest = 64, expected = "at most 64 letters, digits and ._+-, not beginning with . or -",
+      doc = "default: from the SHA-256 of the content" },
+    keep = { type = "integer", min = 1, default = 5, doc = "releases kept on a host" },
+  } },
+  hosts = { either = {
+    { type = "list", of = { either = { text "local, or user@address:port", host } }, least = 1 },
+    { type = "object", keys = { command = words "prints the hosts" } },
+  }, default = { "local" }, doc = "where it runs" },
+  process = process,
+  health = health,
+  balancer = { either = { balancer, { type = "list", of = balancer } }, doc = "one, or a list that is kept alike" },
+  strategy = { type = "map", of = { type = "any" }, doc = "the strategy's own options" },
+  hooks = { type = "object", doc = "commands on this machine", keys = {
+    before = command "before anything is changed", after = command "after a success",
+    failed = command "after a failure", before_traffic = command "before new instances get requests",
+    build = command "makes the release",
+  } },
+  notify = { type = "list", doc = "who is told", of = { type = "object", keys = {
+    url = text "where to post", command = command "what to run", on = words "which outcomes" } } },
+  require = words "shared libraries of strategies",
+  state = { either = { { type = "string", values = { "files" } }, { type = "object", keys = { etcd = words "endpoints" } } },
+    doc = "where lock, journal and history are kept" },
+  report = { type = "any", doc = "the HTML report" },
+} }
+
+local function unless(...)
+  local allowed = {}
+  for _, value in ipairs { ... } do allowed[value] = true end
+  return function(value) return not allowed[value] end
+end
+
+local function is(...)
+  local refused = {}
+  for _, value in ipairs { ... } do refused[value] = true end
+  return function(value) return refused[value] or type(value) == "string" and refused[value:match("%.%l+$")] end
+end
+
+--- What the design has and this version does not: how to recognise it, and what to do instead.
+---@type table<string, {when?: (fun(value: any): boolean), instead: string}>
+schema.planned = {
+  ["process.supervisor"] = { when = is("systemd", "container"), instead = "use 'process'" },
+  ["process.adopt"] = { when = unless(false), instead = "stop the running process by hand first" },
+  ["balancer.type"] = { when = is("nginx", ".lua"), instead = "use 'haproxy'" },
+  ["hosts.command"] = { instead = "list the hosts" },
+  ["hooks.build"] = { instead = "build before you deploy" },
+  notify = { instead = "use hooks.after and hooks.failed" },
+  require = { instead = "put the strategy into ./strategies" },
+  state = { when = unless("files"), instead = "use 'files'" },
+  report = { instead = "use --json" },
 }
 
-local checks = {}
-
-local function describe(value)
-  if type(value) == "string" then return ('"%s"'):format(value) end
-  return type(value) == "table" and (#value > 0 and "a list" or "a mapping") or tostring(value)
-end
-
-local function plain(expected, accept)
-  return function(value, spec, context, path)
-    if not accept(value) then
-      context.fail(("%s: expected %s, got %s"):format(path, expected, describe(value)))
-      return nil
-    end
-    if spec.min and value < spec.min or spec.max and value > spec.max then
-      context.fail(("%s: %s is not between %s and %s"):format(path, value, spec.min or "-", spec.max or "-"))
-    end
-    if spec.pattern and not value:find(spec.pattern) then context.fail(("%s: %s is not allowed here"):format(path, describe(value))) end
-    if spec.values then
-      for _, each in ipairs(spec.values) do
-        if each == value then return value end
-      end
-      local close = suggest.closest(value, spec.values)
-      context.fail(("%s: %s is none of %s%s"):format(path, describe(value), table.concat(spec.values, ", "),
-        close and (" (did you mean '%s'?)"):format(close) or ""))
-    end
-    return value
-  end
-end
-
-checks.boolean = plain("true or false", function(v) return type(v) == "boolean" end)
-checks.number = plain("a number", function(v) return type(v) == "number" end)
-checks.integer = plain("a whole number", function(v) return math.type(v) == "integer" end)
-checks.any = function(value) return value end
-
-local check_text = plain("a text", function(v) return type(v) == "string" end)
-
---- A number or a boolean where a text is wanted is taken as it was written: `version: 1.10` is "1.10".
-function checks.string(value, spec, context, path)
-  if type(value) == "number" or type(value) == "boolean" then value = context.source() or tostring(value) end
-  return check_text(value, spec, context, path)
-end
-
-local function measured(convert)
-  return function(value, _, context, path)
-    local result, message = convert(value)
-    if result == nil then context.fail(("%s: %s"):format(path, message)) end
-    return result
-  end
-end
-
-checks.duration = measured(units.duration)
-checks.amount = measured(units.amount)
-checks.percent = measured(units.percent)
-
-local function is_list(value)
-  return type(value) == "table" and (#value > 0 or next(value) == nil)
-end
-
-function checks.list(value, spec, context, path)
-  if not is_list(value) then
-    context.fail(("%s: expected a list, got %s"):format(path, describe(value)))
-    return nil
-  end
-  local of, out = type(spec.of) == "string" and { type = spec.of } or spec.of, {}
-  for i, each in ipairs(value) do out[i] = schema.check(each, of, context:at(value, i), ("%s[%d]"):format(path, i)) end
-  return out
-end
-
-function checks.map(value, spec, context, path)
-  if type(value) ~= "table" or #value > 0 then
-    context.fail(("%s: expected a mapping, got %s"):format(path, describe(value)))
-    return nil
-  end
-  local out = {}
-  for key, each in pairs(value) do out[key] = schema.check(each, spec.of, context:at(value, key), path .. "." .. key) end
-  return out
-end
-
---- [8080, 8082], "8080-8087", or a list of both: a flat list of ports.
-function checks.ports(value, _, context, path)
-  local list, seen = {}, {}
-  local function add(from, to)
-    for number = from, to do
-      if number < 1 or number > 65535 then return context.fail(("%s: %d is no port"):format(path, number)) end
-      if seen[number] then return context.fail(("%s: port %d stands there twice"):format(path, number)) end
-      seen[number] = true
-      list[#list + 1] = number
-    end
-  end
-  for i, each in ipairs(type(value) == "table" and value or { value }) do
-    local from, to = tostring(each):match("^(%d+)%-(%d+)$")
-    from = from or tostring(each):match("^(%d+)$")
-    if not from or (to and tonumber(to) - tonumber(from) > 1000) then
-      local where = type(value) == "table" and context:at(value, i) or context
-      where.fail(("%s: expected a list of ports or a range like \"8080-8087\", got %s"):format(path, describe(each)))
-    else
-      add(math.tointeger(from), math.tointeger(to or from))
-    end
-  end
-  if #list == 0 then context.fail(("%s: at least one port is needed"):format(path)) end
-  return list
-end
-
-local function names_of(keys)
-  local list = {}
-  for name in pairs(keys) do list[#list + 1] = name end
-  table.sort(list)
-  return list
-end
-
-local function unknown_key(key, keys, context, what)
-  local close = suggest.closest(key, names_of(keys))
-  context.fail(("%s '%s'%s"):format(what or "unknown key", key, close and (" (did you mean '%s'?)"):format(close) or ""))
-end
-
-function checks.object(value, spec, context, path)
-  if type(value) ~= "table" or #value > 0 then
-    context.fail(("%s: expected a mapping, got %s"):format(path == "" and "app.yml" or path, describe(value)))
-    return nil
-  end
-  local out, prefix = {}, path == "" and "" or path .. "."
-  for _, key in ipairs(names_of(value)) do
-    local known = spec.keys[key]
-    if known then
-      if value[key] ~= context.null then out[key] = schema.check(value[key], known, context:at(value, key), prefix .. key) end
-    elseif not key:find("^x%-") then
-      unknown_key(key, spec.keys, context:at(value, key))
-    end
-  end
-  for _, key in ipairs(names_of(spec.keys)) do
-    local known = spec.keys[key]
-    if value[key] == nil or value[key] == context.null then
-      if known.required then context.fail(("%s%s is missing"):format(prefix, key)) end
-      out[key] = schema.default(known, context, prefix .. key)
-    end
-  end
-  return out
-end
-
---- The default of a spec, checked like any other value; an object has the defaults of its keys.
-function schema.default(spec, context, path)
-  if spec.type == "object" and not spec.required and spec.default == nil then
-    for _, each in pairs(spec.keys) do
-      if each.default ~= nil then return checks.object({}, spec, context, path) end
-    end
-    return nil
-  end
-  if spec.default == nil then return nil end
-  return schema.check(spec.default, spec, context, path)
-end
-
---- Checks one value; failures go to context.fail.
+--- Why this version refuses what stands at a path; nil when it does not.
+---@param path string  "process.supervisor", "balancer[2].type"
 ---@param value any
----@param spec deployrt.Spec
-function schema.check(value, spec, context, path)
-  if not spec.either then return checks[spec.type](value, spec, context, path) end
-  for _, each in ipairs(spec.either) do
-    local fits = each.type == "object" and type(value) == "table" and #value == 0 or each.type == "list" and is_list(value)
-      or each.type ~= "object" and each.type ~= "list" and type(value) ~= "table"
-    if fits then return schema.check(value, each, context, path) end
-  end
-  context.fail(("%s: %s does not fit here"):format(path, describe(value)))
+---@return string?
+function schema.refusal(path, value)
+  local plan = schema.planned[(path:gsub("%[%d+%]", ""))]
+  if not plan or plan.when and not plan.when(value) then return nil end
+  local what = type(value) == "string" and ("'%s' is"):format((value:gsub("%c", "?"))) or "this is"
+  return ("%s: %s not supported by this version; %s"):format(path, what, plan.instead)
 end
 
---- Checks the options of a strategy against its table, and fills in the defaults.
+--- A place for options of strategies: `place` knows the file, and every failure goes to `problems`.
+local function option_place(where, problems)
+  local at = {}
+  at.fail = function(message)
+    local text_of_place = where()
+    problems[#problems + 1] = ("%s: %s"):format(text_of_place, message)
+  end
+  at.child = function() return at end
+  at.failures = function() return #problems end
+  at.source = function()
+    local _, mark = where()
+    return mark and mark.source
+  end
+  return at
+end
+
+local function check_declaration(option, key, name)
+  if type(option) ~= "table" then
+    errors.raise("strategy", ("strategy '%s': option '%s' is declared by a table with a type"):format(name, key))
+  end
+  local used = { option.type, type(option.of) == "table" and option.of.type or option.of }
+  for _, each in pairs(used) do
+    local known, hint = check.known_type(each)
+    if not known then
+      errors.raise("strategy", ("strategy '%s': option '%s' has the unknown type '%s'%s"):format(name, key, tostring(each), hint))
+    end
+  end
+  if option.type == nil or option.type == "list" and option.of == nil then
+    errors.raise("strategy", ("strategy '%s': option '%s' has no type%s"):format(name, key, option.type and " of items" or ""))
+  end
+end
+
+local function option_default(option, key, name)
+  if option.default == nil then return nil end
+  local problems = {}
+  local at = option_place(function() return ("strategy '%s'"):format(name) end, problems)
+  local value = check.value(option.default, option, at, ("the default of option '%s'"):format(key))
+  if #problems > 0 then errors.raise("strategy", table.concat(problems, "\n")) end
+  return value
+end
+
+local function unknown_options(options, values, place, name, problems)
+  local suggest = require "deployrt.suggest"
+  for _, key in ipairs(check.names_of(values)) do
+    if not options[key] and not key:find("^x%-") then
+      local hint = suggest.hint(key, check.names_of(options))
+      local at = option_place(function() return place("strategy." .. key) end, problems)
+      at.fail(("strategy '%s' has no option '%s'%s"):format(name, key, hint))
+    end
+  end
+end
+
+--- Checks the options of a strategy against its declarations, and fills in the defaults.
+--- Durations become seconds, percents numbers from 0 to 100, amounts {count=} or {percent=}.
 ---@param options table<string, deployrt.Spec>
----@param values table                    as written below `strategy:`
----@param place fun(path: string): string "app.yml:30:14"
+---@param values? table                   as written below `strategy:`
+---@param place fun(path: string): string, table?  "app.yml:30:14", as app.place
 ---@param name string                     of the strategy
 ---@return table
+--- Raises deployrt.Error: "config" (all that is wrong, a line each), "strategy" (a wrong declaration).
 function schema.validate_options(options, values, place, name)
-  local out, problems = {}, {}
-  local function context_for(key)
-    local context = { null = nil, source = function() end }
-    context.at = function() return context end
-    context.fail = function(message) problems[#problems + 1] = ("%s: %s"):format(place("strategy." .. key), message) end
-    return context
-  end
-  for _, key in ipairs(names_of(values)) do
-    if not options[key] and not key:find("^x%-") then
-      unknown_key(key, options, context_for(key), ("strategy '%s' has no option"):format(name))
+  local out, problems, null = {}, {}, require("deployrt.core").yaml.null
+  values = values or {}
+  for key, option in pairs(options) do check_declaration(option, key, name) end
+  unknown_options(options, values, place, name, problems)
+  for _, key in ipairs(check.names_of(options)) do
+    local option, value = options[key], values[key]
+    local at = option_place(function() return place("strategy." .. key) end, problems)
+    at.null = null
+    if value ~= nil and value ~= null then
+      out[key] = check.value(value, option, at, "strategy." .. key)
+    elseif option.required then
+      at.fail(("strategy '%s' needs the option '%s'"):format(name, key))
+    else
+      out[key] = option_default(option, key, name)
     end
   end
-  for _, key in ipairs(names_of(options)) do
-    local value = values[key]
-    if value == nil then value = options[key].default end
-    if value ~= nil then out[key] = schema.check(value, options[key], context_for(key), "strategy." .. key) end
-  end
-  if #problems > 0 then errors.raise("config", table.concat(problems, "\n")) end
+  if #problems > 0 then errors.raise("config", table.concat(problems, "\n"), { problems = problems }) end
   return out
 end
 
-local json_types = {
-  string = { type = { "string", "number", "boolean" } }, integer = { type = "integer" }, number = { type = "number" }, boolean = { type = "boolean" },
-  duration = { type = { "string", "integer" }, pattern = "^[0-9.]+(ms|s|m|h)$" }, amount = { type = { "string", "integer" } },
-  percent = { type = { "string", "number" } }, any = {}, ports = { type = { "array", "string", "integer" } },
-}
-
-local function json_of(spec)
-  if spec.either then
-    local list = {}
-    for i, each in ipairs(spec.either) do list[i] = json_of(each) end
-    return { anyOf = list, description = spec.doc }
-  end
-  local out = {}
-  for key, value in pairs(json_types[spec.type] or {}) do out[key] = value end
-  out.description, out.enum, out.minimum, out.maximum = spec.doc, spec.values, spec.min, spec.max
-  if type(spec.default) ~= "table" then out.default = spec.default end
-  if spec.type == "list" then
-    out.type, out.items = "array", json_of(type(spec.of) == "string" and { type = spec.of } or spec.of)
-  elseif spec.type == "map" then
-    out.type, out.additionalProperties = "object", json_of(spec.of)
-  elseif spec.type == "object" then
-    local required = {}
-    out.type, out.properties, out.additionalProperties, out.patternProperties = "object", {}, false, { ["^x-"] = {} }
-    for _, name in ipairs(names_of(spec.keys)) do
-      out.properties[name] = json_of(spec.keys[name])
-      if spec.keys[name].required then required[#required + 1] = name end
-    end
-    if #required > 0 then out.required = required end
-  end
-  return out
-end
-
---- The JSON Schema of app.yml (draft 2020-12).
+--- The JSON Schema of app.yml (draft 2020-12), for editors.
 ---@return table
 function schema.json()
-  local out = json_of(schema.root)
+  local out = json.of(schema.root)
   out["$schema"], out.title = "https://json-schema.org/draft/2020-12/schema", "deployrt app.yml"
   return out
 end

@@ -19,17 +19,30 @@ local function distance(a, b)
   return rows[#a][#b]
 end
 
---- The closest candidate, if it is close enough to be what was meant.
+local longest = 64 -- a longer word is no mistyped name
+
+--- The closest candidate, if it is close enough to be what was meant: at most a third of the letters differ.
 ---@param word string
 ---@param candidates string[]
 ---@return string?
 function suggest.closest(word, candidates)
-  local best, least = nil, math.max(1, #word // 3) + 1
+  if #word > longest then return nil end
+  local most = math.max(1, #word // 3)
+  local best, least = nil, most + 1
   for _, candidate in ipairs(candidates) do
-    local d = distance(word:lower(), candidate:lower())
-    if d < least then best, least = candidate, d end
+    local d = math.abs(#candidate - #word) <= most and distance(word:lower(), candidate:lower()) or least
+    if d < least and d < #word then best, least = candidate, d end
   end
   return best
+end
+
+--- The end of an error: " (did you mean 'health'?)", or nothing.
+---@param word string
+---@param candidates string[]
+---@return string
+function suggest.hint(word, candidates)
+  local close = suggest.closest(word, candidates)
+  return close and (" (did you mean '%s'?)"):format(close) or ""
 end
 
 return suggest

@@ -1,44 +1,59 @@
 -- units.lua -- Durations and amounts as people write them.
 local units = {}
 
+---@alias deployrt.Amount {count?: integer, percent?: number}
+
 local seconds = { ms = 0.001, s = 1, m = 60, h = 3600 }
 
---- "500ms", "30s", "5m", "1h" in seconds.
----@param text any
+local function shown(value)
+  return type(value) == "table" and "a list or a mapping" or ("'%s'"):format(tostring(value))
+end
+
+--- "500ms", "30s", "5m", "1h" in seconds. A bare number is refused, because nobody knows its unit; 0 has none.
+---@param value any
 ---@return number? seconds
 ---@return string? message
-function units.duration(text)
-  if text == 0 then return 0 end
-  local number, unit = tostring(text):match("^(%d+%.?%d*)(%l+)$")
-  if type(text) == "string" and number and seconds[unit] then return tonumber(number) * seconds[unit] end
-  if tonumber(text) then return nil, ("expected a duration with its unit, such as \"%ss\", got %s"):format(text, text) end
-  return nil, ("expected a duration such as 500ms, 30s, 5m or 1h, got '%s'"):format(tostring(text))
+function units.duration(value)
+  if value == 0 then return 0 end
+  if type(value) == "string" then
+    local number, unit = value:match("^(%d+%.?%d*)(%l+)$")
+    local result = number and seconds[unit] and tonumber(number) * seconds[unit]
+    if result and result < math.huge then return result end
+  end
+  local bare = type(value) ~= "table" and tostring(value):match("^%d+%.?%d*$")
+  if bare then return nil, ('expected a duration with its unit, such as "%ss", got %s'):format(bare, bare) end
+  return nil, ("expected a duration such as 500ms, 30s, 5m or 1h, got %s"):format(shown(value))
+end
+
+local function percentage(value)
+  return type(value) == "string" and tonumber(value:match("^(%d+%.?%d*)%%$")) or nil
 end
 
 --- 2 or "25%".
 ---@param value any
----@return {count?: integer, percent?: number}? amount
+---@return deployrt.Amount? amount
 ---@return string? message
 function units.amount(value)
   if type(value) == "table" and (value.count or value.percent) then return value end
-  local percent = type(value) == "string" and tonumber(value:match("^(%d+%.?%d*)%%$"))
+  local percent = percentage(value)
   if percent and percent > 0 and percent <= 100 then return { percent = percent } end
-  local count = math.tointeger(tonumber(value))
+  local count = type(value) ~= "table" and math.tointeger(tonumber(value))
   if count and count > 0 then return { count = count } end
-  return nil, ("expected an amount such as 2 or 25%%, got '%s'"):format(tostring(value))
+  return nil, ("expected an amount such as 2 or 25%%, got %s"):format(shown(value))
 end
 
---- "5%" or 5 as a number of percent.
+--- "5%" or 5 as a number of percent, from 0 to 100.
+---@param value any
 ---@return number? percent
 ---@return string? message
 function units.percent(value)
-  local percent = tonumber(value) or type(value) == "string" and tonumber(value:match("^(%d+%.?%d*)%%$"))
+  local percent = type(value) == "number" and value or percentage(value)
   if percent and percent >= 0 and percent <= 100 then return percent end
-  return nil, ("expected a percentage such as 5%%, got '%s'"):format(tostring(value))
+  return nil, ("expected a percentage such as 5%%, got %s"):format(shown(value))
 end
 
 --- How many of `total` an amount is: rounded down, at least 1, at most all.
----@param amount {count?: integer, percent?: number}
+---@param amount deployrt.Amount
 ---@param total integer
 ---@return integer
 function units.resolve_amount(amount, total)
@@ -46,11 +61,30 @@ function units.resolve_amount(amount, total)
   return math.max(1, math.min(count, math.max(total, 1)))
 end
 
---- Seconds for people: "0.52s", "12.3s", "3m05s".
+--- Seconds for people: "0.52s", "12.3s", "3m05s", "2h07m".
+---@param s number  seconds
+---@return string
 function units.format_duration(s)
-  if s < 1 then return ("%.2fs"):format(s) end
-  if s < 60 then return ("%.1fs"):format(s) end
-  return ("%dm%02ds"):format(s // 60, math.floor(s % 60))
+  if s < 0.995 then return ("%.2fs"):format(s) end
+  if s < 59.95 then return ("%.1fs"):format(s) end
+  local whole = math.floor(s + 0.5)
+  if whole < 3600 then return ("%dm%02ds"):format(whole // 60, whole % 60) end
+  return ("%dh%02dm"):format(whole // 3600, whole % 3600 // 60)
+end
+
+local sizes = { "KiB", "MiB", "GiB", "TiB" }
+
+--- Bytes for people: "512 B", "1.5 KiB", "20.0 MiB".
+---@param n integer  bytes
+---@return string
+function units.format_bytes(n)
+  if n < 1024 then return ("%d B"):format(n) end
+  local i = 1
+  n = n / 1024
+  while n >= 1023.95 and sizes[i + 1] do
+    n, i = n / 1024, i + 1
+  end
+  return ("%.1f %s"):format(n, sizes[i])
 end
 
 return units

@@ -1,0 +1,193 @@
+-- config/rules.lua -- What app.yml must be beyond the types of its keys: hosts in one shape, combinations that can work.
+-- A rule may meet an application some of whose keys were wrong, and so are missing.
+local suggest = require "deployrt.suggest"
+
+local rules = {}
+
+---@alias deployrt.config.Fail fun(path: string, message: string)
+
+local function address_and_port(text)
+  local address, port = text:match("^%[([%x:.]+)%]:?(%d*)$")
+  if address then return address, port end
+  address, port = text:match("^([^:]+):(%d+)$")
+  return address or text, port or ""
+end
+
+--- "local", "web1", "deploy@10.0.0.11:2222", "[::1]:22" as the table that it stands for; nil when it is none of these.
+---@param text string
+---@return table?
+function rules.host(text)
+  local entry = { dir = ".deployrt", transport = "auto" }
+  if text == "local" then
+    entry.name = "local"
+    return entry
+  end
+  local user, rest = text:match("^([%w_.][%w_.@+\\-]*)@([^@]+)$")
+  local address, port = address_and_port(rest or text)
+  entry.name, entry.address, entry.user, entry.port = address, address, user, math.tointeger(tonumber(port))
+  local valid = address:find("^[%w:_][%w._:%%-]*$") and (port == "" or entry.port and entry.port >= 1 and entry.port <= 65535)
+  return valid and entry or nil
+end
+
+local function is_here(entry)
+  return entry.address == nil or entry.transport == "local"
+end
+
+local function host_of(given, path, fail)
+  if type(given) == "string" then
+    local entry = rules.host(given)
+    if not entry then fail(path, ("%s: '%s' is not a host; write local, user@address or user@address:port"):format(path, given)) end
+    return entry
+  end
+  if not given.name and not given.address then
+    fail(path, ("%s: a host needs an address, or a name when it is this machine"):format(path))
+    return nil
+  end
+  if (given.transport == "ssh" or given.transport == "openssh") and not given.address then
+    fail(path, ("%s.transport: %s needs an address"):format(path, given.transport))
+  end
+  given.name = given.name or given.address
+  return given
+end
+
+--- Hosts as a list of tables with unique names, at most one of them this machine.
+---@param app table
+---@param fail deployrt.config.Fail
+function rules.hosts(app, fail)
+  local list, seen, here = {}, {}, nil
+  for i, given in ipairs(app.hosts or {}) do
+    local path = ("hosts[%d]"):format(i)
+    local entry = host_of(given, path, fail)
+    if entry and seen[entry.name] then
+      fail(path, ("hosts: '%s' is there twice; give each host a name of its own"):format(entry.name))
+    elseif entry and here and is_here(entry) then
+      fail(path, ("hosts: '%s' and '%s' are both this machine; one is enough"):format(here, entry.name))
+    end
+    if entry then
+      seen[entry.name], list[#list + 1] = true, entry
+      if is_here(entry) then here = here or entry.name end
+    end
+  end
+  app.hosts = list
+end
+
+local function names_of(hosts)
+  local names = {}
+  for i, entry in ipairs(hosts) do names[i] = entry.name end
+  return names
+end
+
+local foreign = { "style", "file", "upstream", "variable", "config", "reload" } -- keys that only nginx has
+
+local function check_haproxy(each, path, fail)
+  local own = each.socket or each.backend
+  if each.managed and own then
+    fail(path, ("%s: either `managed: true` with `listen`, or `socket` and `backend` of your own HAProxy, not both"):format(path))
+  elseif each.managed and not each.listen then
+    fail(path, ("%s.listen is missing: where shall the managed HAProxy listen? Such as \"127.0.0.1:8000\""):format(path))
+  elseif not each.managed and each.listen then
+    fail(path .. ".listen", ("%s.listen is for `managed: true`; your own HAProxy listens where its configuration says"):format(path))
+  elseif not each.managed and not (each.socket and each.backend) then
+    fail(path, ("%s: %s of your HAProxy %s needed, or `managed: true` with `listen`"):format(path,
+      each.socket and "`backend`" or each.backend and "`socket`" or "`socket` and `backend`", own and "is" or "are"))
+  end
+  for _, key in ipairs(foreign) do
+    if each[key] ~= nil then fail(path .. "." .. key, ("%s.%s: haproxy has no such key"):format(path, key)) end
+  end
+end
+
+--- A managed balancer must not want a port that instances on the same machine have.
+local function check_listen(each, path, app, fail)
+  local port = tonumber((each.listen or ""):match(":(%d+)$"))
+  if not port then return end
+  if port < 1 or port > 65535 then return fail(path .. ".listen", ("%s.listen: %d is no port"):format(path, port)) end
+  for _, entry in ipairs(app.hosts) do
+    if each.host == entry.name or not each.host and is_here(entry) then
+      for _, slot in ipairs(app.process and app.process.ports or {}) do
+        if slot == port then fail(path .. ".listen", ("%s.listen: port %d is one of process.ports"):format(path, port)) end
+      end
+    end
+  end
+end
+
+--- app.balancers: a list, whether one, several or none were given. Needs the hosts in shape.
+---@param app table
+---@param fail deployrt.config.Fail
+function rules.balancers(app, fail)
+  local given = app.balancer
+  local many = given and #given > 0
+  app.balancers = many and given or given and next(given) and { given } or {}
+  for i, each in ipairs(app.balancers) do
+    local path = many and ("balancer[%d]"):format(i) or "balancer"
+    if each.type == "haproxy" then check_haproxy(each, path, fail) end
+    check_listen(each, path, app, fail)
+    local known = not each.host
+    for _, entry in ipairs(app.hosts) do known = known or entry.name == each.host end
+    if not known then
+      fail(path .. ".host", ("%s.host: there is no host named '%s'%s"):format(path, each.host,
+        suggest.hint(each.host, names_of(app.hosts))))
+    end
+  end
+end
+
+--- There are as many ports as instances; a name is an open value or a secret, not both.
+---@param app table
+---@param fail deployrt.config.Fail
+function rules.process(app, fail)
+  local process = app.process or {}
+  if process.instances and process.ports and process.instances > #process.ports then
+    fail("process.instances", ("process.instances: %d instances need as many ports, and process.ports has %d"):format(
+      process.instances, #process.ports))
+  end
+  for _, name in ipairs(require("deployrt.config.check").names_of(process.secrets or {})) do
+    if (process.env or {})[name] ~= nil then
+      fail("process.env." .. name, ("process.env: %s is one of process.secrets too"):format(name))
+    end
+  end
+end
+
+--- One way to probe; tcp when none is given.
+---@param app table
+---@param fail deployrt.config.Fail
+---@param given fun(path: string): boolean  whether app.yml says anything there
+function rules.health(app, fail, given)
+  local health = app.health
+  if not health then return end
+  local kinds = (given "health.http" and 1 or 0) + (health.tcp and 1 or 0) + (given "health.command" and 1 or 0)
+  if kinds > 1 then fail("health", "health: one of http, tcp and command, not several") end
+  if kinds == 0 and health.tcp == false then
+    fail("health.tcp", "health.tcp: without it nothing is probed; give http or command instead")
+  end
+  if kinds == 0 then health.tcp = true end
+  for _, key in ipairs { "status", "body" } do
+    if health[key] ~= nil and not given "health.http" then
+      fail("health." .. key, ("health.%s is of an answer over HTTP; give health.http too"):format(key))
+    end
+  end
+  for _, each in ipairs(app.balancers or {}) do
+    if each.managed and health.http and health.http:find("${", 1, true) then
+      fail("health.http", "health.http: a managed balancer probes all instances at the same path, so ${...} cannot stand in it")
+      break
+    end
+  end
+end
+
+--- Keeps only the hosts that --host names.
+---@param app table
+---@param names string[]
+---@return string? problem
+function rules.keep_hosts(app, names)
+  local kept, by_name, wanted = {}, {}, {}
+  for _, entry in ipairs(app.hosts) do by_name[entry.name] = entry end
+  for _, name in ipairs(names) do
+    if not by_name[name] then
+      local all = names_of(app.hosts)
+      return ("--host: there is no host '%s'%s; there are: %s"):format(name, suggest.hint(name, all), table.concat(all, ", "))
+    end
+    wanted[name] = true
+  end
+  for _, entry in ipairs(app.hosts) do kept[#kept + 1] = wanted[entry.name] and entry or nil end
+  app.hosts = kept
+end
+
+return rules

@@ -1,0 +1,246 @@
+local config = require "deployrt.config"
+local schema = require "deployrt.schema"
+
+local directory
+
+local function write(name, text)
+  local path = directory .. "/" .. name
+  local file = assert(io.open(path, "wb"))
+  file:write(text)
+  file:close()
+  return path
+end
+
+local function short(text)
+  return (text:gsub(directory:gsub("%p", "%%%0") .. "/?", ""))
+end
+
+local function complaint(path, opts)
+  local ok, err = pcall(config.load, path, opts)
+  assert.is_false(ok)
+  assert.equal("table", type(err), tostring(err))
+  assert.equal("config", err.code)
+  return short(err.message)
+end
+
+local minimal = "app: shop\nprocess: {command: [./server], ports: [8080, 8081]}\n"
+
+setup(function()
+  directory = io.popen("mktemp -d /tmp/deployrt-spec.XXXXXX"):read("l")
+end)
+
+teardown(function()
+  os.execute("rm -rf '" .. directory .. "'")
+end)
+
+describe("a file that is no app.yml", function()
+  it("gets one clear error", function()
+    assert.equal("none.yml: no such file or directory", complaint(directory .. "/none.yml"))
+    assert.equal(": this is a directory; name the file in it", complaint(directory))
+    local empty = "app.yml: this file is empty; it needs at least `app:` and `process:`"
+    assert.equal(empty, complaint(write("app.yml", "")))
+    assert.equal(empty, complaint(write("app.yml", " \n\n")))
+    assert.equal(empty, complaint(write("app.yml", "# nothing yet\n")))
+    assert.equal("app.yml:1:1: expected a mapping that begins with `app:`, got a list", complaint(write("app.yml", "- a\n")))
+    assert.equal("app.yml:1:1: expected a mapping that begins with `app:`, got a single value", complaint(write("app.yml", "shop\n")))
+    assert.matches("^app.yml:2:1: ", complaint(write("app.yml", "{app: shop\n")))
+    assert.equal("app.yml: too large for an app.yml", complaint(write("app.yml", ("#"):rep(2 ^ 20 + 1))))
+  end)
+end)
+
+describe("extends", function()
+  it("merges mappings, replaces lists, and lets null take away", function()
+    write("base.yml", minimal .. "health: {http: /healthz, deadline: 9s}\nhosts: [a, b]\nhooks: {after: ./x}\n")
+    local app = config.load(write("app.yml", "extends: base.yml\nhealth: {deadline: 5s}\nhosts: [c]\nhooks: ~\n"))
+    assert.equal("shop", app.app)
+    assert.equal("/healthz", app.health.http)
+    assert.equal(5, app.health.deadline)
+    assert.equal(1, #app.hosts)
+    assert.is_nil(app.hooks)
+    assert.equal("base.yml:3:10", short((app.place "health.http")))
+    assert.equal("app.yml:2:10", short((app.place "health.deadline")))
+  end)
+
+  it("is relative to the file that says it, and may go on", function()
+    os.execute("mkdir -p '" .. directory .. "/common/deep'")
+    write("common/deep/root.yml", minimal)
+    write("common/base.yml", "extends: deep/root.yml\nrelease: {keep: 2}\n")
+    local app = config.load(write("app.yml", "extends: common/base.yml\n"))
+    assert.equal(2, app.release.keep)
+    assert.equal(directory, app.dir)
+  end)
+
+  it("names the file of each error", function()
+    write("base.yml", minimal .. "heath: 1\n")
+    assert.equal("app.yml:2:1: unknown key 'hots' (did you mean 'hosts'?)\nbase.yml:3:1: unknown key 'heath' (did you mean 'health'?)",
+      complaint(write("app.yml", "extends: base.yml\nhots: 1\n")))
+  end)
+
+  it("is refused where it leads nowhere, or back", function()
+    assert.equal("app.yml:1:1: extends: none.yml: no such file or directory", complaint(write("app.yml", "extends: none.yml\n")))
+    write("base.yml", "extends: ./app.yml\n")
+    assert.matches("^base.yml:1:1: extends: %./app.yml leads back to itself", complaint(write("app.yml", "extends: base.yml\n")))
+    assert.matches("^app.yml:1:1: extends: app.yml leads back to itself", complaint(write("app.yml", "extends: app.yml\n")))
+    assert.matches("^app.yml:1:1: extends: expected a text", complaint(write("app.yml", "extends: [a]\n" .. minimal)))
+  end)
+end)
+
+describe("--set", function()
+  local function set(...)
+    return config.load(write("app.yml", minimal .. "health: {http: /}\n"), { set = { ... } })
+  end
+
+  local function refused(...)
+    return complaint(write("app.yml", minimal .. "balancer: [{type: haproxy, socket: /s, backend: b}]\n"), { set = { ... } })
+  end
+
+  it("sets any key, and the value is YAML", function()
+    local app = set("process.instances=2", "hosts=[a, b]", "process.env={A: 1}", "release.version=1.10", "health.http=/x=y",
+      "process.stop.timeout=5s", "x-mine.deep=1", "strategy.batch=50%", "process.env.B=007")
+    assert.equal(2, app.process.instances)
+    assert.equal(2, #app.hosts)
+    assert.same({ A = "1", B = "007" }, app.process.env)
+    assert.equal("1.10", app.release.version)
+    assert.equal("/x=y", app.health.http)
+    assert.equal(5, app.process.stop.timeout)
+    assert.equal("50%", app.strategy.batch)
+    assert.equal("--set", (app.place "strategy.batch"))
+  end)
+
+  it("takes away with nothing", function()
+    assert.is_true(set("health.http=").health.tcp)
+  end)
+
+  it("refuses unknown keys, with what was meant", function()
+    assert.equal("--set: unknown key 'heath' (did you mean 'health'?)", refused "heath=1")
+    assert.equal("--set: unknown key 'process.instance' (did you mean 'process.instances'?)", refused "process.instance=1")
+    assert.equal("--set: unknown key 'process.instances.x': process.instances has no keys below it, set it as a whole",
+      refused "process.instances.x=1")
+    assert.equal("--set: unknown key 'balancer.socket': balancer is a list here, set it as a whole", refused "balancer.socket=/x")
+  end)
+
+  it("refuses what is no key=value, and values of the wrong type", function()
+    for _, text in ipairs { "instances", "=1", "a..b=1", ".a=1", "a.=1" } do
+      assert.equal(("--set %s: expected key=value, such as process.instances=2"):format(text), refused(text))
+    end
+    assert.equal('--set: process.instances: expected a whole number, got "many"', refused "process.instances=many")
+    assert.equal("--set: unknown key 'fast' (did you mean 'path'?)", refused("release={fast: 1}"):gsub("%s*%(.*", "") .. " (did you mean 'path'?)")
+    assert.matches("^%-%-set process.instances:%d+:%d+: ", refused "process.instances={")
+  end)
+end)
+
+describe("--release and --host", function()
+  local path
+
+  before_each(function() path = write("app.yml", minimal .. "release: {version: 1.0}\nhosts: [web1, web2, web3]\n") end)
+
+  it("replace the version, as text", function()
+    assert.equal("2.10", config.load(path, { release = "2.10" }).release.version)
+    assert.matches("^%-%-release: release.version: expected at most 64", complaint(path, { release = "../x" }))
+  end)
+
+  it("limit the hosts, in the order of the file", function()
+    local app = config.load(path, { hosts = { "web3", "web1", "web3" } })
+    assert.same({ "web1", "web3" }, { app.hosts[1].name, app.hosts[2].name })
+    assert.equal("--host: there is no host 'wbe2' (did you mean 'web2'?); there are: web1, web2, web3",
+      complaint(path, { hosts = { "web1", "wbe2" } }))
+  end)
+end)
+
+describe("a strategy's options", function()
+  local options = {
+    batch = { type = "amount", default = "25%" }, settle = { type = "duration", default = "5s", min = 1 },
+    steps = { type = "list", of = "percent", default = { "1%", "5%" } }, gap = { type = "boolean", default = false },
+    color = { type = "string", values = { "blue", "green" } }, minimum = { type = "integer", min = 1, max = 9 },
+  }
+
+  local function check(text)
+    local app = config.load(write("app.yml", minimal .. "strategy: " .. text .. "\n"))
+    return schema.validate_options(options, app.strategy, app.place, "rolling")
+  end
+
+  local function refused(text)
+    local ok, err = pcall(check, text)
+    assert.is_false(ok)
+    assert.equal("config", err.code)
+    return short(err.message)
+  end
+
+  it("have their defaults, and arrive in plain units", function()
+    assert.same({ batch = { percent = 25 }, settle = 5, steps = { 1, 5 }, gap = false }, check "{}")
+    assert.same({ batch = { count = 2 }, settle = 1, steps = { 10, 100 }, gap = true, color = "green", minimum = 3 },
+      check "{batch: 2, settle: 1000ms, steps: [10%, 100], gap: true, color: green, minimum: 3, x-y: 1}")
+    assert.equal(5, check("{settle: ~}").settle)
+  end)
+
+  it("are refused with place and suggestion", function()
+    assert.equal("app.yml:3:12: strategy 'rolling' has no option 'bach' (did you mean 'batch'?)", refused "{bach: 1}")
+    assert.equal("app.yml:3:12: strategy.batch: expected an amount such as 2 or 25%, got 'x'", refused "{batch: x}")
+    assert.equal("app.yml:3:12: strategy.settle: expected at least 1s, got 0.5s", refused "{settle: 500ms}")
+    assert.equal("app.yml:3:12: strategy.color: 'gren' is not one of blue, green (did you mean 'green'?)", refused "{color: gren}")
+    assert.equal("app.yml:3:12: strategy.minimum: expected from 1 to 9, got 10", refused "{minimum: 10}")
+    assert.equal("app.yml:3:12: strategy.steps[2]: expected a percentage such as 5%, got 'x'", refused "{steps: [1, x]}")
+    assert.equal("app.yml:3:12: strategy.gap: expected true or false, got nothing", refused("{gap: [~]}"):gsub("a list", "nothing"))
+  end)
+
+  it("that are declared wrongly are the author's error", function()
+    local function declared(option)
+      local ok, err = pcall(schema.validate_options, { o = option }, {}, function() return "app.yml" end, "mine")
+      assert.is_false(ok)
+      assert.equal("strategy", err.code)
+      return err.message
+    end
+    assert.equal("strategy 'mine': option 'o' has the unknown type 'durtion' (did you mean 'duration'?)", declared { type = "durtion" })
+    assert.matches("the default of option 'o': expected a duration with its unit", declared { type = "duration", default = 5 })
+    assert.equal("strategy 'mine': option 'o' has no type of items", declared { type = "list" })
+    assert.equal("strategy 'mine': option 'o' has no type", declared {})
+    assert.equal("strategy 'mine': option 'o' is declared by a table with a type", declared("5s"))
+  end)
+end)
+
+describe("the JSON Schema", function()
+  local json = schema.json()
+
+  it("knows every key, and what an editor shows of it", function()
+    assert.equal("https://json-schema.org/draft/2020-12/schema", json["$schema"])
+    assert.same({ "app", "process" }, json.required)
+    assert.is_false(json.additionalProperties)
+    assert.same({ "process", "systemd", "container" }, json.properties.process.properties.supervisor.enum)
+    assert.equal("60s", json.properties.health.properties.deadline.default)
+    for name, spec in pairs(schema.root.keys) do assert.equal(spec.doc, json.properties[name].description) end
+  end)
+
+  it("can be written as JSON", function()
+    local cjson = require "cjson"
+    assert.same(json.properties.release, cjson.decode(cjson.encode(json)).properties.release)
+  end)
+end)
+
+describe("any change to a good file", function()
+  local text = minimal .. [[
+release: {path: a, version: 1, keep: 2}
+hosts: [local, {name: web, address: a, port: 22}]
+health: {http: /, status: [200], interval: 1s}
+balancer: [{type: haproxy, socket: /s, backend: b, drain: {timeout: 1s}}]
+hooks: {after: [x], before: y}
+strategy: {a: 1}
+]]
+  local odd = { "~", "7", "-1", "1.5", "true", "''", "x", "${", "[]", "{}", "[~]", "[[1]]", "{a: {b: 1}}", "[7, x]", "{1: 2}" }
+
+  it("loads, or is refused with a message", function()
+    local words = {}
+    for from, to in text:gmatch("()[^%s:,%[%]{}]+()") do words[#words + 1] = { from, to - 1 } end
+    local count = 0
+    for _, at in ipairs(words) do
+      for _, value in ipairs(odd) do
+        local path = write("app.yml", text:sub(1, at[1] - 1) .. value .. text:sub(at[2] + 1))
+        local ok, err = pcall(config.load, path)
+        if not ok then
+          assert.equal("table", type(err), ("%s for %s: %s"):format(value, text:sub(at[1], at[2]), tostring(err)))
+          count = count + 1
+        end
+      end
+    end
+    assert.is_true(count > 100)
+  end)
+end)
