@@ -277,10 +277,9 @@ port_owner() { # port -- nothing when it is free; else who listens, as far as we
   printf '%s\n' "$lines" | {
     while read -r _ where _ state _ _ _ uid _ inode _; do
       [ "$state" = 0A ] && [ ":${where##*:} " = "$hex" ] || continue
-      holder=''
-      for d in /proc/[0-9]*; do
-        ls -l "$d/fd" 2>/dev/null | grep -qF "socket:[$inode]" && holder=${d#/proc/} && break
-      done
+      holder=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v wanted="socket:[$inode]" '
+        /^\/proc\// { split($0, part, "/"); pid = part[3] }
+        $NF == wanted { print pid; exit }')
       if [ -n "$holder" ]; then
         printf 'port %s is taken by pid %s (%s) of uid %s\n' "$1" "$holder" \
           "$(tr '\0' ' ' < "/proc/$holder/cmdline" | cut -c 1-80)" "$uid"

@@ -173,6 +173,20 @@ function Host:talk(address, request, timeout)
   return errors.check(link:talk(where, math.tointeger(port), request, options))
 end
 
+--- Whether a TCP connection from the host to an address succeeds.
+---@async
+---@param address string
+---@param port integer
+---@param timeout number  seconds
+---@return boolean
+---@return deployrt.Error? why_not
+function Host:reaches(address, port, timeout)
+  local link, err = self:link()
+  local ok = false
+  if link then ok, err = link:dial(address, port, timeout) end
+  return ok == true, err
+end
+
 function Host:close()
   if self.open_link then self.open_link:close() end
   if self.hop then self.hop:close() end

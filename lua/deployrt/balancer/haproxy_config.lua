@@ -1,11 +1,15 @@
--- haproxy_config.lua -- The configuration of an HAProxy that deployrt manages itself.
+-- haproxy_config.lua -- The configuration of the HAProxy that deployrt runs itself.
+local core = require "deployrt.core"
+
 local haproxy_config = {}
 
 local head = [[
-# Written by deployrt for the application "%s"; changes are overwritten.
+# Written by deployrt for the application %s; changes are overwritten.
 global
     master-worker
-    hard-stop-after 60s
+    noreuseport
+    maxconn %d
+    hard-stop-after %ds
     stats socket %s mode 600 level admin expose-fd listeners
 
 defaults
@@ -15,11 +19,12 @@ defaults
     timeout server 60s
     timeout queue 10s
     timeout http-keep-alive 60s
+    timeout tunnel 1h
     option redispatch 1
     retries 3
-    retry-on conn-failure empty-response
+    retry-on conn-failure empty-response response-timeout
 
-frontend %s
+frontend %s-in
     bind %s
     http-request disable-l7-retry unless METH_GET
     default_backend %s
@@ -28,22 +33,91 @@ backend %s
     balance roundrobin
 ]]
 
---- The text of the configuration.
----@param options {app: string, socket: string, listen: string, backend: string, health?: {http?: string}}
----@param slots {name: string, address: string, port: integer}[]
----@param wanted table<string, {state: string, weight: integer}>  what each slot comes up with after a restart
+--- Words of the configuration in single quotes, where nothing is expanded.
+local function quote(word)
+  return "'" .. word:gsub("'", "'\\''") .. "'"
+end
+
+--- Codes that mean healthy, as `http-check expect status` lists them.
+local function statuses(wanted)
+  if type(wanted) ~= "table" then return wanted or "200-299" end
+  local list = {}
+  for i, each in ipairs(wanted) do
+    list[i] = type(each) == "table" and ("%d-%d"):format(each.from or each[1], each.to or each[2]) or each
+  end
+  return table.concat(list, ",")
+end
+
+local function check_lines(health)
+  if not health or not health.http then return "" end
+  local path = quote(health.http)
+  return ("    option httpchk GET %s\n"):format(path)
+    .. ("    http-check send meth GET uri %s ver HTTP/1.1 hdr Host localhost\n"):format(path)
+    .. ("    http-check expect status %s\n"):format(statuses(health.status))
+end
+
+--- A name that HAProxy takes for a server.
+---@param name string
 ---@return string
-function haproxy_config.text(options, slots, wanted)
-  local lines = { head:format(options.app, options.socket, options.app .. "-in", options.listen, options.backend, options.backend) }
-  if options.health and options.health.http then
-    lines[#lines + 1] = ("    option httpchk GET %s\n"):format(options.health.http)
-  end
+function haproxy_config.identifier(name)
+  return (name:gsub("[^%w_.:-]", "_"))
+end
+
+--- An address as HAProxy writes it in front of a port: IPv6 in brackets.
+function haproxy_config.endpoint(slot)
+  return (slot.address:find(":", 1, true) and "[%s]:%d" or "%s:%d"):format(slot.address, slot.port)
+end
+
+--- The lines that need a reload when they change: all but weights and states, which are set at runtime.
+local function shape(text)
+  return (text:gsub(" weight %d+", ""):gsub(" disabled", ""):gsub("    description [^\n]*\n", ""))
+end
+
+--- Names the shape of a configuration; a running HAProxy tells it back as its description.
+---@param text string
+---@return string
+function haproxy_config.fingerprint(text)
+  return "deployrt-" .. core.sha256(shape(text)):sub(1, 16)
+end
+
+---@class deployrt.HAProxyConfig
+---@field app string
+---@field socket string          path of the runtime API
+---@field listen string
+---@field backend string
+---@field health? table          app.health
+---@field maxconn integer
+---@field hard_stop integer      seconds that an old process may live on after a reload
+
+--- The text of the configuration.
+---@param settings deployrt.HAProxyConfig
+---@param slots {name: string, address: string, port: integer}[]
+---@param wanted table<string, {state?: string, weight?: integer}>  slots that are absent come up disabled
+---@return string
+function haproxy_config.text(settings, slots, wanted)
+  local lines = { head:format(settings.app, settings.maxconn, settings.hard_stop, quote(settings.socket),
+    haproxy_config.identifier(settings.app), settings.listen, settings.backend, settings.backend) }
+  lines[#lines + 1] = check_lines(settings.health)
   for _, slot in ipairs(slots) do
-    local state = wanted[slot.name] or { state = "maint", weight = 100 }
-    lines[#lines + 1] = ("    server %s %s:%d check inter 500ms fall 3 rise 1 weight %d%s\n"):format(
-      slot.name, slot.address, slot.port, state.weight or 100, state.state == "ready" and "" or " disabled")
+    local state = wanted[slot.name] or {}
+    lines[#lines + 1] = ("    server %s %s check inter 500ms fall 3 rise 1 weight %d%s\n"):format(
+      haproxy_config.identifier(slot.name), haproxy_config.endpoint(slot), state.weight or 100,
+      state.state == "ready" and "" or " disabled")
   end
-  return table.concat(lines)
+  local text = table.concat(lines)
+  return (text:gsub("    noreuseport\n", "%0    description " .. haproxy_config.fingerprint(text) .. "\n", 1))
+end
+
+--- What the servers of a configuration come up with, by their names.
+---@param text string
+---@return table<string, {state: string, weight: integer}>
+function haproxy_config.wanted(text)
+  local wanted = {}
+  for name, weight, rest in text:gmatch("\n    server (%S+) [^\n]- weight (%d+)([^\n]*)") do
+    local state = rest:find("disabled", 1, true) and "maint" or "ready"
+    wanted[name] = { weight = math.tointeger(weight), state = state }
+  end
+  return wanted
 end
 
 return haproxy_config

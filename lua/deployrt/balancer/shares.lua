@@ -39,7 +39,7 @@ local function exact(part, rest, new_count, old_count, max)
   if best then return best * part, best * rest end
 end
 
---- The nearest totals when no exact ones fit. Neither side gets nothing: a share that was asked for is never zero.
+--- The nearest totals when no exact ones fit. Neither side gets nothing: a share asked for is never zero.
 local function nearest(share, new_limit, old_limit)
   local best_new, best_old, least = 1, old_limit, math.huge
   for old = old_limit, 1, -1 do
@@ -63,8 +63,8 @@ local function totals(percent, new_count, old_count, max)
   return nearest(percent / 100, max * new_count, max * old_count)
 end
 
---- Weights of each side's instances, so that the new side gets `percent` of the requests: exactly where integers
---- allow it, else as near as they do. A side without instances gets nothing, and the other one everything.
+--- Weights of each side's instances, so that the new side gets `percent` of the requests: exactly where
+--- integers allow it, else as near as they do. A side without instances gets nothing, and the other one everything.
 ---@param percent number     0 to 100; fractions such as 0.5 are fine
 ---@param new_count integer  instances of the new release
 ---@param old_count integer  instances of the old one

@@ -28,7 +28,7 @@ function balancer.exclusively(context, action)
   if not ok then error(err, 0) end
 end
 
-local away = { refused = true, missing = true, lost = true, unreachable = true }
+local away = { refused = true, missing = true, lost = true, unreachable = true, timeout = true }
 
 --- A balancer that is being restarted is given time to come back.
 local function patiently(action)

@@ -1,0 +1,295 @@
+-- haproxy_managed.lua -- The HAProxy that deployrt runs itself: started, reloaded, stopped, losing no request.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local config = require "deployrt.balancer.haproxy_config"
+
+local haproxy_managed = {}
+
+local socket_limit = 90 -- HAProxy binds the path with its pid behind it, and 107 bytes is all there is
+
+local function shell(host, script, ...)
+  return host:execute({ "/bin/sh", "-c", script, "sh", ... }, { timeout = 30 })
+end
+
+--- Where the program is on a host, and how many connections its file limit allows; nil: not installed.
+---@param host deployrt.Host
+---@return string? program
+---@return integer maxconn
+local function find_program(host)
+  local found = shell(host, "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; command -v haproxy; ulimit -Hn")
+  local program, limit = found.stdout:match("^(/[^\n]+)\n(%S+)")
+  local files = math.tointeger(limit) or 65536
+  return program, math.max(100, math.min(20000, (files - 200) // 2))
+end
+
+-- Prints "pid name" of who listens on a port (hexadecimal, $1), "0" when that cannot be seen. Addresses that do
+-- not collide with ours ($2, as /proc writes it; empty: any) are left out.
+local owner_script = [[
+sockets=$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v port=":$1" -v ours="$2" '
+  $4 == "0A" && substr($2, length($2) - 4) == port {
+    address = substr($2, 1, length($2) - 5)
+    if (ours == "" || address == ours || address ~ /^0+$/) print $10
+  }')
+[ "$sockets" ] || exit 0
+pid=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v sockets="$sockets" '
+  BEGIN { count = split(sockets, list); for (i = 1; i <= count; i++) wanted["socket:[" list[i] "]"] = 1 }
+  /^\/proc\// { split($0, part, "/"); pid = part[3] }
+  $NF in wanted { print pid; exit }')
+[ "$pid" ] && echo "$pid $(cat "/proc/$pid/comm")" || echo 0
+]]
+
+local function hexadecimal(address)
+  local a, b, c, d = address:match("^(%d+)%.(%d+)%.(%d+)%.(%d+)$")
+  if not a or address == "0.0.0.0" then return "" end
+  return ("%02X%02X%02X%02X"):format(d, c, b, a)
+end
+
+--- Who listens where we want to; nil when nobody does.
+---@param host deployrt.Host
+---@param listen string  "127.0.0.1:8000", ":8000"
+---@return {pid: string, text: string}?
+local function find_owner(host, listen)
+  local address, port = listen:match("^(.*):(%d+)$")
+  if not port then return nil end
+  local answer = shell(host, owner_script, ("%04X"):format(port), hexadecimal(address)).stdout
+  local pid, name = answer:match("^(%d+) ?([^\n]*)")
+  if not pid then return nil end
+  return { pid = pid, text = pid == "0" and "a process of another user" or ("%s (pid %s)"):format(name, pid) }
+end
+
+--- Makes a directory that is ours alone, so that nobody else can put a socket there.
+local function make_directory(host, path)
+  return shell(host, 'mkdir -p -m 700 -- "$1" && [ -O "$1" ] && [ ! -L "$1" ] && chmod 700 -- "$1"', path)
+end
+
+--- Puts a configuration in place once HAProxy has found it valid.
+local function install(host, paths, text)
+  host:write(paths.config .. ".next", text, "600")
+  return shell(host, '"$1" -c -f "$2.next" && mv -f -- "$2.next" "$2" || { rm -f -- "$2.next"; exit 1; }',
+    paths.program, paths.config)
+end
+
+--- Starts the master process; it has bound its address, or failed, when this returns.
+local function start(host, paths)
+  return shell(host, 'exec "$1" -W -D -f "$2" -p "$3"', paths.program, paths.config, paths.pid)
+end
+
+--- Signals the master process (0: looks whether it lives); a pid that another process has by now is left alone.
+---@return boolean there
+local function signal(host, paths, name)
+  return shell(host, [[pid=$(cat "$1" 2>/dev/null) && [ "$pid" ] || exit 1
+    tr '\0' '\n' 2>/dev/null < "/proc/$pid/cmdline" | grep -qxF -- "$2" && kill "-$3" "$pid"]],
+    paths.pid, paths.config, name).status == 0
+end
+
+--- Whether a process still accepts connections: after a reload the old one does for a moment.
+---@param pid string
+local function is_listening(host, pid)
+  return shell(host, [[{ cat /proc/net/tcp /proc/net/tcp6; ls -l "/proc/$1/fd"; } 2>/dev/null | awk '
+    $4 == "0A" { listening[$10] = 1 }
+    match($0, /socket:\[[0-9]+\]/) && (substr($0, RSTART + 8, RLENGTH - 9) in listening) { found = 1 }
+    END { exit !found }']], pid).status == 0
+end
+
+--- Removes what a stopped HAProxy leaves behind.
+local function remove(host, paths)
+  return shell(host, 'rm -f -- "$1" "$2" "$3" && { rmdir -- "$4" "$5" 2>/dev/null; true; }',
+    paths.config, paths.pid, paths.socket, paths.socket_directory, paths.directory)
+end
+
+--- Where its files are, below the application's directory; a socket whose path would be too long is in /tmp.
+---@param root string
+---@param socket? string  of app.yml
+function haproxy_managed.paths(root, socket)
+  local directory = root .. "/balancer"
+  local paths = { directory = directory }
+  paths.config, paths.pid = directory .. "/haproxy.cfg", directory .. "/haproxy.pid"
+  paths.socket_directory, paths.socket = directory, socket or directory .. "/haproxy.sock"
+  if #paths.socket > socket_limit and not socket then
+    paths.socket_directory = "/tmp/deployrt-" .. core.sha256(directory):sub(1, 16)
+    paths.socket = paths.socket_directory .. "/haproxy.sock"
+  end
+  return paths
+end
+
+local function require_program(driver)
+  if driver.paths.program then return end
+  driver.paths.program, driver.maxconn = find_program(driver.host)
+  if driver.paths.program then return end
+  errors.raise("balancer", "haproxy is not installed: install it (apt install haproxy, dnf install haproxy), or use "
+    .. "a running one with balancer.socket instead of balancer.managed", { host = driver.host.name })
+end
+
+--- What our HAProxy says, or nil when it does not run.
+local function look(driver)
+  local ok, seen = pcall(driver.look, driver)
+  if ok then return seen end
+  if seen.code == "missing" or seen.code == "refused" then return nil end
+  error(seen, 0)
+end
+
+--- Whether the listening process is ours: the worker that answers, or the master above it.
+local function is_ours(driver, owner, running)
+  if not running then return false end
+  local master = (driver.host:read(driver.paths.pid) or ""):match("%d+")
+  return owner.pid == running.pid or owner.pid == master
+end
+
+--- Binding an address that another process has would fail; a reload that fails so pauses HAProxy for good.
+local function check_listen(driver, running)
+  local owner = find_owner(driver.host, driver.options.listen)
+  if not owner or is_ours(driver, owner, running) then return end
+  driver:fail(("balancer.listen %s is in use by %s: stop that, or choose another address"):format(
+    driver.options.listen, owner.text))
+end
+
+---@param driver deployrt.HAProxy
+function haproxy_managed.check(driver)
+  require_program(driver)
+  check_listen(driver, look(driver))
+end
+
+local function text_of(driver, wanted)
+  local hard_stop = math.max(60, math.ceil(driver.options.drain and driver.options.drain.timeout or 0))
+  return config.text({
+    app = driver.context.app, socket = driver.paths.socket, listen = driver.options.listen,
+    backend = driver.backend, health = driver.context.health, maxconn = driver.maxconn, hard_stop = hard_stop,
+  }, driver.context.slots, wanted)
+end
+
+local function output(result)
+  return ((result.stderr or "") .. (result.stdout or "")):sub(-2000)
+end
+
+local function put_in_place(driver, text)
+  local made = make_directory(driver.host, driver.paths.socket_directory)
+  if made.status ~= 0 then
+    driver:fail(("%s is not a directory of ours: remove it"):format(driver.paths.socket_directory),
+      output(made))
+  end
+  local result = install(driver.host, driver.paths, text)
+  if result.status ~= 0 then
+    driver:fail("it refuses the configuration that deployrt wrote for it", output(result))
+  end
+end
+
+--- Waits until `condition` answers with something; nil when the time is over.
+local function await(seconds, condition)
+  local deadline = core.now() + seconds
+  while true do
+    local value = condition()
+    if value or core.now() > deadline then return value end
+    errors.check(core.sleep(0.02))
+  end
+end
+
+local function bring_up(driver, text)
+  put_in_place(driver, text)
+  local result = start(driver.host, driver.paths)
+  if result.status ~= 0 then driver:fail("it does not start", output(result)) end
+  if not await(5, function() return look(driver) end) then
+    driver:fail("it was started and does not answer", output(result))
+  end
+end
+
+--- States and weights by slot: what runs, and for slots that do not, what the configuration on the disk says.
+local function current_wanted(driver, seen, text)
+  local on_disk, wanted = config.wanted(text), {}
+  for _, slot in ipairs(driver.context.slots) do
+    wanted[slot.name] = seen and seen.slots[slot.name] or on_disk[config.identifier(slot.name)]
+  end
+  return wanted
+end
+
+--- Ends the process, softly at first, and by force when `patience` is over.
+local function put_down(driver, patience)
+  local host, paths = driver.host, driver.paths
+  for _, try in ipairs { { "USR1", patience }, { "TERM", 5 }, { "KILL", 5 } } do
+    if not signal(host, paths, try[1]) then return end
+    if await(try[2], function() return not signal(host, paths, "0") end) then return end
+  end
+  driver:fail("it does not end, not even when killed", "see " .. paths.pid)
+end
+
+--- Sets what ran before: a configuration knows servers in service and out of it, and none that drain.
+local function restore(driver, seen)
+  local commands = {}
+  for _, row in pairs(seen.slots) do
+    local where = driver.backend .. "/" .. row.server
+    local command = "set server %s weight %d;set server %s state %s"
+    commands[#commands + 1] = command:format(where, row.weight, where, row.state)
+  end
+  table.sort(commands)
+  if #commands > 0 then driver:ask(commands) end
+end
+
+--- Puts the old configuration back. A HAProxy whose reload failed has paused its listeners, and no further reload
+--- revives it, so that it must start anew.
+local function recover(driver, seen, old_text)
+  put_down(driver, 0)
+  local ok, err = pcall(bring_up, driver, old_text)
+  if ok then
+    restore(driver, seen)
+    driver:fail("it could not reload, and was restarted with the configuration that it had")
+  end
+  driver:fail("it could not reload, and does not start with the configuration that it had either: look at "
+    .. driver.paths.config, err.detail or err.message)
+end
+
+--- The new process has taken over when it answers, and the old one accepts nothing any more.
+local function reload(driver, seen, text, old_text)
+  check_listen(driver, seen)
+  put_in_place(driver, text)
+  local done = signal(driver.host, driver.paths, "USR2") and await(10, function()
+    local ok, now = pcall(look, driver)
+    return ok and now and now.instance ~= seen.instance
+  end) and await(5, function() return not is_listening(driver.host, seen.pid) end)
+  if not done then recover(driver, seen, old_text) end
+  restore(driver, seen)
+end
+
+---@param driver deployrt.HAProxy
+function haproxy_managed.prepare(driver)
+  require_program(driver)
+  local seen = look(driver)
+  local old_text = driver.host:read(driver.paths.config) or ""
+  local text = text_of(driver, current_wanted(driver, seen, old_text))
+  if not seen then
+    check_listen(driver, nil)
+    bring_up(driver, text)
+  elseif seen.description ~= config.fingerprint(text) then
+    reload(driver, seen, text, old_text)
+  else
+    return
+  end
+  driver.written = text
+end
+
+---@param driver deployrt.HAProxy
+---@param wanted table<string, {state?: string, weight?: integer}>
+function haproxy_managed.persist(driver, wanted)
+  require_program(driver)
+  local old_text = driver.written or driver.host:read(driver.paths.config) or ""
+  local merged = current_wanted(driver, nil, old_text)
+  for name, new in pairs(wanted) do
+    local old = merged[name] or {}
+    merged[name] = { state = new.state or old.state, weight = new.weight or old.weight }
+  end
+  local text = text_of(driver, merged)
+  if text == old_text then return end
+  if config.fingerprint(text) ~= config.fingerprint(old_text) then
+    put_in_place(driver, text)
+  else
+    driver.host:write(driver.paths.config, text, "600")
+  end
+  driver.written = text
+end
+
+---@param driver deployrt.HAProxy
+function haproxy_managed.stop(driver)
+  put_down(driver, driver.options.drain and driver.options.drain.timeout or 30)
+  remove(driver.host, driver.paths)
+  driver.written = nil
+end
+
+return haproxy_managed

@@ -1,0 +1,209 @@
+local stand = require "spec.support.plain_shop"
+
+local inside, await, refused, serve = stand.inside, stand.await, stand.refused, stand.serve
+local fetch, answers, is_open, open = stand.fetch, stand.answers, stand.is_open, stand.open
+
+describe("HAProxy run by deployrt", function()
+  local host, ports, listen
+
+  before_each(inside(function()
+    host, ports, listen = stand.start()
+  end))
+
+  after_each(inside(stand.finish))
+
+  local function managed(count, options)
+    options = options or {}
+    return open({
+      type = "haproxy", managed = true, listen = "127.0.0.1:" .. (options.listen or listen),
+      drain = { timeout = 5 },
+    }, count, options.health or { http = "/healthz" })
+  end
+
+  local function started(count)
+    for i = 1, count do serve(i) end
+    local driver = managed(count)
+    driver:check()
+    driver:prepare()
+    return driver
+  end
+
+  local function ready(driver, names)
+    local changes = {}
+    for i, name in ipairs(names) do
+      changes[i] = { slot = name .. "-8080", state = "ready", weight = 100 }
+    end
+    driver:apply(changes)
+  end
+
+  --- Requests one after the other, in the background.
+  local function load(count, header)
+    local pid, log = host:spawn { "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}\n", "-H", header,
+      ("http://127.0.0.1:%d/[1-%d]"):format(listen, count) }
+    return { pid = pid, log = log }
+  end
+
+  local function states(driver)
+    local map = {}
+    for name, slot in pairs(driver:read().slots) do
+      map[name:match("^web%d")] = slot.state .. " " .. slot.weight
+    end
+    return map
+  end
+
+  it("starts with all slots out of service, serves, and leaves nothing behind", inside(function()
+    local driver = started(2)
+    assert.same({ web1 = "maint 100", web2 = "maint 100" }, states(driver))
+    ready(driver, { "web1", "web2" })
+    local tally, failed = answers(10)
+    assert.same({ { web1 = 5, web2 = 5 }, 0 }, { tally, failed })
+    driver:stop()
+    assert.is_false(is_open(listen))
+    assert.equal("", host:execute({ "find", host.root, "-type", "f", "-o", "-type", "s" }).stdout)
+    driver:stop()
+  end))
+
+  it("is not touched again when nothing changed", inside(function()
+    local driver = started(2)
+    ready(driver, { "web1" })
+    local before = driver:read().instance
+    driver:prepare()
+    managed(2):prepare()
+    managed(2):check()
+    assert.equal(before, driver:read().instance)
+    assert.equal("ready 100", states(driver).web1)
+  end))
+
+  it("is reloaded for a new slot without a failed request, and keeps states and weights", inside(function()
+    local driver = started(3)
+    ready(driver, { "web1", "web2" })
+    driver:apply { { slot = "web1-8080", weight = 7 }, { slot = "web3-8080", state = "drain" } }
+    local before = driver:read().instance
+    serve(4)
+    local loads = { load(3000, "Connection: close"), load(3000, "Connection: keep-alive") }
+    local larger = managed(4)
+    larger:prepare()
+    assert.not_equal(before, larger:read().instance)
+    assert.same({ web1 = "ready 7", web2 = "ready 100", web3 = "drain 100", web4 = "maint 100" },
+      states(larger))
+    for _, each in ipairs(loads) do
+      await("the load", function() return (host:read("/proc/" .. each.pid .. "/cmdline") or "") == "" end)
+      assert.equal(("200\n"):rep(3000), host:read(each.log))
+    end
+  end))
+
+  it("moves to another address", inside(function()
+    local driver = started(1)
+    ready(driver, { "web1" })
+    managed(1, { listen = ports[4] }):prepare()
+    assert.is_false(is_open(listen))
+    stand.ask_at(ports[4])
+    assert.same({ web1 = 3 }, (answers(3)))
+  end))
+
+  it("comes up again with exactly what was persisted, however it ended", inside(function()
+    local driver = started(3)
+    ready(driver, { "web1", "web2" })
+    local before = driver:read().instance
+    driver:apply { { slot = "web2-8080", state = "drain" }, { slot = "web1-8080", weight = 42 } }
+    driver:persist { ["web1-8080"] = { state = "ready", weight = 42 }, ["web2-8080"] = { state = "drain" } }
+    local master = driver.host:read(driver.paths.pid):match("%d+")
+    for _, pid in ipairs { master, before:match("%d+") } do host:execute { "kill", "-KILL", pid } end
+    await("its end", function() return not is_open(listen) end)
+    managed(3):prepare()
+    assert.same({ web1 = "ready 42", web2 = "maint 100", web3 = "maint 100" }, states(driver))
+    assert.not_equal(before, driver:read().instance)
+    assert.same({ web1 = 3 }, (answers(3)))
+  end))
+
+  it("is brought back by the next change when it died", inside(function()
+    local driver = started(1)
+    ready(driver, { "web1" })
+    driver:persist { ["web1-8080"] = { state = "ready", weight = 100 } }
+    local worker = driver:read().instance:match("%d+")
+    local master = host:read(driver.paths.pid):match("%d+")
+    for _, pid in ipairs { master, worker } do host:execute { "kill", "-KILL", pid } end
+    await("its end", function() return not is_open(listen) end)
+    driver:apply { { slot = "web1-8080", state = "ready", weight = 50 } }
+    assert.same({ web1 = "ready 50" }, states(driver))
+  end))
+
+  it("says who has its address", inside(function()
+    local pid = serve(1)
+    local driver = managed(1, { listen = ports[1] })
+    for _, verb in ipairs { "check", "prepare" } do
+      local err = refused("balancer", driver[verb], driver)
+      local wanted = ("127.0.0.1:%d is in use by python3[%%d.]* %%(pid %s%%)"):format(ports[1], pid)
+      assert.matches(wanted, err.message)
+    end
+  end))
+
+  it("goes on serving when it should move to an address that is taken", inside(function()
+    local driver = started(2)
+    ready(driver, { "web1" })
+    local moved = managed(2, { listen = ports[2] })
+    assert.matches("is in use by", refused("balancer", moved.prepare, moved).message)
+    assert.same({ web1 = 3 }, (answers(3)))
+  end))
+
+  it("starts anew with what it had when a reload fails, which would leave it deaf for good", inside(function()
+    local driver = started(1)
+    ready(driver, { "web1" })
+    driver:persist { ["web1-8080"] = { state = "ready", weight = 100 } }
+    local wrong = managed(1)
+    wrong.options.listen = "192.0.2.1:" .. listen
+    local err = refused("balancer", wrong.prepare, wrong)
+    assert.matches("restarted with the configuration that it had", err.message)
+    assert.same({ web1 = 3 }, (answers(3)))
+    assert.same({ web1 = "ready 100" }, states(driver))
+  end))
+
+  it("says why it does not start", inside(function()
+    local wrong = managed(1)
+    wrong.options.listen = "192.0.2.1:" .. listen
+    local err = refused("balancer", wrong.prepare, wrong)
+    assert.matches("does not start", err.message)
+    assert.matches("[Cc]annot assign requested address", err.detail)
+  end))
+
+  it("passes on why HAProxy refuses a configuration, and keeps the one that it has", inside(function()
+    local driver = started(1)
+    ready(driver, { "web1" })
+    local kept = host:read(driver.paths.config)
+    local wrong = managed(1)
+    wrong.options.listen = "127.0.0.1:" .. listen .. " nonsense"
+    local err = refused("balancer", wrong.prepare, wrong)
+    assert.matches("unknown keyword 'nonsense'", err.detail)
+    assert.equal(kept, host:read(driver.paths.config))
+    assert.same({ web1 = 3 }, (answers(3)))
+  end))
+
+  it("has a short path for its socket where the directory's is too long", inside(function()
+    host.root = host.directory .. "/" .. ("deep/"):rep(20) .. "app"
+    local driver = started(1)
+    assert.is_true(#driver.socket < 90)
+    local listed = host:execute({ "ls", "-ld", driver.paths.socket_directory }).stdout
+    assert.equal("drwx------", listed:sub(1, 10))
+    driver:stop()
+    assert.equal(2, host:execute({ "ls", "-d", driver.paths.socket_directory }).status)
+  end))
+
+  it("repeats a request that got no answer only when it is safe to repeat", inside(function()
+    local driver = started(1)
+    ready(driver, { "web1" })
+    fetch("/cut", { "-X", "POST", "-d", "x" })
+    assert.equal("1\n200\n", fetch("/cuts"))
+    fetch("/cut")
+    assert.equal("5\n200\n", fetch("/cuts"))
+  end))
+
+  it("checks health the way that app.yml says", inside(function()
+    serve(1)
+    local driver = managed(1, { health = { http = "/broken" } })
+    driver:prepare()
+    driver:apply { { slot = "web1-8080", state = "ready" } }
+    await("a failed check", function() return not driver:read().slots["web1-8080"].up end)
+    managed(1, { health = { http = "/broken", status = 500 } }):prepare()
+    await("a passed check", function() return driver:read().slots["web1-8080"].up end)
+  end))
+end)
