@@ -54,17 +54,22 @@ local function environment(env)
   return #list > 0 and "env " .. table.concat(list, " ") .. " " or ""
 end
 
---- Runs a command to its end: exit, stdout, stderr.
+--- Runs a command to its end. `signal` is the number of the one that ended it; a timeout (default 60 s) is exit 124.
 ---@param argv string[]
 ---@param opts? {env?: table<string,string>, timeout?: number, stdin?: string, cwd?: string}
+---@return {exit: integer, signal?: integer, stdout: string, stderr: string}
 function fixture.run(argv, opts)
   opts = opts or {}
   local base = os.tmpname()
   if opts.stdin then fixture.write(base .. ".in", opts.stdin) end
-  local line = ("cd %s && %stimeout -k 5 %d %s <%s >%s.out 2>%s.err"):format(fixture.quote(opts.cwd or here), environment(opts.env),
+  local line = ("cd %s && %stimeout -k 5 %g %s <%s >%s.out 2>%s.err"):format(fixture.quote(opts.cwd or here), environment(opts.env),
     opts.timeout or 60, words(argv), opts.stdin and base .. ".in" or "/dev/null", base, base)
   local _, how, code = os.execute(line)
-  local result = { exit = how == "exit" and code or 128 + code, stdout = fixture.read(base .. ".out"), stderr = fixture.read(base .. ".err") }
+  if how == "signal" then code = 128 + code end
+  local result = {
+    exit = code, signal = code > 128 and code <= 128 + 64 and code - 128 or nil,
+    stdout = fixture.read(base .. ".out"), stderr = fixture.read(base .. ".err"),
+  }
   os.execute("rm -f " .. base .. "*")
   return result
 end
@@ -73,7 +78,7 @@ end
 ---@return integer pid
 function fixture.start(argv, opts)
   opts = opts or {}
-  local pid = sh(("cd %s && %s setsid %s </dev/null >%s 2>&1 & echo $!"):format(fixture.quote(opts.cwd or here), environment(opts.env),
+  local pid = sh(("cd %s && exec %s setsid %s </dev/null >%s 2>&1 & echo $!"):format(fixture.quote(opts.cwd or here), environment(opts.env),
     words(argv), fixture.quote(opts.log or "/dev/null"))):match("%d+")
   started[#started + 1] = pid
   return pid
@@ -104,7 +109,9 @@ end
 function fixture.stop(pid)
   fixture.signal(pid, "TERM")
   local ok = pcall(fixture.eventually, function() return not fixture.alive(pid) end, 5)
-  if not ok then fixture.signal(pid, "KILL") end
+  if ok then return end
+  fixture.signal(pid, "KILL")
+  fixture.eventually(function() return not fixture.alive(pid) end, 5, "death of " .. pid)
 end
 
 local function is_listened(port)
@@ -143,7 +150,7 @@ end
 
 --- A directory with a release: the service, its version, how it misbehaves.
 ---@param version string
----@param opts? {fault?: string, start_delay?: integer}  start_delay in milliseconds
+---@param opts? {fault?: string, start_delay?: integer|string}  start_delay in milliseconds, or "2s"
 function fixture.release(version, opts)
   opts = opts or {}
   local path = fixture.dir()
@@ -156,20 +163,29 @@ function fixture.release(version, opts)
   return path
 end
 
+--- Whether a load is ready for signals; before that they would end it.
+local function blocks_usr1(pid)
+  local mask = (fixture.read("/proc/" .. pid .. "/status") or ""):match("SigBlk:%s*(%x+)")
+  return mask ~= nil and tonumber(mask:sub(-8), 16) & 0x200 ~= 0
+end
+
 local Load = {}
 Load.__index = Load
 
 --- Starts requests against a port.
----@param opts {port: integer, connections?: integer, keepalive?: boolean, rate?: number, path?: string}
+---@param opts {port: integer, address?: string, connections?: integer, keepalive?: boolean, rate?: number, path?: string}
 function fixture.load(opts)
   local log = os.tmpname()
   local argv = { compile("spec/support/load.c", "build/spec/load"), "--port", opts.port, "--connections", opts.connections or 8, "--rate", opts.rate or 1000 }
-  if opts.path then argv[#argv + 1], argv[#argv + 2] = "--path", opts.path end
+  if opts.path then table.move({ "--path", opts.path }, 1, 2, #argv + 1, argv) end
+  if opts.address then table.move({ "--address", opts.address }, 1, 2, #argv + 1, argv) end
   if opts.keepalive == false then argv[#argv + 1] = "--no-keepalive" end
-  return setmetatable({ pid = fixture.start(argv, { log = log }), log = log }, Load)
+  local self = setmetatable({ pid = fixture.start(argv, { log = log }), log = log }, Load)
+  fixture.eventually(function() return blocks_usr1(self.pid) end, 5, "start of the load")
+  return self
 end
 
---- Ends the load and returns its numbers: requests, failed, retried, versions, errors.
+--- Ends the load and returns its numbers: requests, failed, retried, versions, errors, p50_ms, p99_ms.
 function Load:stop()
   fixture.signal(self.pid, "TERM")
   fixture.eventually(function() return not fixture.alive(self.pid) end, 15, "end of the load")
@@ -190,14 +206,16 @@ local HAProxy = {}
 HAProxy.__index = HAProxy
 
 --- A user's own HAProxy in a directory of its own.
----@param opts {backend?: string, servers: string[], level?: string}  servers: the rest of each `server` line
+---@param opts {backend?: string, servers: string[], level?: string, listen?: integer, master?: boolean}
+---  servers: the rest of each `server` line; listen: default a free port; master: with -W, for reload()
 function fixture.haproxy(opts)
-  local self = setmetatable({ dir = fixture.dir(), port = fixture.free_port() }, HAProxy)
-  self.socket, self.backend = self.dir .. "/admin.sock", opts.backend or "shop"
+  local self = setmetatable({ dir = fixture.dir(), port = opts.listen or fixture.free_port() }, HAProxy)
+  self.socket, self.backend, self.master = self.dir .. "/admin.sock", opts.backend or "shop", opts.master
   local lines = {
     "global", ("  stats socket %s mode 600 level %s expose-fd listeners"):format(self.socket, opts.level or "admin"),
-    "defaults", "  mode http", "  timeout connect 2s", "  timeout client 30s", "  timeout server 30s", "  option redispatch 1", "  retries 3",
-    "frontend in", "  bind 127.0.0.1:" .. self.port, "  default_backend " .. self.backend, "backend " .. self.backend, "  balance roundrobin",
+    "defaults", "  mode http", "  timeout connect 2s", "  timeout client 30s", "  timeout server 30s",
+    "  option redispatch 1", "  retries 3", "frontend in", "  bind 127.0.0.1:" .. self.port,
+    "  default_backend " .. self.backend, "backend " .. self.backend, "  balance roundrobin",
   }
   for _, server in ipairs(opts.servers) do lines[#lines + 1] = "  server " .. server end
   self.config = fixture.write(self.dir .. "/haproxy.cfg", table.concat(lines, "\n") .. "\n")
@@ -207,14 +225,44 @@ end
 
 function HAProxy:start()
   os.remove(self.socket)
-  self.pid = fixture.start({ "/usr/sbin/haproxy", "-db", "-f", self.config }, { log = self.dir .. "/log" })
-  fixture.eventually(function() return is_listened(self.port) end, 5, "HAProxy of the spec: " .. (fixture.read(self.dir .. "/log") or ""))
+  local argv = { "/usr/sbin/haproxy", self.master and "-W" or "-db", "-f", self.config }
+  self.pid = fixture.start(argv, { log = self.dir .. "/log" })
+  local function is_up() return is_listened(self.port) and os.execute("test -S " .. self.socket) end
+  local ok, problem = pcall(fixture.eventually, is_up, 5, "HAProxy of the spec")
+  if not ok then error(problem .. ": " .. (fixture.read(self.dir .. "/log") or ""), 2) end
 end
 
+--- Says commands to the admin socket; returns the answer.
+---@param commands string  with `;` between
+function HAProxy:command(commands)
+  return sh(("printf '%%s\\n' %s | socat -t 5 - UNIX-CONNECT:%s"):format(fixture.quote(commands), self.socket))
+end
+
+--- Kills it and starts it anew; what was changed at runtime is lost.
 function HAProxy:restart()
-  fixture.signal(self.pid, "KILL")
-  fixture.eventually(function() return not fixture.alive(self.pid) end)
+  self:kill()
   self:start()
+end
+
+--- Reads the configuration file anew, as `systemctl reload` does; only with master. Returns once a new worker serves.
+function HAProxy:reload()
+  assert(self.master, "reload needs a HAProxy with `master = true`")
+  local before = self:worker()
+  fixture.signal(self.pid, "USR2")
+  fixture.eventually(function() return self:worker() ~= before end, 5, "reload of HAProxy")
+end
+
+--- The process that answers on the admin socket.
+function HAProxy:worker()
+  return self:command("show info"):match("\nPid: (%d+)") or nil
+end
+
+function HAProxy:kill()
+  local workers = sh(("cat /proc/%s/task/%s/children 2>/dev/null"):format(self.pid, self.pid))
+  for pid in (self.pid .. " " .. workers):gmatch("%d+") do
+    fixture.signal(pid, "KILL")
+    fixture.eventually(function() return not fixture.alive(pid) end)
+  end
 end
 
 function HAProxy:stop()
@@ -315,13 +363,39 @@ function App:leftovers()
   return list
 end
 
+local function exists(path)
+  return os.execute("test -e " .. fixture.quote(path))
+end
+
+local function keep(list, condition)
+  local kept = {}
+  for _, each in ipairs(list) do
+    if condition(each) then kept[#kept + 1] = each end
+  end
+  return kept
+end
+
 --- Ends what was started and removes what was made.
 function fixture.cleanup()
   for _, pid in ipairs(started) do
     if fixture.alive(pid) then fixture.stop(pid) end
   end
-  for _, path in ipairs(made) do os.execute("rm -rf " .. fixture.quote(path)) end
-  made, started = {}, {}
+  os.execute("rm -rf " .. words(made))
+  made, started = keep(made, exists), keep(started, fixture.alive)
+end
+
+--- What is still there of all that start() and dir() have made; empty after cleanup().
+---@return string[]  "pid N: COMMAND" and paths
+function fixture.leftovers()
+  local list = {}
+  for _, pid in ipairs(started) do
+    local command = (fixture.read("/proc/" .. pid .. "/cmdline") or ""):gsub("%z", " ")
+    if fixture.alive(pid) then list[#list + 1] = ("pid %s: %s"):format(pid, command) end
+  end
+  for _, path in ipairs(made) do
+    if exists(path) then list[#list + 1] = path end
+  end
+  return list
 end
 
 return fixture
