@@ -61,6 +61,9 @@ int channel_bridge(Link *l, const char *address, int port);
 /* The link to this machine. */
 Link *local_open(const char *name);
 
+/* Lets go of the children that have not ended yet, when nothing will run the loop any more. */
+void local_shutdown(void);
+
 /* A link that runs the ssh command; `options` are its words up to and with the destination, NULL at the end. */
 Link *openssh_open(const char *name, char **options);
 

@@ -4,9 +4,7 @@
 
 #include <lua.h>
 
+/* Closing the state closes everything that the core holds for it, down to the libraries. */
 int luaopen_deployrt_core(lua_State *L);
-
-/* Frees what the libraries hold for the whole process; after lua_close(). */
-void core_shutdown(void);
 
 #endif

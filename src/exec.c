@@ -178,17 +178,17 @@ static void check_command(lua_State *L, LinkBox *box, Buffer *command) {
   buffer_free(&script);
 }
 
-static void prepare_options(lua_State *L) {
+static void check_options(lua_State *L) {
   lua_settop(L, 3);
   if (!lua_isnil(L, 3)) return;
   lua_newtable(L);
   lua_replace(L, 3);
 }
 
-static Exec *start_exec(lua_State *L, const char *class) {
+static Exec *push_running_exec(lua_State *L, const char *class) {
   LinkBox *box = check_link(L, 1);
   Buffer command = {0};
-  prepare_options(L);
+  check_options(L);
   lua_getfield(L, 3, "stdin");
   size_t length = 0;
   const char *input = lua_tolstring(L, -1, &length);
@@ -206,7 +206,7 @@ static Exec *start_exec(lua_State *L, const char *class) {
 
 /* link:exec(words, options?) -> {status, signal, stdout, stderr} | nil, err */
 int l_link_exec(lua_State *L) {
-  Exec *e = start_exec(L, EXEC);
+  Exec *e = push_running_exec(L, EXEC);
   return task_wait(L, &e->waiter, check_number_field(L, 3, "timeout", -1), (lua_KContext)e, exec_step);
 }
 
@@ -238,7 +238,7 @@ static int l_stream_read(lua_State *L) {
 
 /* link:stream(words, options?) -> stream */
 int l_link_stream(lua_State *L) {
-  Exec *e = start_exec(L, STREAM);
+  Exec *e = push_running_exec(L, STREAM);
   e->streaming = true;
   return 1;
 }
@@ -255,7 +255,7 @@ static int talk_step(lua_State *L, int status, lua_KContext ctx) {
   return 1;
 }
 
-static Exec *start_dial(lua_State *L) {
+static Exec *push_dialing_exec(lua_State *L) {
   LinkBox *box = check_link(L, 1);
   const char *address = luaL_checkstring(L, 2);
   int port = (int)luaL_optinteger(L, 3, 0);
@@ -271,7 +271,7 @@ int l_link_talk(lua_State *L) {
   size_t length;
   const char *request = luaL_checklstring(L, 4, &length);
   lua_settop(L, 5);
-  Exec *e = start_dial(L);
+  Exec *e = push_dialing_exec(L);
   e->channel->class->write(e->channel, request, length);
   return task_wait(L, &e->waiter, check_number_field(L, 5, "timeout", 10), (lua_KContext)e, talk_step);
 }
@@ -288,7 +288,7 @@ static int dial_step(lua_State *L, int status, lua_KContext ctx) {
 /* link:dial(address, port, timeout?) -> true as soon as the address accepts | nil, err */
 int l_link_dial(lua_State *L) {
   double timeout = luaL_optnumber(L, 4, 10);
-  Exec *e = start_dial(L);
+  Exec *e = push_dialing_exec(L);
   return task_wait(L, &e->waiter, timeout, (lua_KContext)e, dial_step);
 }
 

@@ -323,6 +323,15 @@ Link *local_open(const char *name) {
   return &l->link;
 }
 
+static void close_process(uv_handle_t *handle, void *unused) {
+  (void)unused;
+  if (handle->type == UV_PROCESS) close_one(handle); /* all processes of the loop are children of this file */
+}
+
+void local_shutdown(void) {
+  uv_walk(loop_get(), close_process, NULL);
+}
+
 static Channel *openssh_spawn(LocalLink *l, char **extra, const ChannelEvents *events, void *owner) {
   Child *c = child_new(events, owner);
   int count = 0, more = 0;

@@ -17,6 +17,16 @@ uv_loop_t *loop_get(void) {
   return the_loop;
 }
 
+/* What a thread still works on, such as a name being resolved, is waited for only so long. */
+void loop_shutdown(void) {
+  if (!the_loop) return;
+  for (int i = 0; i < 100 && uv_run(the_loop, UV_RUN_NOWAIT); i++) uv_sleep(1);
+  uv_run(the_loop, UV_RUN_NOWAIT);
+  if (uv_loop_close(the_loop) != 0) return; /* in use: a later state goes on with it */
+  free(the_loop);
+  the_loop = NULL;
+}
+
 double loop_now(void) {
   return (double)uv_hrtime() / 1e9;
 }

@@ -7,6 +7,9 @@
 /* The loop that every handle of the process belongs to. */
 uv_loop_t *loop_get(void);
 
+/* Runs the callbacks of what was closed, and frees the loop; loop_get() makes another. */
+void loop_shutdown(void);
+
 /* Monotonic seconds, as the loop last saw them; loop_update() reads the clock afresh. */
 double loop_now(void);
 void loop_update(void);

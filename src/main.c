@@ -131,6 +131,5 @@ int main(int argc, char **argv) {
   if (lua_pcall(L, 2, 1, 1) == LUA_OK) code = (int)lua_tointeger(L, -1);
   else fprintf(stderr, "deployrt: internal error: %s\n", lua_tostring(L, -1));
   lua_close(L);
-  core_shutdown();
   return code;
 }

@@ -223,7 +223,7 @@ static void open_file(Side *s, const char *path, bool reading) {
 }
 
 /* Opens the side described by the table in field `name` of the options; check_side() has looked at it. */
-static void start_side(lua_State *L, Side *s, const char *name) {
+static void check_side_start(lua_State *L, Side *s, const char *name) {
   lua_getfield(L, 1, name);
   int side = lua_gettop(L);
   const char *file = check_string_field(L, side, "file", NULL);
@@ -266,8 +266,8 @@ int l_pipe(lua_State *L) {
   luaL_setmetatable(L, PIPE);
   p->digest = EVP_MD_CTX_new();
   EVP_DigestInit_ex(p->digest, EVP_sha256(), NULL);
-  start_side(L, &p->to, "to");
-  if (!p->to.failed) start_side(L, &p->from, "from");
+  check_side_start(L, &p->to, "to");
+  if (!p->to.failed) check_side_start(L, &p->from, "from");
   if (p->from.failed || p->to.failed) return pipe_step(L, LUA_OK, (lua_KContext)p);
   if (p->from.fd >= 0) {
     p->pump = handle_new(sizeof *p->pump);

@@ -57,6 +57,18 @@ static int l_whoami(lua_State *L) {
   return 1;
 }
 
+/* core.echo(fd, on): whether the terminal shows what is typed */
+static int l_echo(lua_State *L) {
+  struct termios settings;
+  int fd = (int)luaL_checkinteger(L, 1);
+  bool on = lua_toboolean(L, 2);
+  if (tcgetattr(fd, &settings) != 0) return 0;
+  if (on) settings.c_lflag |= ECHO;
+  else settings.c_lflag &= (tcflag_t)~ECHO;
+  tcsetattr(fd, TCSANOW, &settings);
+  return 0;
+}
+
 /* core.ask_secret(prompt) -> what was typed, unseen, on the terminal | nil, err; blocks the loop, once, before a run */
 static int l_ask_secret(lua_State *L) {
   char line[1024];
@@ -83,6 +95,7 @@ static int l_ask_secret(lua_State *L) {
 void push_system_functions(lua_State *L) {
   static const luaL_Reg functions[] = {{"now", l_now},           {"time", l_time},
                                        {"terminal", l_terminal}, {"whoami", l_whoami},
-                                       {"ask_secret", l_ask_secret}, {NULL, NULL}};
+                                       {"ask_secret", l_ask_secret}, {"echo", l_echo},
+                                       {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -4,7 +4,7 @@
 
 #include <lua.h>
 
-/* Registers now, time, terminal, whoami and ask_secret in the table on top of the stack. */
+/* Registers now, time, terminal, echo, whoami and ask_secret in the table on top of the stack. */
 void push_system_functions(lua_State *L);
 
 #endif

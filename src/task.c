@@ -1,4 +1,4 @@
-/* task.c -- Structured coroutines on the loop. Every lua_resume of the project is in run_ready(). */
+/* task.c -- Structured coroutines on the loop. The only lua_resume of the project is in resume_step(). */
 #include "task.h"
 
 #include <stdlib.h>
@@ -11,7 +11,6 @@
 
 #define TASK "deployrt.Task"
 #define JOIN "deployrt.Join"
-#define TASKS "deployrt.tasks"
 #define HOOK_INTERVAL 100000
 
 typedef enum { TASK_NEW, TASK_READY, TASK_RUNNING, TASK_WAITING, TASK_DONE } TaskState;
@@ -26,6 +25,7 @@ struct Task {
   Task *parent;
   int children;          /* live ones; the task is not done before they are */
   Task *next_ready;
+  Task *next, *previous; /* among the live ones */
   Waiter *waiter;        /* what it sleeps on */
   Waiter joining;        /* its own wait for its children */
   uv_timer_t *timer;     /* the deadline of the present wait */
@@ -46,7 +46,7 @@ typedef struct Join {
 
 enum { SLOT_THREAD = 1, SLOT_LOCALS = 2, SLOT_RESULTS = 3 };
 
-static Task *running, *ready_first, *ready_last;
+static Task *running, *ready_first, *ready_last, *live_first;
 static int live_tasks;
 
 static void ready_add(Task *t) {
@@ -148,6 +148,21 @@ static void push_slot(lua_State *L, Task *t, int slot) {
   lua_remove(L, -2);
 }
 
+static void live_add(Task *t) {
+  t->next = live_first;
+  if (live_first) live_first->previous = t;
+  live_first = t;
+  live_tasks++;
+}
+
+static void live_remove(Task *t) {
+  if (t->previous) t->previous->next = t->next;
+  else live_first = t->next;
+  if (t->next) t->next->previous = t->previous;
+  t->next = t->previous = NULL;
+  live_tasks--;
+}
+
 static void task_finish(Task *t) {
   t->state = TASK_DONE;
   handle_close(t->timer);
@@ -163,11 +178,24 @@ static void task_finish(Task *t) {
   t->parent = NULL;
   luaL_unref(t->co, LUA_REGISTRYINDEX, t->reference);
   t->reference = LUA_NOREF;
-  live_tasks--;
+  live_remove(t);
+}
+
+/* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that closes. */
+static int l_task_gc(lua_State *L) {
+  Task *t = lua_touserdata(L, 1);
+  handle_close(t->timer);
+  t->timer = NULL;
+  if (t->waiter) t->waiter->task = NULL;
+  t->waiter = NULL;
+  if (t->state != TASK_DONE) live_remove(t);
+  t->state = TASK_DONE;
+  return 0;
 }
 
 /* Its results lie on its stack after `true` or `false`; keeps them where task:wait finds them. */
-static void keep_results(lua_State *co, Task *t, int count) {
+static void keep_results(Task *t, int count) {
+  lua_State *co = t->co;
   lua_createtable(co, count, 1);
   lua_insert(co, -count - 1);
   for (int i = count; i >= 1; i--) lua_rawseti(co, -i - 1, i);
@@ -186,36 +214,32 @@ static int join_children_step(lua_State *L, int status, lua_KContext ctx) {
   return 0;
 }
 
-static void cancel_children(lua_State *L, Task *parent);
+static void cancel_children(Task *parent);
 
 /* A task that only waits for its children passes the cancellation on; any other gets it at its wait. */
-static void cancel(lua_State *L, Task *t) {
-  if (t->waiter == &t->joining) cancel_children(L, t);
+static void cancel(Task *t) {
+  if (t->waiter == &t->joining) cancel_children(t);
   else if (t->state == TASK_WAITING) wake(t, WAKE_CANCEL);
   else if (t->state != TASK_DONE) t->cancel_requested = true;
 }
 
-static void cancel_children(lua_State *L, Task *parent) {
-  luaL_checkstack(L, 4, "canceling tasks");
-  lua_getfield(L, LUA_REGISTRYINDEX, TASKS);
-  for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
-    Task *t = lua_touserdata(L, -2);
-    if (t->parent == parent) cancel(L, t);
+static void cancel_children(Task *parent) {
+  for (Task *t = live_first; t; t = t->next) {
+    if (t->parent == parent) cancel(t);
   }
-  lua_pop(L, 1);
 }
 
 static int task_body_step(lua_State *L, int status, lua_KContext ctx) {
   Task *t = (Task *)ctx;
   set_budget(t, 0);
   t->failed = status != LUA_OK && status != LUA_YIELD;
-  keep_results(L, t, t->failed ? 1 : lua_gettop(L) - 1); /* the handler lies below them */
-  if (t->failed && t->children > 0) cancel_children(L, t);
+  keep_results(t, t->failed ? 1 : lua_gettop(L) - 1); /* the handler lies below them */
+  if (t->failed && t->children > 0) cancel_children(t);
   return join_children_step(L, 0, ctx);
 }
 
 /* Adds a trace to an error that is a string; error tables travel as they are. */
-static int on_error(lua_State *L) {
+static int l_on_error(lua_State *L) {
   if (lua_type(L, 1) == LUA_TSTRING) {
     lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
     if (lua_isfunction(L, -1)) {
@@ -228,16 +252,16 @@ static int on_error(lua_State *L) {
   return 1;
 }
 
-static int task_body(lua_State *L) {
+static int l_task_body(lua_State *L) {
   Task *t = running;
   int arguments = lua_gettop(L) - 1;
-  lua_pushcfunction(L, on_error);
+  lua_pushcfunction(L, l_on_error);
   lua_insert(L, 1);
   int status = lua_pcallk(L, arguments, LUA_MULTRET, 1, (lua_KContext)t, task_body_step);
   return task_body_step(L, status, (lua_KContext)t);
 }
 
-static void resume(lua_State *L, Task *t) {
+static void resume_step(lua_State *L, Task *t) {
   int count;
   Task *before = running;
   running = t;
@@ -254,11 +278,12 @@ static void resume(lua_State *L, Task *t) {
   task_finish(t);
 }
 
-/* The registry table of live tasks keeps their userdata from the collector. */
+/* Its slot in the registry keeps the userdata from the collector while the task lives. */
 static Task *push_task(lua_State *L, int arguments) {
   Task *t = lua_newuserdatauv(L, sizeof *t, 3);
   memset(t, 0, sizeof *t);
   t->reference = LUA_NOREF;
+  live_add(t);
   luaL_setmetatable(L, TASK);
   t->co = lua_newthread(L);
   lua_setiuservalue(L, -2, SLOT_THREAD);
@@ -270,17 +295,11 @@ static Task *push_task(lua_State *L, int arguments) {
     lua_setmetatable(L, -2);
   }
   lua_setiuservalue(L, -2, SLOT_LOCALS);
-  lua_getfield(L, LUA_REGISTRYINDEX, TASKS);
-  lua_pushvalue(L, -2);
-  lua_pushboolean(L, 1);
-  lua_rawset(L, -3);
-  lua_pop(L, 1);
   lua_pushvalue(L, -1);
   t->reference = luaL_ref(L, LUA_REGISTRYINDEX);
-  lua_pushcfunction(t->co, task_body);
+  lua_pushcfunction(t->co, l_task_body);
   lua_insert(L, -arguments - 1); /* the task below the function and its arguments */
   lua_xmove(L, t->co, arguments);
-  live_tasks++;
   return t;
 }
 
@@ -296,8 +315,8 @@ static int l_spawn(lua_State *L) {
   return 1;
 }
 
-static void run_ready(lua_State *L) {
-  for (Task *t; (t = ready_take());) resume(L, t);
+static void ready_step(lua_State *L) {
+  for (Task *t; (t = ready_take());) resume_step(L, t);
 }
 
 static int push_results(lua_State *L, int index, Task *t) {
@@ -319,7 +338,7 @@ static int l_run(lua_State *L) {
   l_spawn(L);
   Task *t = lua_touserdata(L, -1);
   int index = lua_gettop(L);
-  for (run_ready(L); t->state != TASK_DONE; run_ready(L)) uv_run(loop_get(), UV_RUN_ONCE);
+  for (ready_step(L); t->state != TASK_DONE; ready_step(L)) uv_run(loop_get(), UV_RUN_ONCE);
   uv_run(loop_get(), UV_RUN_NOWAIT); /* lets closing handles go */
   return push_results(L, index, t);
 }
@@ -369,7 +388,7 @@ static int l_task_wait(lua_State *L) {
 
 static int l_task_cancel(lua_State *L) {
   Task *t = check_task(L);
-  cancel(L, t);
+  cancel(t);
   return 0;
 }
 
@@ -414,12 +433,14 @@ void push_task_functions(lua_State *L) {
   static const luaL_Reg methods[] = {
       {"wait", l_task_wait}, {"cancel", l_task_cancel}, {"status", l_task_status}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
-  push_class(L, TASK, methods, NULL);
+  push_class(L, TASK, methods, l_task_gc);
+  luaL_getmetatable(L, TASK);
+  lua_pushnil(L); /* `local t <close> = core.spawn(f)` is a mistake: a task ends by itself */
+  lua_setfield(L, -2, "__close");
+  lua_pop(L, 1);
   push_class(L, JOIN, NULL, l_join_gc);
-  lua_newtable(L); /* every task that the collector has not taken yet, as weak keys */
-  lua_newtable(L);
-  lua_pushstring(L, "k");
-  lua_setfield(L, -2, "__mode");
-  lua_setmetatable(L, -2);
-  lua_setfield(L, LUA_REGISTRYINDEX, TASKS);
+}
+
+void task_shutdown(void) {
+  running = ready_first = ready_last = NULL;
 }

@@ -35,6 +35,9 @@ int push_interruption(lua_State *L, const char *host, const char *what);
 /* Fails, before anything is allocated, when the caller could not wait here. */
 void check_can_wait(lua_State *L);
 
+/* Forgets the tasks of a Lua state that has closed in the middle of them. */
+void task_shutdown(void);
+
 /* Registers the Lua functions of tasks in the table on top of the stack. */
 void push_task_functions(lua_State *L);
 

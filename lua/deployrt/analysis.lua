@@ -56,7 +56,7 @@ function analysis.watch(balancer, opts)
   local limits = { errors = opts.errors, latency = opts.latency, minimum = opts.minimum or 20 }
   local stats, deadline = balancer:stats(), core.now() + opts.seconds
   local old_before, new_before = sum(stats, opts.old), sum(stats, opts.new)
-  local verdict, reason = "waiting", nil
+  local verdict, reason
   repeat
     operation.sleep(math.min(look_every, math.max(0, deadline - core.now())))
     stats = balancer:stats()

@@ -41,7 +41,7 @@ local function probe_tcp(host, port, settings)
   return false, ("port %d: %s"):format(port, err.message)
 end
 
-local function probe_command(host, port, settings, values)
+local function probe_command(host, settings, values)
   local link, err = host:link()
   if not link then return false, errors.text(err) end
   local result
@@ -61,7 +61,7 @@ end
 ---@return string? why_not
 function health.probe(host, port, settings, values)
   if settings.http then return probe_http(host, port, settings) end
-  if settings.command then return probe_command(host, port, settings, values) end
+  if settings.command then return probe_command(host, settings, values) end
   return probe_tcp(host, port, settings)
 end
 

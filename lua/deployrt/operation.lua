@@ -68,7 +68,7 @@ function operation.observe(spec)
 end
 
 --- The compensation of an effect, as an operation of its own when the time comes.
-local function compensation(run, spec, undo)
+local function compensation(spec, undo)
   return {
     label = spec.name, host = spec.host and spec.host.name,
     run = function()
@@ -94,7 +94,7 @@ function operation.effect(spec)
     args = spec.args, hash = hash(spec), found = found, undo = undo,
   }
   run.journal:sync()
-  if undo and not run.undoing then scope:push(compensation(run, spec, undo)) end
+  if undo and not run.undoing then scope:push(compensation(spec, undo)) end
   run.changed = true
   return act(run, spec, id)
 end

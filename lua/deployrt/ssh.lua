@@ -38,19 +38,14 @@ function ssh.key_type(path)
   local body = text:match("BEGIN OPENSSH PRIVATE KEY%-%-%-%-%-(.-)%-%-%-%-%-END")
   if body then
     local raw = base64_decode(body)
-    local cipher, at = raw:match("^openssh%-key%-v1%z()"), nil
-    if not cipher then return nil end
-    local name
-    name, at = string.unpack(">s4", raw, cipher)
-    local _, _, count, public
-    _, at = string.unpack(">s4", raw, at)
-    _, at = string.unpack(">s4", raw, at)
-    count, at = string.unpack(">I4", raw, at)
+    local at = raw:match("^openssh%-key%-v1%z()")
+    if not at then return nil end
+    local cipher, _, _, count, rest = string.unpack(">s4s4s4I4", raw, at)
     if count < 1 then return nil end
-    public = string.unpack(">s4", raw, at)
+    local public = string.unpack(">s4", raw, rest)
     local kind = string.unpack(">s4", public)
     local type = kind:find("^sk%-") and "sk" or kind:find("ed25519") and "ed25519" or kind:find("ecdsa") and "ecdsa" or "rsa"
-    return type, name ~= "none"
+    return type, cipher ~= "none"
   end
   local pem = text:match("BEGIN (%u*) ?PRIVATE KEY")
   if not pem then return nil end

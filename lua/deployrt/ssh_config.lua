@@ -27,7 +27,7 @@ end
 
 local function words(text)
   local list = {}
-  for quoted, bare in text:gmatch('"([^"]*)"%s*()') do list[#list + 1] = quoted; _ = bare end
+  for quoted in text:gmatch('"([^"]*)"') do list[#list + 1] = quoted end
   if #list > 0 then return list end
   for word in text:gmatch("%S+") do list[#list + 1] = word end
   return list
