@@ -171,7 +171,7 @@ describe("what is wrong before a run", function()
   end)
 
   it("says that app.yml is missing", function()
-    refused(app:command { "rolling", "other.yml" }, "other.yml", "No such file")
+    refused(app:command { "rolling", "other.yml" }, "other.yml: no such file")
   end)
 
   it("refuses blue-green without room for a second set", function()
@@ -379,7 +379,7 @@ describe("a user's own HAProxy", function()
     app.opts.balancer = "{type: haproxy, socket: /nonexistent/admin.sock, backend: shop}"
     local run = app:deploy("rolling", "1.0")
     assert.equal(2, run.exit)
-    contains(run.stderr, "/nonexistent/admin.sock", "is it running")
+    contains(run.stderr, "/nonexistent/admin.sock", "is HAProxy running")
     app.opts.balancer = ("{type: haproxy, socket: %s, backend: shopp}"):format(proxy.socket)
     run = app:deploy("rolling", "1.0")
     assert.equal(2, run.exit)

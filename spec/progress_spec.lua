@@ -82,7 +82,7 @@ describe("progress, a line an event", function()
     assert.equal("", err)
   end)
 
-  it("says an error in full once, and what is left with the command that mends it", function()
+  it("says an error in full where it happens and on standard error, and what is left with the command that mends it", function()
     local left = {
       { host = "web1", message = "release 1.0 does not run on port 8080\nits directory is gone",
         command = "ssh web1 ./mend" },
@@ -108,6 +108,8 @@ describe("progress, a line an event", function()
               web2:8081 exited with status 1 before it was healthy
 12:03:04.523  == the rollback is incomplete: 2 things left
 12:03:04.623  error: web2:8081 exited with status 1 before it was healthy
+                | panic: no database
+                | at main.go:12
 12:03:04.623  needs attention: the rollback is incomplete, 2 things left
                 web1: release 1.0 does not run on port 8080
                   its directory is gone

@@ -14,6 +14,7 @@ local blue_green = strategy.define {
 
 --- A second set needs a free slot for each instance, or hosts of another group.
 function blue_green:check()
+  self.fleet:use_groups()
   local missing = self.fleet:lacking_slots()
   if missing then
     self:fail(("blue_green needs a full second set: %s; add ports to process.ports, or hosts of another group"):format(missing))

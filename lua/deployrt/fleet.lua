@@ -160,17 +160,26 @@ function Fleet:active_hosts()
   return self.active or self.hosts
 end
 
---- The other group's hosts: {} when there are no groups.
-function Fleet:standby_hosts()
-  local group = self.hosts[1].group
-  for _, member in ipairs(self.members) do
-    if member.state == "serving" then group = member.host.group end
-  end
+local function in_group(self, group, wanted)
   local list = {}
   for _, host in ipairs(self.hosts) do
-    if group and host.group and host.group ~= group then list[#list + 1] = host end
+    if (host.group == group) == wanted then list[#list + 1] = host end
   end
   return list
+end
+
+--- Has only one group of hosts serve, the one that does so now or the first, where hosts have groups.
+function Fleet:use_groups()
+  local group = self.hosts[1].group
+  for _, member in ipairs(self:instances()) do
+    if member.state == "serving" then group = member.host.group end
+  end
+  if group and #in_group(self, group, false) > 0 then self.active, self.group = in_group(self, group, true), group end
+end
+
+--- The other group's hosts: {} when groups are not in use.
+function Fleet:standby_hosts()
+  return self.group and in_group(self, self.group, false) or {}
 end
 
 --- A port of the host that nothing runs on and nobody has been promised; nil when there is none.

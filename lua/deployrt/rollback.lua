@@ -19,6 +19,10 @@ local function replace(self, old)
   self.balancer:attach(new)
 end
 
+function rollback:check()
+  self.fleet:use_groups()
+end
+
 function rollback:deploy()
   local old = self.fleet:old()
   if #old == 0 then return end

@@ -222,7 +222,7 @@ local function execute(self, options)
   if ok then
     finish_well(self)
   else
-    cause = self.mask(errors.wrap(cause))
+    cause = self.mask(self.stopping or errors.wrap(cause)) -- children that were stopped raise the reason several times
     left = roll_back(self, cause)
     outcome, exit = outcome_of(cause, left)
   end
@@ -234,7 +234,8 @@ local function execute(self, options)
   monitor.snapshot(self)
   self.state:save(self.id, record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message }))
   self.emit {
-    event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started, message = cause and errors.text(cause) or nil,
+    event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,
+    message = cause and errors.text(cause) or options.done,
     left = #left > 0 and left or nil, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
   }
   return exit
@@ -245,6 +246,19 @@ local function new_script(self, strategy, values)
     app = self.app, release = { version = self.target.release, sha256 = self.target.sha256 }, options = values,
     fleet = self.fleet, balancer = self.balancer,
   }, strategy)
+end
+
+--- The run's own copies of its strategy and of app.yml, and their SHA-256.
+local function keep_copies(app, strategy, path)
+  local sums = {}
+  local file = io.open(app.file, "rb")
+  local texts = { ["app.yml"] = file and file:read("a") or "", ["strategy.lua"] = strategy.text }
+  if file then file:close() end
+  for name, text in pairs(texts) do
+    errors.check(core.fs.write(path .. "/" .. name, text))
+    sums[name] = core.sha256(text)
+  end
+  return sums
 end
 
 --- Connects, checks, locks and executes.
@@ -259,10 +273,15 @@ function run.execute(app, options)
   local target = options.target and options.target(opened) or launch_of(app, opened, options.force)
   opened.fleet.target = target
   local log = journal.create(path .. "/journal")
+  log:write { type = "HEADER", run = id, app = app.app, strategy = options.strategy.name, release = target.release, files = keep_copies(app, options.strategy, path) }
   local self = opened:new_run {
     id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
-    journal = log, started_at = core.time(), emit = function(event) options.emit(event, opened.secrets) end,
+    journal = log, started_at = core.time(),
   }
+  self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
+    self.begun = self.begun or event.event == "run.started"
+    if self.begun then options.emit(event, opened.secrets) end
+  end
   self.root = undo.root()
   self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
   self.script = new_script(self, options.strategy, options.values)
@@ -281,7 +300,6 @@ function run.execute(app, options)
   local unlocking <close> = setmetatable({}, { __close = function() held.release() end })
   local exit = execute(self, options)
   log:close()
-  _, _ = closing, unlocking
   return exit
 end
 

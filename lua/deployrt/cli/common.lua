@@ -56,9 +56,11 @@ function common.progress(command)
   local ticking = mode == "live" and core.spawn(function()
     while core.sleep(0.125) do view:tick() end
   end)
+  if mode == "live" then core.echo(1, false) end -- a key pressed would shift the picture
   return view, function()
     if ticking then ticking:cancel() end
     view:close()
+    if mode == "live" then core.echo(1, true) end
   end
 end
 

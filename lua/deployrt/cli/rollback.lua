@@ -7,5 +7,6 @@ return function(command)
   local target = rollback.target(common.state(command, app), command.flags.to)
   return common.execute(command, app, {
     strategy = rollback, values = {}, kind = "rollback", target = function() return target end,
+    done = ("rolled back: %s serves again"):format(target.release),
   })
 end

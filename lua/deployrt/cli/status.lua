@@ -51,8 +51,8 @@ local function summary(rows)
 end
 
 local function gather(command)
-  local app, state = common.app(command), nil
-  state = common.state(command, app)
+  local app = common.app(command)
+  local state = common.state(command, app)
   return common.look(command, function(opened)
     opened.fleet:discover()
     local rows = rows_of(opened)
@@ -89,7 +89,8 @@ local function show(found)
       row.healthy and "healthy" or "unhealthy", 100 * row.share, row.pid or "-")
   end
   if found.run then
-    lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?", found.run.outcome)
+    lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",
+      found.run.outcome ~= "running" and found.run.outcome or found.lock and "under way" or "UNFINISHED: its controller died")
   end
   if found.lock then
     lines[#lines + 1] = ("locked by run %s of %s, last sign of life %ds ago"):format(found.lock.run, found.lock.owner, found.lock.age)

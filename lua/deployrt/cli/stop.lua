@@ -23,7 +23,7 @@ end
 return function(command)
   local app = common.app(command)
   return common.execute(command, app, {
-    strategy = stop, values = {}, kind = "stop", proceed = proceed,
+    strategy = stop, values = {}, kind = "stop", proceed = proceed, done = ("stopped: nothing of %s runs any more"):format(app.app),
     target = function() return { release = "none", settings = "", command = {} } end,
   })
 end

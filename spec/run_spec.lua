@@ -1,0 +1,114 @@
+-- run_spec.lua -- What surrounds a strategy: hooks, groups, journal, history, output for machines.
+local cjson = require "cjson"
+local fixture = require "spec.support.fixture"
+local journal = require "deployrt.journal"
+
+describe("a run", function()
+  local app
+
+  before_each(function() app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" } end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  local function lines(text)
+    local list = {}
+    for line in text:gmatch("[^\n]+") do list[#list + 1] = cjson.decode(line) end
+    return list
+  end
+
+  it("calls the hooks with what they need to know; one that fails before stops the run", function()
+    app.opts.yaml = "strategy: {settle: 0}\nhooks: {before: 'echo before $APP $RELEASE $PREVIOUS >> hooks.log', after: 'echo after $RELEASE >> hooks.log', "
+      .. "failed: 'echo failed: $ERROR >> hooks.log'}"
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    assert.equal(0, app:deploy("rolling", "2.0").exit)
+    assert.equal(1, app:deploy("rolling", "3.0", { fault = "dies" }).exit)
+    local text = fixture.read(app.dir .. "/hooks.log")
+    assert.truthy(text:find("before shop 1.0\nafter 1.0\nbefore shop 2.0 1.0\nafter 2.0\nbefore shop 3.0 2.0\nfailed: ", 1, true), text)
+    app.opts.yaml = "strategy: {settle: 0}\nhooks: {before: 'echo no migration; exit 3'}"
+    local run = app:deploy("rolling", "4.0")
+    assert.equal(1, run.exit)
+    assert.truthy(run.stderr:find("hook 'before' failed with status 3", 1, true))
+    assert.truthy(run.stderr:find("no migration", 1, true))
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("lets before_traffic look at the second set of blue-green before anybody else does", function()
+    assert.equal(0, app:deploy("blue_green", "1.0").exit)
+    app.opts.yaml = "strategy: {settle: 0}\nhooks: {before_traffic: 'false'}"
+    local load = app:load()
+    local run = app:deploy("blue_green", "2.0")
+    local numbers = load:stop()
+    assert.equal(1, run.exit)
+    assert.is_nil(numbers.versions["2.0"])
+    assert.same({}, numbers.errors)
+  end)
+
+  it("writes one JSON object a line", function()
+    app:deploy("rolling", "1.0")
+    local run = app:deploy("rolling", "2.0", nil, { "--json" })
+    local events, ops = lines(run.stdout), 0
+    assert.equal("run.started", events[1].event)
+    for _, event in ipairs(events) do
+      assert.is_string(event.time)
+      assert.equal(events[1].run, event.run)
+      if event.event == "op" and event.op == "instance.start" then
+        ops = ops + 1
+        assert.same({ "local", true }, { event.host, event.ok })
+        assert.is_number(event.seconds)
+        assert.truthy(event.instance:find("^local:%d+$"))
+      end
+    end
+    assert.equal(1, ops)
+    local last = events[#events]
+    assert.same({ "run.finished", "succeeded", 0 }, { last.event, last.outcome, last.exit })
+    local failed = lines(app:deploy("rolling", "3.0", { fault = "dies" }, { "--json" }).stdout)
+    last = failed[#failed]
+    assert.same({ "rolled_back", 1 }, { last.outcome, last.exit })
+  end)
+
+  it("journals an intent before each effect and its outcome after", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local run = app:status().run.id
+    local records = journal.read(("%s/state/shop/runs/%s/journal"):format(app.dir, run))
+    assert.equal("HEADER", records[1].type)
+    assert.equal(64, #records[1].files["strategy.lua"])
+    local open, effects = {}, 0
+    for _, record in ipairs(records) do
+      if record.type == "INTENT" then
+        open[record.id], effects = true, effects + 1
+        assert.is_string(record.hash)
+      elseif record.type == "DONE" then
+        open[record.id] = nil
+      end
+    end
+    assert.is_true(effects >= 4)
+    assert.is_nil(next(open))
+  end)
+
+  it("is remembered", function()
+    app:deploy("rolling", "1.0")
+    app:deploy("rolling", "2.0", { fault = "dies" })
+    local text = app:command({ "history", "app.yml" }).stdout
+    assert.truthy(text:find("rolling%s+succeeded%s+1.0"))
+    assert.truthy(text:find("rolling%s+rolled_back%s+1.0 %-> 2.0"))
+  end)
+
+  it("that is limited to a host leaves the others alone", function()
+    local run = app:command { "rolling", "app.yml", "--host", "elsewhere" }
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("no host 'elsewhere'", 1, true))
+  end)
+
+  it("help shows the options of a strategy from its own table", function()
+    local text = app:command({ "help", "canary" }).stdout
+    assert.truthy(text:find("steps", 1, true))
+    assert.truthy(text:find("1%, 5%, 25%, 50%, 100%", 1, true))
+  end)
+
+  it("schema prints a JSON Schema", function()
+    local decoded = cjson.decode(app:command({ "schema" }).stdout)
+    assert.truthy(decoded.properties.process.properties.command)
+  end)
+end)
