@@ -18,13 +18,13 @@ GEN    := $(BUILD)/gen/host_library.h
 
 QUIET  = @printf '%-5s %s\n'
 
-.PHONY: all help deps demo test lint format asan fuzz bench install uninstall clean
+.PHONY: all help deps test clean
 .DELETE_ON_ERROR:
 
 all: $(BUILD)/deployrt $(BUILD)/lib/deployrt/core.so ## build the command and the Lua module
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 $(BUILD)/obj/%.o: src/%.c $(GEN)
 	@mkdir -p $(@D)
@@ -55,7 +55,16 @@ $(BUILD)/lib/deployrt/core.so: $(OBJ)
 	$(QUIET) LINK $@
 	@$(CC) $(LDFLAGS) -shared -Wl,--as-needed -o $@ $^ $(LIBS)
 
+deps: ## install what is missing (Debian, Ubuntu); elsewhere say what is needed
+	@sh src/deps.sh
+
+# deps comes first even under -j: what is to be built needs what it installs.
+test: deps ## run every test
+	@$(MAKE) --no-print-directory all
+	@busted $(BUSTED)
+
 clean: ## remove what was built
 	rm -rf $(BUILD)
 
+-include $(wildcard spec/*.mk)
 -include $(wildcard $(BUILD)/obj/*.d)
