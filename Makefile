@@ -18,7 +18,7 @@ GEN    := $(BUILD)/gen/host_library.h
 
 QUIET  = @printf '%-5s %s\n'
 
-.PHONY: all help deps test clean
+.PHONY: all help deps demo test clean
 .DELETE_ON_ERROR:
 
 all: $(BUILD)/deployrt $(BUILD)/lib/deployrt/core.so ## build the command and the Lua module
@@ -57,6 +57,10 @@ $(BUILD)/lib/deployrt/core.so: $(OBJ)
 
 deps: ## install what is missing (Debian, Ubuntu); elsewhere say what is needed
 	@sh src/deps.sh
+
+demo: deps ## deploy for real on this machine: a canary under load, then a release that is broken
+	@$(MAKE) --no-print-directory all
+	@sh examples/hello/demo.sh $(BUILD)/deployrt
 
 # deps comes first even under -j: what is to be built needs what it installs.
 test: deps ## run every test

@@ -20,9 +20,11 @@ local call_timeout = 30
 ---@param app string
 ---@return deployrt.Host
 function host.new(entry, app)
+  local is_local = entry.address == nil or entry.transport == "local"
   return setmetatable({
-    name = entry.name, entry = entry, group = entry.group, address = entry.address or "127.0.0.1",
-    root = (entry.dir or ".deployrt") .. "/" .. app, is_local = entry.address == nil or entry.transport == "local",
+    name = entry.name, entry = entry, group = entry.group, is_local = is_local,
+    address = is_local and (entry.address or "127.0.0.1") or ssh.address(entry),
+    root = (entry.dir or ".deployrt") .. "/" .. app,
   }, Host)
 end
 

@@ -160,6 +160,12 @@ local function outcome_of(cause, left)
   return "rolled_back", 1
 end
 
+--- The picture after a rollback is of what was found, not of what was meant.
+local function look_again(self)
+  if not pcall(self.fleet.discover, self.fleet) then return end
+  if #self.session.drivers > 0 then self.report_traffic() end
+end
+
 --- Asks the run to stop: what is in flight finishes, then everything is rolled back.
 local function stop(self, err)
   if self.stopping then return end
@@ -225,6 +231,7 @@ local function execute(self, options)
     cause = self.mask(self.stopping or errors.wrap(cause)) -- children that were stopped raise the reason several times
     left = roll_back(self, cause)
     outcome, exit = outcome_of(cause, left)
+    if #left == 0 then look_again(self) end
   end
   self.over = true
   for _, task in ipairs { watching, listening } do

@@ -59,6 +59,14 @@ local function passphrase_for(path)
   return passphrases[path]
 end
 
+--- Where a host is: HostName of ~/.ssh/config, else as app.yml has it.
+---@param host table  an entry of app.hosts
+---@return string
+function ssh.address(host)
+  local hostname = ssh_config.lookup(host.address).hostname
+  return hostname and (hostname:gsub("%%h", (host.address:gsub("%%", "%%%%")))) or host.address
+end
+
 --- Where `host` of app.yml is and how to log in there, with ~/.ssh/config filled in.
 ---@param host table  an entry of app.hosts
 ---@return table
@@ -77,7 +85,7 @@ function ssh.resolve(host)
   local known_hosts = { files }
   if not host.known_hosts then known_hosts[2] = "/etc/ssh/ssh_known_hosts" end
   return {
-    name = host.name, address = found.hostname or host.address, known_as = found.hostkeyalias,
+    name = host.name, address = ssh.address(host), known_as = found.hostkeyalias,
     port = math.tointeger(host.port or tonumber(found.port) or 22),
     user = host.user or found.user or me.user, identities = identities, known_hosts = known_hosts,
     accept_new = strict == "accept-new", jump = host.jump or found.proxyjump,
@@ -136,13 +144,18 @@ end
 
 local connect
 
---- Through a jump host: a link to it, and a socket that ends at the target.
+--- Through the last of some jump hosts, itself reached through those before it: a link to it, and a socket that
+--- ends at the target.
 ---@async
-local function through(jump, target)
+local function through(jumps, target)
+  local before, jump = jumps:match("^(.*),([^,]+)$")
+  jump = jump or jumps
   local user, rest = jump:match("^([^@]*)@(.*)$")
   local address, port = (rest or jump):match("^(.-):(%d+)$")
   address = address or rest or jump
-  local hop = { name = address, address = address, user = user, port = tonumber(port), known_hosts = target.hop_known_hosts }
+  local hop = {
+    name = address, address = address, user = user, port = tonumber(port), known_hosts = target.hop_known_hosts, jump = before,
+  }
   local link, err = connect(hop, {})
   if not link then return nil, err end
   local fd, problem = link:forward(target.address, target.port)
@@ -171,7 +184,7 @@ function connect(host, opts)
     }
     if target.jump and target.jump ~= "none" then
       target.hop_known_hosts = host.known_hosts
-      options.fd, err, hop = through(target.jump:match("[^,]+$"), target)
+      options.fd, err, hop = through(target.jump, target)
       if not options.fd then return nil, err end
     end
     link, err = core.connect(options)

@@ -82,12 +82,30 @@ local function encode(found)
     json.encode(found.release or null), tostring(found.mixed), json.encode(found.run or null), json.encode(found.lock or null), table.concat(rows, ","))
 end
 
+--- Lines in columns as wide as they need to be, the last one free.
+local function table_of(rows)
+  local widths, lines = {}, {}
+  for _, row in ipairs(rows) do
+    for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, #cell) end
+  end
+  for i, row in ipairs(rows) do
+    local cells = {}
+    for k, cell in ipairs(row) do cells[k] = cell .. (" "):rep(k < #row and widths[k] - #cell or 0) end
+    lines[i] = "  " .. table.concat(cells, "  ")
+  end
+  return lines
+end
+
 local function show(found)
   local lines = { ("%s: %s%s"):format(found.app, found.release and "release " .. found.release or "nothing serves", found.mixed and " (MIXED)" or "") }
-  for _, row in ipairs(found.instances) do
-    lines[#lines + 1] = ("  %-24s %-16s %-9s %-10s %5.1f%%  pid %s"):format(("%s:%d"):format(row.host, row.port), row.release, row.state,
-      row.healthy and "healthy" or "unhealthy", 100 * row.share, row.pid or "-")
+  local rows = {}
+  for i, row in ipairs(found.instances) do
+    rows[i] = {
+      ("%s:%d"):format(row.host, row.port), row.release, row.state, row.healthy and "healthy" or "unhealthy",
+      ("%5.1f%%"):format(100 * row.share), row.pid and "pid " .. row.pid or "",
+    }
   end
+  table.move(table_of(rows), 1, #rows, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",
       found.run.outcome ~= "running" and found.run.outcome or found.lock and "under way" or "UNFINISHED: its controller died")

@@ -50,7 +50,11 @@ remember["rollback.started"] = function(self, event) self.rollback, self.waiting
 remember["rollback.finished"] = function(self, event) self.rolled_back = event end
 function remember.op(self) self.waiting = nil end
 function remember.waiting(self, event) self.waiting = event.reason end
-function remember.traffic(self, event) self.traffic = event end
+--- A change of shares says nothing of rates: the last ones stay.
+function remember.traffic(self, event)
+  local before = self.traffic or {}
+  self.traffic = { share = event.share, requests = event.requests or before.requests, errors = event.errors or before.errors }
+end
 function remember.analysis(self, event) self.analysis = event end
 function remember.warning(self, event)
   if #self.warnings < kept_warnings then self.warnings[#self.warnings + 1] = event end
