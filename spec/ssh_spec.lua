@@ -60,6 +60,20 @@ describe("over SSH", function()
     end)
   end
 
+  it("a run that is limited to a host leaves the others in service", function()
+    app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d"}'):format(fixture.free_port())
+    app.listen = tonumber(app.opts.balancer:match(":(%d+)"))
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local load = app:load()
+    bed:cut(4)
+    local run = app:deploy("rolling", "2.0", nil, { "--host", "web2" })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    bed:mend(4)
+    assert.same({ "1.0", "1.0", "1.0", "2.0" }, app:serving())
+    for _, each in ipairs(app:status().instances) do assert.near(0.25, each.share, 0.001) end
+    assert.truthy(load:stop().versions["2.0"])
+  end)
+
   it("a release that dies at start is undone on all hosts", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
     local run = app:deploy("rolling", "2.0", { fault = "dies" })

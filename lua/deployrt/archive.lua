@@ -52,7 +52,7 @@ end
 --- Opens a release, hashes it and, when it is an archive, looks through its names.
 ---@async
 ---@param path string               absolute
----@param controller deployrt.Host  this machine
+---@param controller deployrt.Connection  this machine
 ---@return deployrt.Archive
 function archive.open(path, controller)
   local stat, err = core.fs.stat(path)

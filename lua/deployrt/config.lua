@@ -17,6 +17,7 @@ local most_shown = 20
 ---@field release {path?: string, version?: string, keep: integer}  path is absolute
 ---@field hosts {name: string, address?: string, port?: integer, user?: string, identity?: string, group?: string,
 ---  transport: string, dir: string, known_hosts?: string, jump?: string}[]
+---@field all_hosts table[]  also those that --host leaves out: balancers know their slots
 ---@field process {command: string[], env?: table<string,string>, secrets?: table<string,string>, ports: integer[],
 ---  instances: integer, supervisor: string, stop: {signal: string, timeout: number}}
 ---@field health {http?: string, tcp?: boolean, command?: string[], status?: integer|table, body?: string,

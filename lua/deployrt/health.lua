@@ -53,7 +53,7 @@ end
 
 --- One probe.
 ---@async
----@param host deployrt.Host
+---@param host deployrt.Connection
 ---@param port integer
 ---@param settings table   app.health
 ---@param values table     of ${...}

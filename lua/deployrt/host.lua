@@ -1,135 +1,24 @@
--- host.lua -- A host that stays usable: one link, dialled again when it is lost, and the operations on it.
+-- host.lua -- A host as strategies know it: a name, a group, and commands that go through the door.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
-local ssh = require "deployrt.ssh"
+local operation = require "deployrt.operation"
 
 ---@class deployrt.Host
 ---@field name string
----@field address string  where its ports are reached from the balancer
 ---@field group? string
----@field root string     the application's directory there, absolute once connected
+---@field current? string  the release that `current` points to there
 local Host = {}
 Host.__index = Host
 
 local host = {}
 
-local retry_for = 20 -- seconds in which a lost connection is dialled again before the host counts as gone
-local call_timeout = 30
-
 ---@param entry table  an entry of app.hosts
----@param app string
 ---@return deployrt.Host
-function host.new(entry, app)
-  local is_local = entry.address == nil or entry.transport == "local"
-  return setmetatable({
-    name = entry.name, entry = entry, group = entry.group, is_local = is_local,
-    address = is_local and (entry.address or "127.0.0.1") or ssh.address(entry),
-    root = (entry.dir or ".deployrt") .. "/" .. app,
-  }, Host)
+function host.new(entry)
+  return setmetatable({ name = entry.name, group = entry.group }, Host)
 end
 
-local lasting = { denied = true, host_key = true } -- trying again would not help
-
---- The open link; dials when there is none. One task dials, the others wait for it.
----@async
-function Host:link()
-  while self.dialling do self.dialling:wait() end
-  if self.open_link and self.open_link:state() == "open" then return self.open_link end
-  self.dialling = core.event()
-  if self.open_link then self.open_link:close() end
-  self.open_link = nil
-  local link, err, hop = ssh.connect(self.entry, { root = self.root })
-  self.open_link, self.hop = link, hop or self.hop
-  self.dialling:set()
-  self.dialling = nil
-  return link, err
-end
-
---- Does `action(link)` and, when the connection is lost meanwhile, again on a new one until the deadline.
---- What it does must be safe to repeat.
-function Host:with_link(action, patience)
-  local deadline, pause = core.now() + (self.gone and 0 or patience or retry_for), 0.1
-  while true do
-    local link, err = self:link()
-    if link then
-      local result = table.pack(action(link))
-      err = result[2]
-      if result[1] ~= nil or type(err) ~= "table" then
-        self.gone = false
-        return table.unpack(result, 1, result.n)
-      end
-    end
-    if (err.code ~= "lost" and err.code ~= "unreachable") or lasting[err.code] or core.now() + pause > deadline then
-      err.host = self.name
-      self.gone = err.code == "lost" or err.code == "unreachable" -- so that each further operation tries only once
-      return nil, err
-    end
-    local slept, canceled = core.sleep(pause)
-    if not slept then return nil, canceled end
-    pause = math.min(pause * 2, 2)
-  end
-end
-
---- Connects, and learns where things are there. Fails at once when the host is not to be had.
----@async
-function Host:connect()
-  local answer = errors.check(self:with_link(function(link) return link:call("facts", {}, 15) end, 0))
-  local root, home, boot, user = answer:match("^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t\n]*)")
-  if not root then errors.raise("shell", "this host's shell does not understand us: " .. answer, { host = self.name }) end
-  self.root, self.home, self.boot, self.user = root, home, boot, user
-end
-
---- Calls a function of the host library; raises with the code that it answers.
----@async
----@param name string
----@param arguments? string[]
----@param timeout? number  seconds
----@return string output
-function Host:call(name, arguments, timeout)
-  local output, status = errors.check(self:with_link(function(link)
-    return link:call(name, arguments, timeout or call_timeout)
-  end))
-  if status == 0 then return output end
-  local code, message = output:match("([%l_]+): ([^\n]*)\n?$")
-  errors.raise(code or "host", message or (name .. ": " .. output), { host = self.name, detail = not code and output or nil })
-end
-
---- Runs a command once, and waits for it; its end is told apart by status and signal.
----@async
----@param argv string[]
----@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string}
----@return {status: integer, signal?: string, stdout: string, stderr: string}
-function Host:execute(argv, opts)
-  local link = errors.check(self:link())
-  return errors.check(link:exec(argv, opts))
-end
-
---- Runs a command that survives the connection: a lost one is dialled again and asked for the outcome.
----@async
----@param key string    names this execution; the same key never runs twice
----@param argv string[]
----@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string}
----@return {status: integer, signal?: integer, stdout: string, stderr: string}
-function Host:execute_once(key, argv, opts)
-  opts = opts or {}
-  local words = { key, opts.cwd or self.root, opts.stdin or "" }
-  for name, value in pairs(opts.env or {}) do words[#words + 1] = name .. "=" .. value end
-  words[#words + 1] = "--"
-  table.move(argv, 1, #argv, #words + 1, words)
-  local timeout = opts.timeout or 600
-  local ok, answer = pcall(self.call, self, "operation_run", words, timeout)
-  if not ok then
-    if answer.code == "timeout" then self:call("operation_stop", { key }) end
-    error(answer, 0)
-  end
-  local status, signal, out_length, rest = answer:match("^(%d+)\t(%d*)\t(%d+)\t%d+\n()")
-  return {
-    status = math.tointeger(status), signal = math.tointeger(signal),
-    stdout = answer:sub(rest, rest + out_length - 1), stderr = answer:sub(rest + out_length),
-  }
-end
-
---- Runs a command on the host from a strategy: journaled, once, and raising when it fails.
+--- Runs a command on the host: journaled, done once, and raising when it fails.
 ---@async
 ---@param argv string[]    never a shell line
 ---@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string}  timeout in seconds
@@ -137,62 +26,13 @@ end
 --- Raises deployrt.Error: "exit", "timeout", "unreachable".
 function Host:run(argv, opts)
   opts = opts or {}
-  local result = require("deployrt.operation").effect {
+  local result = operation.effect {
     name = "host.run", kind = "look", host = self, note = core.quote(argv),
     args = { command = argv, timeout = opts.timeout, stdin = opts.stdin, env = opts.env, cwd = opts.cwd },
   }
   if result.status == 0 then return result end
   errors.raise("exit", ("%s: `%s` ended with status %d"):format(self.name, core.quote(argv), result.status),
     { host = self.name, detail = (result.stdout .. result.stderr):sub(-2000) })
-end
-
---- Writes a small file, aside and renamed.
----@async
-function Host:write(path, text, mode)
-  self:call("file_write", { path, mode or "600", text })
-end
-
---- Reads a small file; nil when there is none.
----@async
-function Host:read(path)
-  local ok, text = pcall(self.call, self, "file_read", { path })
-  if ok then return text end
-  if text.code == "missing" then return nil end
-  error(text, 0)
-end
-
---- Sends a request to a socket that is reached from the host, and returns all that comes back.
----@async
----@param address string   "/path" or "127.0.0.1:9999"
----@param request string
----@param timeout? number
----@return string
-function Host:talk(address, request, timeout)
-  local where, port = address:match("^(.*):(%d+)$")
-  local link = errors.check(self:link())
-  local options = { timeout = timeout or 10 }
-  if address:sub(1, 1) == "/" then return errors.check(link:talk(address, nil, request, options)) end
-  return errors.check(link:talk(where, math.tointeger(port), request, options))
-end
-
---- Whether a TCP connection from the host to an address succeeds.
----@async
----@param address string
----@param port integer
----@param timeout number  seconds
----@return boolean
----@return deployrt.Error? why_not
-function Host:reaches(address, port, timeout)
-  local link, err = self:link()
-  local ok = false
-  if link then ok, err = link:dial(address, port, timeout) end
-  return ok == true, err
-end
-
-function Host:close()
-  if self.open_link then self.open_link:close() end
-  if self.hop then self.hop:close() end
-  self.open_link, self.hop = nil, nil
 end
 
 return host

@@ -60,7 +60,7 @@ end
 
 --- Takes the lock on all hosts, in order of their names, or on none.
 ---@async
----@param hosts deployrt.Host[]
+---@param hosts deployrt.Connection[]
 ---@param run string  id
 ---@param file string
 ---@param is_over fun(run: string): boolean  whether a run is known to have ended

@@ -303,7 +303,7 @@ function run.execute(app, options)
     self.emit { event = "run.finished", outcome = "succeeded", exit = 0, seconds = 0, unchanged = true, release = target.release }
     return 0
   end
-  local held = lock.take(opened.hosts, id, app.file, function(other) return options.state:is_over(other) end)
+  local held = lock.take(opened:lines(), id, app.file, function(other) return options.state:is_over(other) end)
   local unlocking <close> = setmetatable({}, { __close = function() held.release() end })
   local exit = execute(self, options)
   log:close()

@@ -38,7 +38,7 @@ local readers = {
 ---@async
 ---@param values table<string,string>  as written: "${env:DB_URL}", or the secret itself
 ---@param directory string             of app.yml
----@param controller deployrt.Host     this machine
+---@param controller deployrt.Connection     this machine
 ---@return deployrt.Secrets
 function secrets.read(values, directory, controller)
   local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {} }, Secrets)

@@ -1,6 +1,6 @@
 -- session.lua -- An application that is being worked on: its hosts connected, its secrets read, its balancers opened.
+local connection = require "deployrt.connection"
 local core = require "deployrt.core"
-local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local host = require "deployrt.host"
 local secrets = require "deployrt.secrets"
@@ -12,29 +12,39 @@ local drivers = { haproxy = "deployrt.balancer.haproxy" }
 ---@class deployrt.Session
 ---@field app table
 ---@field hosts deployrt.Host[]
----@field controller deployrt.Host  this machine, whether or not it is one of the hosts
+---@field connections table<string, deployrt.Connection>  by the name of the host
+---@field controller deployrt.Connection  this machine, whether or not it is one of the hosts
 local Session = {}
 Session.__index = Session
 
 local session = {}
 
---- Slots as balancers know them.
-local function slots_of(app, hosts)
+--- Slots as balancers know them: of all hosts, also where the run is limited to some.
+local function slots_of(app)
   local slots = {}
-  for _, each in ipairs(hosts) do
+  for _, entry in ipairs(app.all_hosts) do
     for _, port in ipairs(app.process.ports) do
-      slots[#slots + 1] = { name = ("%s-%d"):format(each.name, port), address = each.address, port = port }
+      slots[#slots + 1] = { name = ("%s-%d"):format(entry.name, port), address = connection.address(entry), port = port }
     end
   end
   return slots
 end
 
-local function balancer_host(self, entry)
-  if not entry.host then return self.controller end
-  for _, each in ipairs(self.hosts) do
-    if each.name == entry.host then return each end
+--- Connections that are not there yet, for hosts of the application and for those that balancers are on.
+local function connect(self, app)
+  local opening = { self.controller }
+  local wanted = {}
+  for i, entry in ipairs(app.hosts) do
+    self.hosts[i], wanted[entry.name] = host.new(entry), true
   end
-  errors.raise("config", ("balancer.host: there is no host named '%s'"):format(entry.host))
+  for _, each in ipairs(app.balancers) do wanted[each.host or ""] = true end
+  for _, entry in ipairs(app.all_hosts) do
+    if wanted[entry.name] then
+      local line = connection.new(entry, app.app)
+      self.connections[entry.name], opening[#opening + 1] = line, line
+    end
+  end
+  fleet.together(opening, function(each) each:connect() end)
 end
 
 --- Connects to all hosts at once; one that cannot be had is an error.
@@ -43,20 +53,15 @@ end
 ---@param opts? {secrets?: boolean}  secrets: read them, because processes will be started
 ---@return deployrt.Session
 function session.open(app, opts)
-  local self = setmetatable({ app = app, hosts = {}, drivers = {}, wanted = {} }, Session)
-  self.controller = host.new({ name = "local" }, app.app)
-  for i, entry in ipairs(app.hosts) do self.hosts[i] = host.new(entry, app.app) end
-  local all = { self.controller, table.unpack(self.hosts) }
-  local ok, err = pcall(fleet.together, all, function(each) each:connect() end)
-  if not ok then
-    self:close()
-    error(err, 0)
-  end
+  local self = setmetatable({ app = app, hosts = {}, connections = {}, drivers = {}, wanted = {} }, Session)
+  self.controller = connection.new({ name = "local" }, app.app)
   local opened, problem = pcall(function()
+    connect(self, app)
     self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller)
     for i, entry in ipairs(app.balancers) do
       self.drivers[i] = require(drivers[entry.type]).open(entry, {
-        app = app.app, host = balancer_host(self, entry), slots = slots_of(app, self.hosts), health = app.health,
+        app = app.app, slots = slots_of(app), health = app.health,
+        host = entry.host and self.connections[entry.host] or self.controller,
       })
     end
   end)
@@ -96,7 +101,8 @@ function Session:new_run(fields)
   }
   for key, value in pairs(fields or {}) do run[key] = value end
   run.world = world.real {
-    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted, controller = self.controller,
+    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted,
+    connections = self.connections, controller = self.controller,
     archive = self.archive,
     check_stop = function()
       if run.stopping and not run.undoing then error(run.stopping, 0) end
@@ -110,8 +116,16 @@ function Session:new_run(fields)
   return run
 end
 
+--- The connections, in the order of the hosts.
+---@return deployrt.Connection[]
+function Session:lines()
+  local list = {}
+  for i, each in ipairs(self.hosts) do list[i] = self.connections[each.name] end
+  return list
+end
+
 function Session:close()
-  for _, each in ipairs(self.hosts) do each:close() end
+  for _, each in pairs(self.connections) do each:close() end
   self.controller:close()
 end
 

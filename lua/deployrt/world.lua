@@ -30,7 +30,7 @@ function Real:perform(spec, id)
   local room, name = spec.name:match("^(%w+)%.([%w_]+)$")
   local act = room and rooms[room] and rooms[room][name]
   if not act then errors.raise("internal", "no such operation: " .. spec.name) end
-  return act(self.context, spec.host, spec.args, self.context.run_id .. id:gsub("[/#]", "-"))
+  return act(self.context, spec.host and self.context.connections[spec.host.name], spec.args, self.context.run_id .. id:gsub("[/#]", "-"))
 end
 
 return world

@@ -50,7 +50,7 @@ local haproxy = {}
 
 --- Opens a driver; nothing is asked of HAProxy yet.
 ---@param options table  type, socket, backend, managed, listen, drain
----@param context {app: string, host: deployrt.Host, slots: deployrt.Slot[], health?: table}
+---@param context {app: string, host: deployrt.Connection, slots: deployrt.Slot[], health?: table}
 ---@return deployrt.HAProxy
 function haproxy.open(options, context)
   local self = { options = options, context = context, host = context.host, addresses = {} }

@@ -12,7 +12,7 @@ local function shell(host, script, ...)
 end
 
 --- Where the program is on a host, and how many connections its file limit allows; nil: not installed.
----@param host deployrt.Host
+---@param host deployrt.Connection
 ---@return string? program
 ---@return integer maxconn
 local function find_program(host)
@@ -45,7 +45,7 @@ local function hexadecimal(address)
 end
 
 --- Who listens where we want to; nil when nobody does.
----@param host deployrt.Host
+---@param host deployrt.Connection
 ---@param listen string  "127.0.0.1:8000", ":8000"
 ---@return {pid: string, text: string}?
 local function find_owner(host, listen)

@@ -2,8 +2,8 @@
 local cjson = require "cjson"
 local core = require "deployrt.core"
 local common = require "deployrt.cli.common"
+local connection = require "deployrt.connection"
 local errors = require "deployrt.errors"
-local host = require "deployrt.host"
 
 local function show(command, name, width, text)
   for line in text:gmatch("([^\n]*)\n?") do
@@ -33,7 +33,7 @@ return function(command)
   for _, entry in ipairs(app.hosts) do width = math.max(width, #entry.name) end
   for i, entry in ipairs(app.hosts) do
     tasks[i] = core.spawn(function()
-      local each = host.new(entry, app.app)
+      local each = connection.new(entry, app.app)
       local link, err = each:link()
       local result
       if link then result, err = link:exec(command.rest, {}) end

@@ -28,9 +28,10 @@ return function(command)
     for _, member in ipairs(opened.fleet:instances()) do width = math.max(width, #member.label) end
     for _, member in ipairs(opened.fleet:instances()) do
       local print_text = printer(command, ("%-" .. width .. "s"):format(member.label))
-      local words = { "tail", "-n", tostring(math.tointeger(lines)), ("%s/logs/%d.log"):format(member.host.root, member.port) }
+      local line = opened.connections[member.host.name]
+      local words = { "tail", "-n", tostring(math.tointeger(lines)), ("%s/logs/%d.log"):format(line.root, member.port) }
       if command.flags.follow then table.insert(words, 2, "-F") end
-      local stream = errors.check(member.host:link()):stream(words)
+      local stream = errors.check(line:link()):stream(words)
       tasks[#tasks + 1] = core.spawn(function()
         local text, which = stream:read()
         while text do

@@ -30,7 +30,7 @@ end
 local function probe(opened, rows)
   fleet.together(rows, function(row)
     if not row.member then return end
-    local host = row.member.host
+    local host = opened.connections[row.host]
     local directory = row.member.launch.packed and ("%s/releases/%s"):format(host.root, row.release) or host.root
     row.healthy = health.probe(host, row.port, opened.app.health, { port = row.port, host = host.name, release = row.release, dir = directory })
     row.member = nil
@@ -58,7 +58,7 @@ local function gather(command)
     local rows = rows_of(opened)
     probe(opened, rows)
     local release, mixed = summary(rows)
-    local held = lock.read(opened.hosts[1])
+    local held = lock.read(opened:lines()[1])
     local runs = state:runs()
     local last = runs[#runs]
     return {

@@ -6,7 +6,7 @@ local lock = require "deployrt.lock"
 return function(command)
   return common.look(command, function(opened)
     local removed = 0
-    for _, host in ipairs(opened.hosts) do
+    for _, host in ipairs(opened:lines()) do
       local held = lock.read(host)
       if held then
         if held.age <= lock.dead_after and not command.flags.force then

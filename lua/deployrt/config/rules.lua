@@ -68,7 +68,7 @@ function rules.hosts(app, fail)
       if is_here(entry) then here = here or entry.name end
     end
   end
-  app.hosts = list
+  app.hosts, app.all_hosts = list, list
 end
 
 local function names_of(hosts)
@@ -172,7 +172,7 @@ function rules.health(app, fail, given)
   end
 end
 
---- Keeps only the hosts that --host names.
+--- Keeps only the hosts that --host names; `all_hosts` stay known, for the balancer.
 ---@param app table
 ---@param names string[]
 ---@return string? problem
