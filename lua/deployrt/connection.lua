@@ -45,7 +45,8 @@ function Connection:link()
   self.dialling = core.event()
   if self.open_link then self.open_link:close() end
   self.open_link = nil
-  local link, err, hop = ssh.connect(self.entry, { root = self.root })
+  local ok, link, err, hop = pcall(ssh.connect, self.entry, { root = self.root })
+  if not ok then link, err = nil, errors.wrap(link) end
   self.open_link, self.hop = link, hop or self.hop
   self.dialling:set()
   self.dialling = nil

@@ -6,7 +6,7 @@ local ssh_config = require "deployrt.ssh_config"
 local ssh = {}
 
 local default_keys = { "id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk" }
-local passphrases = {}
+local passphrases, kinds = {}, {}
 
 local function expand(path, home)
   return (path:gsub("^~", home))
@@ -26,6 +26,17 @@ local function base64_decode(text)
   return table.concat(out)
 end
 
+--- Raises when the text ends early.
+local function openssh_key_type(raw)
+  local at = raw:match("^openssh%-key%-v1%z()")
+  if not at then return nil end
+  local cipher, _, _, count, rest = string.unpack(">s4s4s4I4", raw, at)
+  if count < 1 then return nil end
+  local kind = string.unpack(">s4", (string.unpack(">s4", raw, rest)))
+  local type = kind:find("^sk%-") and "sk" or kind:find("ed25519") and "ed25519" or kind:find("ecdsa") and "ecdsa" or "rsa"
+  return type, cipher ~= "none"
+end
+
 --- What kind of private key a file holds (OpenSSH PROTOCOL.key, or PEM).
 ---@param path string
 ---@return string? type       "ed25519", "ecdsa", "rsa", "sk"; nil when the file is not there or no key
@@ -37,19 +48,23 @@ function ssh.key_type(path)
   file:close()
   local body = text:match("BEGIN OPENSSH PRIVATE KEY%-%-%-%-%-(.-)%-%-%-%-%-END")
   if body then
-    local raw = base64_decode(body)
-    local at = raw:match("^openssh%-key%-v1%z()")
-    if not at then return nil end
-    local cipher, _, _, count, rest = string.unpack(">s4s4s4I4", raw, at)
-    if count < 1 then return nil end
-    local public = string.unpack(">s4", raw, rest)
-    local kind = string.unpack(">s4", public)
-    local type = kind:find("^sk%-") and "sk" or kind:find("ed25519") and "ed25519" or kind:find("ecdsa") and "ecdsa" or "rsa"
-    return type, cipher ~= "none"
+    local ok, type, encrypted = pcall(openssh_key_type, base64_decode(body))
+    if not ok then return nil end
+    return type, encrypted
   end
   local pem = text:match("BEGIN (%u*) ?PRIVATE KEY")
   if not pem then return nil end
   return pem == "EC" and "ecdsa" or pem == "RSA" and "rsa" or "ecdsa", text:find("ENCRYPTED", 1, true) ~= nil
+end
+
+--- The same, remembered: a fleet shares few keys.
+local function kind_of(path)
+  local kind = kinds[path]
+  if not kind then
+    kind = table.pack(ssh.key_type(path))
+    if kind[1] then kinds[path] = kind end
+  end
+  return kind[1], kind[2]
 end
 
 local function passphrase_for(path)
@@ -59,11 +74,32 @@ local function passphrase_for(path)
   return passphrases[path]
 end
 
+local agent -- nil: not asked yet; an event: being asked; then whether it answers
+
+--- Whether the SSH agent answers, asked once: libssh2 would wait for one that hangs, and everybody with it.
+---@async
+local function agent_answers()
+  if os.getenv("SSH_AUTH_SOCK") == nil then return false end
+  if agent == nil then
+    local asking = core.event()
+    agent = asking
+    local here = core.connect { transport = "local", name = "local" }
+    local answer = here:exec({ "ssh-add", "-l" }, { timeout = 3 })
+    here:close()
+    agent = answer ~= nil and answer.status ~= 2
+    asking:set()
+  elseif type(agent) ~= "boolean" then
+    agent:wait()
+  end
+  return agent
+end
+
 --- Where a host is: HostName of ~/.ssh/config, else as app.yml has it.
 ---@param host table  an entry of app.hosts
+---@param found? table  what ssh_config.lookup() says of it
 ---@return string
-function ssh.address(host)
-  local hostname = ssh_config.lookup(host.address).hostname
+function ssh.address(host, found)
+  local hostname = (found or ssh_config.lookup(host.address)).hostname
   return hostname and (hostname:gsub("%%h", (host.address:gsub("%%", "%%%%")))) or host.address
 end
 
@@ -85,11 +121,11 @@ function ssh.resolve(host)
   local known_hosts = { files }
   if not host.known_hosts then known_hosts[2] = "/etc/ssh/ssh_known_hosts" end
   return {
-    name = host.name, address = ssh.address(host), known_as = found.hostkeyalias,
+    name = host.name, address = ssh.address(host, found), known_as = found.hostkeyalias,
     port = math.tointeger(host.port or tonumber(found.port) or 22),
     user = host.user or found.user or me.user, identities = identities, known_hosts = known_hosts,
     accept_new = strict == "accept-new", jump = host.jump or found.proxyjump,
-    agent = os.getenv("SSH_AUTH_SOCK") ~= nil and (found.identitiesonly or "no"):lower() ~= "yes" and not host.identity,
+    agent = (found.identitiesonly or "no"):lower() ~= "yes" and not host.identity,
     explicit = host.identity ~= nil,
   }
 end
@@ -118,7 +154,7 @@ function ssh.command(target)
     for _, word in ipairs { ... } do words[#words + 1] = word end
   end
   for _, path in ipairs(target.identities) do
-    if target.explicit or ssh.key_type(path) then add("-i", path) end
+    if target.explicit or kind_of(path) then add("-i", path) end
   end
   if target.jump and target.jump ~= "none" then add("-J", target.jump) end
   add(target.address)
@@ -129,7 +165,7 @@ end
 local function usable_keys(target)
   local usable, foreign, passphrase = {}, nil, nil
   for _, path in ipairs(target.identities) do
-    local type, encrypted = ssh.key_type(path)
+    local type, encrypted = kind_of(path)
     if type == "rsa" or type == "sk" then
       foreign = type
     elseif type then
@@ -174,6 +210,7 @@ function connect(host, opts)
   end
   local target = ssh.resolve(host)
   local usable, foreign, passphrase = usable_keys(target)
+  if target.agent then target.agent = agent_answers() end
   local use_command = host.transport == "openssh" or (foreign and #usable == 0 and not target.agent)
   local link, err, hop
   if not use_command then
@@ -188,6 +225,9 @@ function connect(host, opts)
       if not options.fd then return nil, err end
     end
     link, err = core.connect(options)
+    if err and err.code == "denied" and agent == false then
+      err.message = ("%s; the SSH agent at %s does not answer"):format(err.message, os.getenv "SSH_AUTH_SOCK")
+    end
     if link or err.code ~= "denied" or not foreign then return link, err, hop end
   end
   link, err = core.connect { transport = "openssh", name = host.name, root = opts.root, command = ssh.command(target) }

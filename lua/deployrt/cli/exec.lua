@@ -1,9 +1,9 @@
 -- cli/exec.lua -- deployrt exec APP.yml -- COMMAND
 local cjson = require "cjson"
-local core = require "deployrt.core"
 local common = require "deployrt.cli.common"
 local connection = require "deployrt.connection"
 local errors = require "deployrt.errors"
+local fleet = require "deployrt.fleet"
 
 local function show(command, name, width, text)
   for line in text:gmatch("([^\n]*)\n?") do
@@ -29,19 +29,16 @@ end
 return function(command)
   local app = common.app(command)
   if not command.rest or #command.rest == 0 then errors.raise("usage", "which command? deployrt exec APP.yml -- COMMAND") end
-  local width, failed, tasks = 0, 0, {}
+  local width, failed = 0, 0
   for _, entry in ipairs(app.hosts) do width = math.max(width, #entry.name) end
-  for i, entry in ipairs(app.hosts) do
-    tasks[i] = core.spawn(function()
-      local each = connection.new(entry, app.app)
-      local link, err = each:link()
-      local result
-      if link then result, err = link:exec(command.rest, {}) end
-      if err or result.status ~= 0 or result.signal then failed = failed + 1 end
-      report(command, entry.name, width, result, result == nil and err or nil)
-      each:close()
-    end)
-  end
-  for _, task in ipairs(tasks) do errors.check(task:wait()) end
+  fleet.together(app.hosts, function(entry)
+    local each = connection.new(entry, app.app)
+    local link, err = each:link()
+    local result
+    if link then result, err = link:exec(command.rest, {}) end
+    if err or result.status ~= 0 or result.signal then failed = failed + 1 end
+    report(command, entry.name, width, result, result == nil and err or nil)
+    each:close()
+  end)
   return failed == 0 and 0 or 1
 end

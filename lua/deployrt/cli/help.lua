@@ -14,7 +14,8 @@ end
 
 local function overview()
   local cli = require "deployrt.cli"
-  local lines = { "deployrt STRATEGY APP.yml      deploy: rolling, blue_green, canary, in_place, or a script of your own", "" }
+  local strategies = table.concat(require("deployrt.strategy").names(), ", ")
+  local lines = { ("deployrt STRATEGY APP.yml      deploy: %s, or a script of your own"):format(strategies), "" }
   for _, command in ipairs(cli.commands) do
     lines[#lines + 1] = ("deployrt %-22s %s"):format(command[1] .. " " .. command[2], command[3])
   end
@@ -42,7 +43,7 @@ end
 
 return function(command)
   local name = command.operands[1]
-  if not name or name == "help" then
+  if not name then
     command.write(overview())
     return 0
   end

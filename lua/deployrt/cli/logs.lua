@@ -1,7 +1,7 @@
 -- cli/logs.lua -- deployrt logs APP.yml [--follow] [--lines N]
-local core = require "deployrt.core"
 local common = require "deployrt.cli.common"
 local errors = require "deployrt.errors"
+local fleet = require "deployrt.fleet"
 
 --- Prints whole lines, each with the instance's name in front.
 local function printer(command, label)
@@ -18,31 +18,34 @@ local function printer(command, label)
   end
 end
 
+--- Passes on what an instance has said, and with `follow` what it goes on to say.
+local function show(command, opened, member, width, lines)
+  local line, follow = opened.connections[member.host.name], command.flags.follow
+  local words = { "tail", "-n", tostring(lines), ("%s/logs/%d.log"):format(line.root, member.port) }
+  if follow then table.insert(words, 2, "-F") end
+  local print_text = printer(command, ("%-" .. width .. "s"):format(member.label))
+  local stream <close> = errors.check(line:link()):stream(words)
+  while true do
+    local text, which = errors.check(stream:read())
+    if not text then return end
+    if which == 1 then print_text(text) end
+  end
+end
+
 return function(command)
-  local lines = tonumber(command.flags.lines or 20)
-  if not lines then errors.raise("usage", "--lines needs a number") end
+  local lines = math.tointeger(tonumber(command.flags.lines or 20))
+  if not lines or lines < 0 then errors.raise("usage", "--lines needs a number") end
   common.look(command, function(opened)
     opened.balancer.configured = false
     opened.fleet:discover()
-    local width, tasks = 0, {}
-    for _, member in ipairs(opened.fleet:instances()) do width = math.max(width, #member.label) end
-    for _, member in ipairs(opened.fleet:instances()) do
-      local print_text = printer(command, ("%-" .. width .. "s"):format(member.label))
-      local line = opened.connections[member.host.name]
-      local words = { "tail", "-n", tostring(math.tointeger(lines)), ("%s/logs/%d.log"):format(line.root, member.port) }
-      if command.flags.follow then table.insert(words, 2, "-F") end
-      local stream = errors.check(line:link()):stream(words)
-      tasks[#tasks + 1] = core.spawn(function()
-        local text, which = stream:read()
-        while text do
-          if which == 1 then print_text(text) end
-          text, which = stream:read()
-        end
-        stream:close()
-      end)
-      if not command.flags.follow then tasks[#tasks]:wait() end
+    local members, width = opened.fleet:instances(), 0
+    for _, member in ipairs(members) do width = math.max(width, #member.label) end
+    local function each(member) show(command, opened, member, width, lines) end
+    if command.flags.follow then
+      fleet.together(members, each)
+    else
+      for _, member in ipairs(members) do each(member) end
     end
-    for _, task in ipairs(tasks) do task:wait() end
   end)
   return 0
 end

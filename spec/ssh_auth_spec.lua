@@ -1,0 +1,147 @@
+-- ssh_auth_spec.lua -- Logging in over SSH: kinds of keys, the agent, passphrases, and the fall-back to the ssh command.
+local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
+
+if not hosts.possible() then
+  print("ssh_auth_spec: skipped: test hosts need root, iproute2 and sshd")
+  return
+end
+
+--- Runs a command on a terminal, and types the answer once the prompt is there.
+local typist = [[
+import os, pty, sys, time, select
+prompt, answer, argv = sys.argv[1], sys.argv[2], sys.argv[3:]
+pid, fd = pty.fork()
+if pid == 0: os.execvp(argv[0], argv)
+seen, typed, deadline = b"", False, time.time() + 30
+while time.time() < deadline:
+    if not select.select([fd], [], [], 0.2)[0]: continue
+    try: data = os.read(fd, 65536)
+    except OSError: break
+    if not data: break
+    seen += data
+    if not typed and prompt.encode() in seen:
+        os.write(fd, answer.encode() + b"\n"); typed = True
+sys.stdout.write(seen.decode(errors="replace"))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+]]
+
+describe("logging in over SSH", function()
+  local bed, dir, host
+
+  setup(function()
+    bed = hosts.up(1)
+    host = bed.hosts[1]
+  end)
+  teardown(function() bed:down() end)
+  before_each(function() dir = fixture.dir() end)
+  after_each(function() fixture.cleanup() end)
+
+  --- A new key that the host accepts.
+  local function new_key(kind, passphrase)
+    local path = dir .. "/id_" .. kind
+    assert(os.execute(("ssh-keygen -q -t %s -N %s -f %s"):format(kind, fixture.quote(passphrase or ""), path)))
+    local public = fixture.read(path .. ".pub"):gsub("%s+$", "")
+    bed:exec(1, "echo " .. fixture.quote(public) .. " >> /home/deploy/.ssh/authorized_keys")
+    return path
+  end
+
+  --- app.yml for the host; `identity` may be missing.
+  local function new_app(fields)
+    fixture.write(dir .. "/app.yml", ("app: shop\nhosts: [{name: web1, address: %s, user: deploy, known_hosts: %s%s}]\n"
+      .. "process: {command: [./server], ports: [8080]}\n"):format(host.address, host.known_hosts, fields or ""))
+    return { fixture.deployrt(), "exec", "app.yml", "--", "hostname" }
+  end
+
+  local function run(argv, env)
+    local all = { HOME = dir }
+    for key, value in pairs(env or {}) do all[key] = value end
+    return fixture.run(argv, { cwd = dir, env = all })
+  end
+
+  for _, kind in ipairs { "ed25519", "ecdsa", "rsa" } do
+    it("takes an " .. kind .. " key file", function()
+      local answer = run(new_app(", identity: " .. new_key(kind)))
+      assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
+      assert.equal(0, answer.exit)
+    end)
+  end
+
+  it("leaves no process and no socket of the ssh command behind", function()
+    local answer = run(new_app(", identity: " .. new_key "rsa"))
+    assert.equal(0, answer.exit, answer.stderr)
+    assert.equal("", fixture.sh("find " .. dir .. " -type s"))
+    fixture.eventually(function() return fixture.sh("pgrep -f 'ControlPath[=]" .. dir .. "' || true") == "" end)
+  end)
+
+  it("asks the agent, and needs no file then", function()
+    local key = new_key "ed25519"
+    local agent = fixture.sh("ssh-agent -a " .. dir .. "/agent")
+    local pid = agent:match("SSH_AGENT_PID=(%d+)")
+    fixture.sh(("SSH_AUTH_SOCK=%s/agent ssh-add -q %s 2>&1"):format(dir, key))
+    os.remove(key)
+    local answer = run(new_app(), { SSH_AUTH_SOCK = dir .. "/agent" })
+    fixture.signal(pid, "TERM")
+    assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
+  end)
+
+  it("an agent that hangs is no reason to hang", function()
+    local pid = fixture.start({ "socat", "UNIX-LISTEN:" .. dir .. "/agent,fork", "EXEC:sleep 60" })
+    fixture.eventually(function() return os.execute("test -S " .. dir .. "/agent") end)
+    local started = os.time()
+    local answer = run(new_app(), { SSH_AUTH_SOCK = dir .. "/agent" })
+    fixture.stop(pid)
+    assert.equal(1, answer.exit)
+    assert.is_true(os.time() - started <= 20)
+    assert.truthy(answer.stderr:find("agent does not answer", 1, true), answer.stderr)
+  end)
+
+  it("asks for the passphrase of a key, and never shows it", function()
+    local argv = new_app(", identity: " .. new_key("ed25519", "open sesame"))
+    local script = fixture.write(dir .. "/typist.py", typist)
+    local answer = run({ "python3", script, "Passphrase of", "open sesame", table.unpack(argv) })
+    assert.equal(0, answer.exit, answer.stdout .. answer.stderr)
+    assert.truthy(answer.stdout:find("web1 | web1", 1, true))
+    assert.is_nil(answer.stdout:find("sesame", 1, true))
+  end)
+
+  it("says that a passphrase is wrong", function()
+    local argv = new_app(", identity: " .. new_key("ed25519", "open sesame"))
+    local script = fixture.write(dir .. "/typist.py", typist)
+    local answer = run({ "python3", script, "Passphrase of", "open barley", table.unpack(argv) })
+    assert.equal(1, answer.exit)
+    assert.truthy(answer.stdout:lower():find("passphrase", 15, true))
+    assert.is_nil(answer.stdout:find("barley", 1, true))
+  end)
+
+  it("says without a terminal that a passphrase is needed", function()
+    local answer = run({ "setsid", "-w", table.unpack(new_app(", identity: " .. new_key("ed25519", "open sesame"))) })
+    assert.equal(1, answer.exit)
+    assert.truthy(answer.stderr:lower():find("passphrase", 1, true), answer.stderr)
+  end)
+
+  it("says that an identity is missing", function()
+    local answer = run(new_app(", identity: /nonexistent/key"))
+    assert.equal(1, answer.exit)
+    assert.truthy(answer.stderr:find("identity /nonexistent/key is missing", 1, true), answer.stderr)
+  end)
+
+  it("says that a key is cut off", function()
+    local path = new_key "ed25519"
+    fixture.write(path, "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5v\n-----END OPENSSH PRIVATE KEY-----\n")
+    local answer = run(new_app(", identity: " .. path))
+    assert.equal(1, answer.exit)
+    assert.truthy(answer.stderr:find("no private key", 1, true), answer.stderr)
+  end)
+
+  it("goes through a chain of jump hosts", function()
+    local more = hosts.up(3)
+    fixture.write(dir .. "/.ssh/config", ("Host *\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(
+      more.hosts[1].identity, more.hosts[1].known_hosts))
+    fixture.write(dir .. "/app.yml", ("app: shop\nhosts: [{name: web3, address: %s, jump: '%s,%s'}]\n"
+      .. "process: {command: [./server], ports: [8080]}\n"):format(more.hosts[3].address, more.hosts[1].address, more.hosts[2].address))
+    local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "sh", "-c", "echo ${SSH_CONNECTION%% *}" }
+    more:down()
+    assert.equal("web3 | " .. more.hosts[2].address .. "\n", answer.stdout, answer.stderr)
+  end)
+end)
