@@ -60,6 +60,33 @@ describe("over SSH", function()
     end)
   end
 
+  it("blue-green moves from one group of hosts to the other, and rollback is one switch back", function()
+    for i, host in ipairs(bed.hosts) do host.group = i <= 2 and "blue" or "green" end
+    local yaml = bed:yaml()
+    for _, host in ipairs(bed.hosts) do host.group = nil end
+    app.opts.hosts, app.ports, app.opts.yaml = yaml, { 8080 }, "strategy: {settle: 100ms}"
+    local function serving_on()
+      local list = {}
+      for _, each in ipairs(app:status().instances) do
+        if each.state == "serving" then list[#list + 1] = each.host .. " " .. each.release end
+      end
+      return list
+    end
+    assert.equal(0, app:deploy("blue_green", "1.0").exit)
+    assert.same({ "web1 1.0", "web2 1.0" }, serving_on())
+    local load = app:load()
+    local run = app:deploy("blue_green", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "web3 2.0", "web4 2.0" }, serving_on())
+    run = app:command { "rollback", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.is_nil(run.stdout:find("start     ", 1, true), run.stdout)
+    assert.same({ "web1 1.0", "web2 1.0" }, serving_on())
+    assert.equal(1, app:deploy("blue_green", "3.0", { fault = "dies" }).exit)
+    assert.same({ "web1 1.0", "web2 1.0" }, serving_on())
+    assert.same({}, load:stop().errors)
+  end)
+
   it("a run that is limited to a host leaves the others in service", function()
     app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d"}'):format(fixture.free_port())
     app.listen = tonumber(app.opts.balancer:match(":(%d+)"))
