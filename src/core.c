@@ -32,7 +32,8 @@ static int l_core_gc(lua_State *L) {
   return 0;
 }
 
-/* Finalizers run in the reverse order of creation: this userdata, the first of the core's, is the last to go. */
+/* Finalizers run in the reverse order of creation: this userdata, the first of the core's, is the last to go.
+ */
 static void push_sentinel(lua_State *L) {
   lua_newuserdatauv(L, 0, 0);
   lua_createtable(L, 0, 1);

@@ -2,8 +2,8 @@
 #ifndef DEPLOYRT_ERROR_H
 #define DEPLOYRT_ERROR_H
 
-#include <lua.h>
 #include <lauxlib.h>
+#include <lua.h>
 
 /* Pushes nil and an error table, and returns 2: `return push_error(L, "timeout", host, "...", ...)`. */
 int push_error(lua_State *L, const char *code, const char *host, const char *format, ...)

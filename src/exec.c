@@ -86,8 +86,8 @@ static Exec *push_exec(lua_State *L, LinkBox *box, const char *class) {
 }
 
 static const char *signal_label(int number) {
-  static const char *const names[] = {"",     "HUP",  "INT",  "QUIT", "ILL",  "TRAP", "ABRT", "BUS",
-                                      "FPE",  "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM"};
+  static const char *const names[] = {"",    "HUP",  "INT",  "QUIT", "ILL",  "TRAP", "ABRT", "BUS",
+                                      "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM"};
   return number > 0 && number < 16 ? names[number] : "other";
 }
 
@@ -109,7 +109,8 @@ static int push_exec_result(lua_State *L, Exec *e) {
 
 static int push_exec_failure(lua_State *L, Exec *e, const char *what) {
   int count = e->failed     ? push_error(L, e->code, e->box->name, "%s: %s", what, e->message)
-              : e->too_much ? push_error(L, "output", e->box->name, "%s: more output than %d bytes", what, (int)e->limit)
+              : e->too_much ? push_error(L, "output", e->box->name, "%s: more output than %d bytes", what,
+                                         (int)e->limit)
                             : push_interruption(L, e->box->name, what);
   exec_release(e);
   return count;
@@ -148,10 +149,14 @@ static void check_environment(lua_State *L, Buffer *script) {
 static void check_env_types(lua_State *L) {
   if (lua_getfield(L, 3, "env") == LUA_TTABLE) {
     for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
-      luaL_argcheck(L, lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TSTRING, 3, "env: strings expected");
+      luaL_argcheck(L, lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TSTRING, 3,
+                    "env: strings expected");
       const char *name = lua_tostring(L, -2);
-      luaL_argcheck(L, name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")] == '\0' &&
-                           (*name < '0' || *name > '9'), 3, "env: not a name of a variable");
+      luaL_argcheck(L,
+                    name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")] ==
+                            '\0' &&
+                        (*name < '0' || *name > '9'),
+                    3, "env: not a name of a variable");
     }
   }
   lua_pop(L, 1);
@@ -232,7 +237,8 @@ static int l_stream_read(lua_State *L) {
   Exec *e = luaL_checkudata(L, 1, STREAM);
   double timeout = luaL_optnumber(L, 2, -1);
   luaL_argcheck(L, e->channel, 1, "this stream was closed");
-  if (e->ended || e->outputs[0].length || e->outputs[1].length) return stream_read_step(L, LUA_OK, (lua_KContext)e);
+  if (e->ended || e->outputs[0].length || e->outputs[1].length)
+    return stream_read_step(L, LUA_OK, (lua_KContext)e);
   return task_wait(L, &e->waiter, timeout, (lua_KContext)e, stream_read_step);
 }
 

@@ -5,8 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <lauxlib.h>
-#include <stdlib.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,7 +21,10 @@
 #define LOG_FILE "deployrt.LogFile"
 
 static int push_errno(lua_State *L, const char *what) {
-  const char *code = errno == ENOENT ? "missing" : errno == EEXIST ? "exists" : errno == ENOSPC ? "full" : "system";
+  const char *code = errno == ENOENT   ? "missing"
+                     : errno == EEXIST ? "exists"
+                     : errno == ENOSPC ? "full"
+                                       : "system";
   return push_error(L, code, NULL, "%s: %s", what, strerror(errno));
 }
 
@@ -107,7 +110,8 @@ static int l_write(lua_State *L) {
 /* fs.remove(path) -> true | nil, err: a file or an empty directory; a missing one is fine */
 static int l_remove(lua_State *L) {
   const char *path = luaL_checkstring(L, 1);
-  if (unlink(path) != 0 && errno != ENOENT && (errno != EISDIR || rmdir(path) != 0)) return push_errno(L, path);
+  if (unlink(path) != 0 && errno != ENOENT && (errno != EISDIR || rmdir(path) != 0))
+    return push_errno(L, path);
   return push_success(L);
 }
 
@@ -192,8 +196,8 @@ static int l_log_close(lua_State *L) {
 }
 
 void push_fs_functions(lua_State *L) {
-  static const luaL_Reg functions[] = {{"mkdir", l_mkdir},   {"stat", l_stat},         {"list", l_list},
-                                       {"write", l_write},   {"remove", l_remove},     {"realpath", l_realpath},
+  static const luaL_Reg functions[] = {{"mkdir", l_mkdir},   {"stat", l_stat},     {"list", l_list},
+                                       {"write", l_write},   {"remove", l_remove}, {"realpath", l_realpath},
                                        {"append", l_append}, {NULL, NULL}};
   static const luaL_Reg methods[] = {
       {"write", l_log_write}, {"sync", l_log_sync}, {"close", l_log_close}, {NULL, NULL}};

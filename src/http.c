@@ -192,8 +192,8 @@ static const char *request_start(Request *r, const Options *o) {
   return transfer_start(&r->transfer) ? NULL : "libcurl does not start";
 }
 
-/* One line of a list ("Name: value"), or an entry of a table; no line may smuggle in another. Errors show only
-   the key: a value may be a secret. */
+/* One line of a list ("Name: value"), or an entry of a table; no line may smuggle in another. Errors show
+   only the key: a value may be a secret. */
 static void check_header(lua_State *L, Request *r) {
   bool line = lua_isinteger(L, -2);
   size_t length;

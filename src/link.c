@@ -39,11 +39,8 @@ static int connect_step(lua_State *L, int status, lua_KContext ctx) {
   (void)status;
   LinkBox *box = (LinkBox *)ctx;
   switch (box->link->state) {
-    case LINK_OPEN:
-      lua_settop(L, 2);
-      return 1;
-    case LINK_LOST:
-      return push_error(L, box->link->code, box->name, "%s", box->link->message);
+    case LINK_OPEN: lua_settop(L, 2); return 1;
+    case LINK_LOST: return push_error(L, box->link->code, box->name, "%s", box->link->message);
     default:
       if (task_reason() == WAKE_CANCEL) return push_interruption(L, box->name, "connecting");
       return task_wait(L, &box->opening, -1, ctx, connect_step);
@@ -57,7 +54,8 @@ static char **check_list_field(lua_State *L, int index, const char *name) {
   int list = lua_gettop(L);
   char **words = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *words, 0);
   for (lua_Integer i = 0; i < count; i++) {
-    if (lua_geti(L, list, i + 1) != LUA_TSTRING) luaL_error(L, "option '%s': a list of strings expected", name);
+    if (lua_geti(L, list, i + 1) != LUA_TSTRING)
+      luaL_error(L, "option '%s': a list of strings expected", name);
     words[i] = (char *)lua_tostring(L, -1); /* the options table keeps it alive */
     lua_pop(L, 1);
   }
@@ -110,7 +108,9 @@ static int l_connect(lua_State *L) {
   box->name = memory_copy(name);
   box->root = memory_copy(root);
   box->is_local = transport == 0;
-  box->link = transport == 0 ? local_open(name) : transport == 1 ? check_ssh(L, name) : check_openssh(L, name);
+  box->link = transport == 0   ? local_open(name)
+              : transport == 1 ? check_ssh(L, name)
+                               : check_openssh(L, name);
   box->link->on_change = on_link_change;
   box->link->owner = box;
   lua_settop(L, 2);
@@ -135,7 +135,9 @@ static int l_link_state(lua_State *L) {
     lua_pushstring(L, "closed");
     return 1;
   }
-  lua_pushstring(L, box->link->state == LINK_OPEN ? "open" : box->link->state == LINK_LOST ? "lost" : "opening");
+  lua_pushstring(L, box->link->state == LINK_OPEN   ? "open"
+                    : box->link->state == LINK_LOST ? "lost"
+                                                    : "opening");
   if (box->link->state != LINK_LOST) return 1;
   lua_pushstring(L, box->link->message);
   return 2;
@@ -163,9 +165,10 @@ void push_link_functions(lua_State *L) {
                                        {"quote", l_quote},
                                        {"ssh_concurrency", l_ssh_concurrency},
                                        {NULL, NULL}};
-  static const luaL_Reg methods[] = {{"call", l_link_call},   {"exec", l_link_exec}, {"stream", l_link_stream},
-                                     {"talk", l_link_talk},   {"dial", l_link_dial}, {"forward", l_link_forward},
-                                     {"state", l_link_state}, {"close", l_link_close}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {
+      {"call", l_link_call},   {"exec", l_link_exec},   {"stream", l_link_stream},
+      {"talk", l_link_talk},   {"dial", l_link_dial},   {"forward", l_link_forward},
+      {"state", l_link_state}, {"close", l_link_close}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
   push_class(L, LINK, methods, l_link_close);
   push_exec_classes(L);

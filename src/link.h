@@ -16,8 +16,8 @@ typedef struct Shell Shell;
 /* The userdata behind a link in Lua. */
 typedef struct LinkBox {
   Link *link;
-  char *name;   /* of the host; outlives the link */
-  char *root;   /* where the application lives on the host; the host's library expands it */
+  char *name; /* of the host; outlives the link */
+  char *root; /* where the application lives on the host; the host's library expands it */
   bool is_local;
   Waiter opening;
   Shell *shells;

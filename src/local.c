@@ -24,7 +24,7 @@ typedef struct Child {
   uv_shutdown_t shutdown;
   bool is_socket;
   bool spawned, closed, told, ssh;
-  int holders;  /* open handles, and the owner until it closes the channel */
+  int holders; /* open handles, and the owner until it closes the channel */
   int open_outputs;
   bool exited;
   int status, signal;
@@ -58,9 +58,18 @@ static void child_fail(Child *c, const char *code, const char *message) {
 
 /* ssh ends with 255 both when it fails itself and when the command does; its own messages are known. */
 static bool is_ssh_failure(const char *error) {
-  static const char *const known[] = {"ssh: ",           "Permission denied", "Host key verification", "kex_exchange",
-                                      "Connection ",     "client_loop: ",     "Could not resolve",     "Load key",
-                                      "Bad configuration", "mux_client",      "No ED25519",            "Timeout, server"};
+  static const char *const known[] = {"ssh: ",
+                                      "Permission denied",
+                                      "Host key verification",
+                                      "kex_exchange",
+                                      "Connection ",
+                                      "client_loop: ",
+                                      "Could not resolve",
+                                      "Load key",
+                                      "Bad configuration",
+                                      "mux_client",
+                                      "No ED25519",
+                                      "Timeout, server"};
   for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
     if (strstr(error, known[i])) return true;
   }
@@ -244,7 +253,8 @@ static void child_spawn(Child *c, char **argv) {
                                   .args = argv,
                                   .stdio = stdio,
                                   .stdio_count = 3,
-                                  .flags = UV_PROCESS_DETACHED}; /* a terminal's ^C is the controller's business */
+                                  .flags =
+                                      UV_PROCESS_DETACHED}; /* a terminal's ^C is the controller's business */
   c->process.data = c;
   c->holders++;
   int code = uv_spawn(loop_get(), &c->process, &options);
@@ -338,7 +348,8 @@ static Channel *openssh_spawn(LocalLink *l, char **extra, const ChannelEvents *e
   while (l->ssh[count]) count++;
   while (extra[more]) more++;
   char **argv = memory_new((size_t)(count + more + 1) * sizeof *argv);
-  memcpy(argv, l->ssh, (size_t)(count - 1) * sizeof *argv); /* the destination goes last, or before a command */
+  memcpy(argv, l->ssh,
+         (size_t)(count - 1) * sizeof *argv); /* the destination goes last, or before a command */
   bool is_command = extra[0][0] != '-';
   int at = count - 1;
   if (is_command) argv[at++] = l->ssh[count - 1];
@@ -355,7 +366,8 @@ static Channel *openssh_exec(Link *l, const char *command, const ChannelEvents *
   return openssh_spawn((LocalLink *)l, extra, events, owner);
 }
 
-static Channel *openssh_dial(Link *l, const char *address, int port, const ChannelEvents *events, void *owner) {
+static Channel *openssh_dial(Link *l, const char *address, int port, const ChannelEvents *events,
+                             void *owner) {
   char where[320];
   snprintf(where, sizeof where, strchr(address, ':') ? "[%s]:%d" : "%s:%d", address, port);
   char *extra[] = {"-W", where, NULL};

@@ -1,4 +1,5 @@
-/* main.c -- The command: one lua_State that runs lua/deployrt/cli.lua, from disk or from the copy it carries. */
+/* main.c -- The command: one lua_State that runs lua/deployrt/cli.lua, from disk or from the copy it carries.
+ */
 #include <lauxlib.h>
 #include <limits.h>
 #include <lua.h>

@@ -1,4 +1,5 @@
-/* pipe.c -- Streams bytes from a file or command to a file or command, on any hosts, counting and hashing them. */
+/* pipe.c -- Streams bytes from a file or command to a file or command, on any hosts, counting and hashing
+ * them. */
 #include <errno.h>
 #include <fcntl.h>
 #include <openssl/evp.h>
@@ -247,12 +248,14 @@ static void check_side(lua_State *L, const char *name) {
   if (!check_string_field(L, side, "file", NULL)) {
     lua_getfield(L, side, "link");
     check_link(L, lua_gettop(L));
-    luaL_argcheck(L, lua_getfield(L, side, "command") == LUA_TTABLE, 1, "'file', or 'link' and 'command', expected");
+    luaL_argcheck(L, lua_getfield(L, side, "command") == LUA_TTABLE, 1,
+                  "'file', or 'link' and 'command', expected");
   }
   lua_settop(L, side - 1);
 }
 
-/* core.pipe{from = {file=} | {link=, command=}, to = the same, timeout?} -> {bytes, sha256, from, to} | nil, err */
+/* core.pipe{from = {file=} | {link=, command=}, to = the same, timeout?} -> {bytes, sha256, from, to} | nil,
+ * err */
 int l_pipe(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);

@@ -28,9 +28,9 @@ typedef struct Call {
 struct Shell {
   LinkBox *box;
   Channel *channel;
-  Call *call;       /* the one that runs */
+  Call *call; /* the one that runs */
   Buffer out;
-  size_t scanned;   /* of out, for the marker */
+  size_t scanned; /* of out, for the marker */
   char marker[48];
   bool broken;
   Shell *next;
@@ -125,7 +125,8 @@ static void on_shell_drain(void *owner) {
   (void)owner;
 }
 
-static const ChannelEvents shell_events = {NULL, on_shell_output, on_shell_drain, on_shell_end, on_shell_fail};
+static const ChannelEvents shell_events = {NULL, on_shell_output, on_shell_drain, on_shell_end,
+                                           on_shell_fail};
 
 static Shell *shell_new(LinkBox *box) {
   unsigned char random[12];

@@ -110,7 +110,8 @@ static void watch(SshLink *s) {
   if (!s->poll) return;
   int events = UV_READABLE;
   if (s->state == SSH_CONNECT) events = UV_WRITABLE;
-  else if (libssh2_session_block_directions(s->session) & LIBSSH2_SESSION_BLOCK_OUTBOUND) events |= UV_WRITABLE;
+  else if (libssh2_session_block_directions(s->session) & LIBSSH2_SESSION_BLOCK_OUTBOUND)
+    events |= UV_WRITABLE;
   if (events == s->events) return;
   s->events = events;
   uv_poll_start(s->poll, events, on_poll);
@@ -118,9 +119,11 @@ static void watch(SshLink *s) {
 
 static void on_open_deadline(uv_timer_t *timer) {
   SshLink *s = timer->data;
-  const char *doing = s->state == SSH_RESOLVE ? "looking up its address"
-                      : s->state == SSH_CONNECT ? "connecting" : "logging in";
-  ssh_fail(s, "unreachable", "%s:%d: no answer within %ds while %s", s->address, s->port, (int)s->timeout, doing);
+  const char *doing = s->state == SSH_RESOLVE   ? "looking up its address"
+                      : s->state == SSH_CONNECT ? "connecting"
+                                                : "logging in";
+  ssh_fail(s, "unreachable", "%s:%d: no answer within %ds while %s", s->address, s->port, (int)s->timeout,
+           doing);
   ssh_advance(s);
 }
 
@@ -145,8 +148,7 @@ static void begin_session(SshLink *s) {
   libssh2_session_callback_set(s->session, LIBSSH2_CALLBACK_RECV, (void *)on_receive);
 #pragma GCC diagnostic pop
   libssh2_session_set_blocking(s->session, 0);
-  libssh2_session_method_pref(s->session, LIBSSH2_METHOD_CRYPT_CS,
-                              "aes128-ctr,aes192-ctr,aes256-ctr");
+  libssh2_session_method_pref(s->session, LIBSSH2_METHOD_CRYPT_CS, "aes128-ctr,aes192-ctr,aes256-ctr");
   known_hosts_prefer(s);
   s->state = SSH_HANDSHAKE;
 }

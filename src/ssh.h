@@ -7,18 +7,18 @@
 /* All strings are copied. */
 typedef struct SshOptions {
   const char *name;
-  const char *address;     /* a name or a number */
+  const char *address; /* a name or a number */
   int port;
-  const char *known_as;    /* the name to look up in known_hosts */
+  const char *known_as; /* the name to look up in known_hosts */
   const char *user;
-  char **identities;       /* private key files, tried in order, NULL at the end */
-  const char *passphrase;  /* of those that have one; NULL: none */
-  char **known_hosts;      /* files, NULL at the end; a new key is added to the first */
+  char **identities;      /* private key files, tried in order, NULL at the end */
+  const char *passphrase; /* of those that have one; NULL: none */
+  char **known_hosts;     /* files, NULL at the end; a new key is added to the first */
   bool accept_new;
   bool agent;
-  double timeout;          /* seconds to connect and log in */
-  double keepalive;        /* seconds between two signs of life; the link is lost after three without an answer */
-  int fd;                  /* a connected socket (through a jump host), or -1 */
+  double timeout;   /* seconds to connect and log in */
+  double keepalive; /* seconds between two signs of life; the link is lost after three without an answer */
+  int fd;           /* a connected socket (through a jump host), or -1 */
 } SshOptions;
 
 /* Begins to connect; at most ssh_set_concurrency() links do so at once, the others queue. */

@@ -6,7 +6,6 @@
 
 #include "ssh_session.h"
 
-
 #define MAX_SESSIONS 9
 
 typedef enum { CH_OPEN, CH_EXEC, CH_DATA, CH_CLOSE, CH_FREE, CH_DEAD } ChannelState;
@@ -41,8 +40,9 @@ static int signal_by_name(const char *name) {
   static const struct {
     const char *name;
     int number;
-  } signals[] = {{"ABRT", 6}, {"ALRM", 14}, {"FPE", 8},   {"HUP", 1},   {"ILL", 4},   {"INT", 2},  {"KILL", 9},
-                 {"PIPE", 13}, {"QUIT", 3}, {"SEGV", 11}, {"TERM", 15}, {"USR1", 10}, {"USR2", 12}, {"BUS", 7}};
+  } signals[] = {{"ABRT", 6},  {"ALRM", 14}, {"FPE", 8},   {"HUP", 1},  {"ILL", 4},
+                 {"INT", 2},   {"KILL", 9},  {"PIPE", 13}, {"QUIT", 3}, {"SEGV", 11},
+                 {"TERM", 15}, {"USR1", 10}, {"USR2", 12}, {"BUS", 7}};
   for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
     if (strcmp(signals[i].name, name) == 0) return signals[i].number;
   }
@@ -88,7 +88,8 @@ static int advance_open(SshChannel *c) {
   if (c->handle && c->command) s->sessions++;
   if (c->handle) return 0;
   if (last_error(s) != LIBSSH2_ERROR_CHANNEL_FAILURE) return last_error(s);
-  tell_failure(c, "refused", c->command ? "the server opens no more sessions (MaxSessions?)" : "connection refused");
+  tell_failure(c, "refused",
+               c->command ? "the server opens no more sessions (MaxSessions?)" : "connection refused");
   c->state = CH_DEAD;
   return 0;
 }
@@ -106,7 +107,8 @@ static int advance_exec(SshChannel *c) {
 static int advance_write(SshChannel *c) {
   while (c->sent < c->out.length) {
     ssize_t n = libssh2_channel_write(c->handle, c->out.data + c->sent, c->out.length - c->sent);
-    if (n == LIBSSH2_ERROR_CHANNEL_CLOSED || n == LIBSSH2_ERROR_CHANNEL_EOF_SENT) n = (ssize_t)(c->out.length - c->sent);
+    if (n == LIBSSH2_ERROR_CHANNEL_CLOSED || n == LIBSSH2_ERROR_CHANNEL_EOF_SENT)
+      n = (ssize_t)(c->out.length - c->sent);
     if (n < 0) return (int)n;
     c->sent += (size_t)n;
     if (c->sent < c->out.length) continue;
@@ -135,7 +137,8 @@ static int advance_read(SshChannel *c, int stream) {
 static int advance_data(SshChannel *c) {
   int written = advance_write(c);
   if (written != 0 && written != LIBSSH2_ERROR_EAGAIN) return written;
-  bool stuck = written != 0 && (libssh2_session_block_directions(c->ssh->session) & LIBSSH2_SESSION_BLOCK_OUTBOUND);
+  bool stuck =
+      written != 0 && (libssh2_session_block_directions(c->ssh->session) & LIBSSH2_SESSION_BLOCK_OUTBOUND);
   if (stuck && !libssh2_channel_eof(c->handle)) {
     size_t window = libssh2_channel_window_write_ex(c->handle, NULL);
     if (window > 0) return LIBSSH2_ERROR_EAGAIN; /* the socket is full: this packet first */
@@ -170,7 +173,8 @@ static int channel_advance(SshChannel *c) {
       rc = advance_open(c);
       if (rc != 0 || c->state == CH_DEAD) return rc;
       c->state = c->command ? CH_EXEC : CH_DATA;
-      if (!c->command && !c->closed && c->channel.events->on_open) c->channel.events->on_open(c->channel.owner);
+      if (!c->command && !c->closed && c->channel.events->on_open)
+        c->channel.events->on_open(c->channel.owner);
       /* fall through */
     case CH_EXEC:
       if (c->state == CH_EXEC) {
@@ -199,8 +203,7 @@ static int channel_advance(SshChannel *c) {
       if (c->command) c->ssh->sessions--;
       ssh_schedule(c->ssh); /* somebody may wait for its place */
       /* fall through */
-    case CH_DEAD:
-      break;
+    case CH_DEAD: break;
   }
   return 0;
 }
@@ -307,8 +310,7 @@ static void ssh_channel_close(Channel *channel) {
   else channel_free(c);
 }
 
-static const ChannelClass ssh_channel_class = {ssh_write, ssh_end, ssh_pending, ssh_pause,
-                                               ssh_channel_close};
+static const ChannelClass ssh_channel_class = {ssh_write, ssh_end, ssh_pending, ssh_pause, ssh_channel_close};
 
 static SshChannel *channel_new(Link *l, const ChannelEvents *events, void *owner) {
   SshLink *s = (SshLink *)l;

@@ -37,19 +37,19 @@ typedef struct SshLink {
   struct libssh2_agent_publickey *agent_key;
   bool agent_asked;
   uv_poll_t *poll;
-  int events;             /* what poll watches for */
-  uv_timer_t *timer;      /* the deadline while opening, keepalive afterwards */
+  int events;        /* what poll watches for */
+  uv_timer_t *timer; /* the deadline while opening, keepalive afterwards */
   uv_getaddrinfo_t *resolving;
-  uv_idle_t *idle;        /* advances after a call that could not advance itself */
-  bool busy;              /* inside ssh_advance(); closes wait for its end */
-  bool again;             /* something was asked for meanwhile */
+  uv_idle_t *idle; /* advances after a call that could not advance itself */
+  bool busy;       /* inside ssh_advance(); closes wait for its end */
+  bool again;      /* something was asked for meanwhile */
   bool closing;
-  size_t received;        /* bytes from the socket, ever */
+  size_t received; /* bytes from the socket, ever */
   SshChannel *channels;
-  int sessions;           /* commands that run; sshd allows MaxSessions, 10 by default */
-  SshChannel *blocker;    /* libssh2 wants this one's packet finished before any other */
-  SshChannel *opener;     /* libssh2 opens one channel at a time */
-  struct SshLink *next;   /* in the queue of links to open */
+  int sessions;         /* commands that run; sshd allows MaxSessions, 10 by default */
+  SshChannel *blocker;  /* libssh2 wants this one's packet finished before any other */
+  SshChannel *opener;   /* libssh2 opens one channel at a time */
+  struct SshLink *next; /* in the queue of links to open */
 } SshLink;
 
 /* Asks for ssh_advance() at the next turn of the loop. */

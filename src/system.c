@@ -69,7 +69,8 @@ static int l_echo(lua_State *L) {
   return 0;
 }
 
-/* core.ask_secret(prompt) -> what was typed, unseen, on the terminal | nil, err; blocks the loop, once, before a run */
+/* core.ask_secret(prompt) -> what was typed, unseen, on the terminal | nil, err; blocks the loop, once,
+ * before a run */
 static int l_ask_secret(lua_State *L) {
   char line[1024];
   struct termios before, silent;
@@ -93,9 +94,12 @@ static int l_ask_secret(lua_State *L) {
 }
 
 void push_system_functions(lua_State *L) {
-  static const luaL_Reg functions[] = {{"now", l_now},           {"time", l_time},
-                                       {"terminal", l_terminal}, {"whoami", l_whoami},
-                                       {"ask_secret", l_ask_secret}, {"echo", l_echo},
+  static const luaL_Reg functions[] = {{"now", l_now},
+                                       {"time", l_time},
+                                       {"terminal", l_terminal},
+                                       {"whoami", l_whoami},
+                                       {"ask_secret", l_ask_secret},
+                                       {"echo", l_echo},
                                        {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -7,7 +7,8 @@
  * GET /slow?ms=N   answers after N ms; others are served meanwhile
  * GET /env?NAME    the value of an environment variable
  *
- * --fault, or `fault=` in the file service.conf, makes it misbehave: dies, sick, flap, stubborn, errors or slow.
+ * --fault, or `fault=` in the file service.conf, makes it misbehave: dies, sick, flap, stubborn, errors or
+ * slow.
  * --start-delay 500ms, or `start_delay=`: it listens only then. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -144,7 +145,9 @@ static int listen_on(const char *address, int port) {
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   if (!valid || bind(fd, (struct sockaddr *)&a, sizeof a) != 0 || listen(fd, 512) != 0) {
     fprintf(stderr, "fatal: cannot listen on %s:%d: %s\n", address, port,
-            !valid ? "no such address" : errno == EADDRINUSE ? "address already in use" : strerror(errno));
+            !valid                ? "no such address"
+            : errno == EADDRINUSE ? "address already in use"
+                                  : strerror(errno));
     exit(1);
   }
   return fd;
@@ -220,7 +223,8 @@ static void read_files(double *delay) {
   if (f) fclose(f);
 }
 
-/* SIGTERM as something to poll for, so that it comes neither too early nor too late. A stubborn service has none. */
+/* SIGTERM as something to poll for, so that it comes neither too early nor too late. A stubborn service has
+ * none. */
 static int open_signals(void) {
   sigset_t term;
   sigemptyset(&term);

@@ -142,8 +142,9 @@ static void retry(Client *c) {
   connect_client(c);
 }
 
-/* What browsers and HTTP libraries do: a kept connection that the server closed in an orderly way before a byte
- * of the answer is no failure, the request goes out once more on a new one. A reset, or half an answer, is. */
+/* What browsers and HTTP libraries do: a kept connection that the server closed in an orderly way before a
+ * byte of the answer is no failure, the request goes out once more on a new one. A reset, or half an answer,
+ * is. */
 static void lose(Client *c, bool orderly) {
   if (orderly && c->reused && c->length == 0 && !c->retrying) retry(c);
   else fail(c, orderly ? "closed" : "reset");
@@ -284,10 +285,11 @@ static int open_signals(void) {
 }
 
 static void usage(const char *problem) {
-  fprintf(stderr,
-          "load: %s\nusage: load --port N [--address A] [--connections N] [--rate R] [--path P] [--seconds S] "
-          "[--no-keepalive]\n",
-          problem);
+  fprintf(
+      stderr,
+      "load: %s\nusage: load --port N [--address A] [--connections N] [--rate R] [--path P] [--seconds S] "
+      "[--no-keepalive]\n",
+      problem);
   exit(2);
 }
 
