@@ -31,8 +31,8 @@ layout() { # -- makes the directories of the application
 # --- files
 
 file_write() { # path mode text -- aside, then renamed
-  message=$({ mkdir -p "${1%/*}" && printf '%s' "$3" > "$1.part.$$" && chmod "$2" "$1.part.$$" &&
-    mv -f "$1.part.$$" "$1"; } 2>&1) && return 0
+  message=$({ { [ -d "${1%/*}" ] || mkdir -p "${1%/*}"; } && umask 077 && printf '%s' "$3" > "$1.part.$$" &&
+    { [ "$2" = 600 ] || chmod "$2" "$1.part.$$"; } && mv -f "$1.part.$$" "$1"; } 2>&1) && return 0
   rm -f "$1.part.$$"
   fail system "$message"
 }
@@ -101,15 +101,19 @@ release_complete() { # version
   [ "$release_boot" = "$boot" ] || [ "$release_boot" = synced ]
 }
 
+checksum() { # -- of standard input; openssl knows the processor's own instructions, which makes it four times as fast
+  if command -v openssl > /dev/null; then openssl dgst -sha256 -r; else sha256sum; fi
+}
+
 release_receive() { # version sha256 filter -- the archive on standard input
   layout || return 1
   part=$root/releases/.part.$1
   rm -rf "$part" "$part".*
   mkdir "$part" && mkfifo "$part.fifo" || { fail system "cannot make $part"; return 1; }
-  sha256sum < "$part.fifo" > "$part.sum" 2>/dev/null &
+  checksum < "$part.fifo" > "$part.sum" 2>/dev/null &
   problem=$({
     tee "$part.fifo" | {
-      ${3:-cat} | tar -xopf - -C "$part"
+      if [ "$3" ]; then $3 | tar -xopf - -C "$part"; else tar -xopf - -C "$part"; fi
       unpacked=$?
       cat > /dev/null
       exit $unpacked

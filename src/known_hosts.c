@@ -1,14 +1,34 @@
 /* known_hosts.c -- Verifies the server's key against the user's known_hosts files. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ssh_session.h"
 
+/* Whether a line may be about the host: it has its name, or hides whose it is. With the file of a large fleet,
+ * parsing all lines for each host would cost more than logging in. */
+static bool may_concern(const SshLink *s, const char *line, size_t length) {
+  return line[0] == '|' || memmem(line, length, s->known_as, strlen(s->known_as)) != NULL;
+}
+
+static void load_file(const SshLink *s, LIBSSH2_KNOWNHOSTS *hosts, const char *path) {
+  static char buffer[65536];
+  char *line = NULL;
+  size_t room = 0;
+  FILE *file = fopen(path, "re");
+  if (!file) return; /* a missing file knows nobody */
+  setvbuf(file, buffer, _IOFBF, sizeof buffer);
+  for (ssize_t n; (n = getline(&line, &room, file)) > 0;) {
+    if (!may_concern(s, line, (size_t)n)) continue;
+    libssh2_knownhost_readline(hosts, line, (size_t)n, LIBSSH2_KNOWNHOST_FILE_OPENSSH);
+  }
+  free(line);
+  fclose(file);
+}
+
 static LIBSSH2_KNOWNHOSTS *load(SshLink *s) {
   LIBSSH2_KNOWNHOSTS *hosts = libssh2_knownhost_init(s->session);
-  for (char **file = s->known_hosts; hosts && *file; file++) {
-    libssh2_knownhost_readfile(hosts, *file, LIBSSH2_KNOWNHOST_FILE_OPENSSH); /* a missing file knows nobody */
-  }
+  for (char **file = s->known_hosts; hosts && *file; file++) load_file(s, hosts, *file);
   return hosts;
 }
 

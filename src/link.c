@@ -92,6 +92,17 @@ static Link *check_openssh(lua_State *L, const char *name) {
   return openssh_open(name, copy);
 }
 
+/* The texts lie behind the box: what waits when the link is closed still names its host. */
+static LinkBox *push_link_box(lua_State *L, const char *name, const char *root) {
+  size_t name_size = strlen(name) + 1, root_size = strlen(root) + 1;
+  LinkBox *box = lua_newuserdatauv(L, sizeof *box + name_size + root_size, 0);
+  memset(box, 0, sizeof *box);
+  luaL_setmetatable(L, LINK);
+  box->name = memcpy(box + 1, name, name_size);
+  box->root = memcpy(box->name + name_size, root, root_size);
+  return box;
+}
+
 /* core.connect(options) -> link | nil, err */
 static int l_connect(lua_State *L) {
   static const char *const transports[] = {"local", "ssh", "openssh", NULL};
@@ -102,11 +113,7 @@ static int l_connect(lua_State *L) {
   int transport = luaL_checkoption(L, (lua_getfield(L, 1, "transport"), -1), "local", transports);
   lua_settop(L, 1);
   check_can_wait(L);
-  LinkBox *box = lua_newuserdatauv(L, sizeof *box, 0);
-  memset(box, 0, sizeof *box);
-  luaL_setmetatable(L, LINK);
-  box->name = memory_copy(name);
-  box->root = memory_copy(root);
+  LinkBox *box = push_link_box(L, name, root);
   box->is_local = transport == 0;
   box->link = transport == 0   ? local_open(name)
               : transport == 1 ? check_ssh(L, name)
@@ -123,8 +130,6 @@ static int l_link_close(lua_State *L) {
   shells_close(box);
   box->link->class->close(box->link);
   box->link = NULL;
-  free(box->name);
-  free(box->root);
   return 0;
 }
 

@@ -16,7 +16,7 @@ typedef struct Shell Shell;
 /* The userdata behind a link in Lua. */
 typedef struct LinkBox {
   Link *link;
-  char *name; /* of the host; outlives the link */
+  char *name; /* of the host; lives as long as this userdata */
   char *root; /* where the application lives on the host; the host's library expands it */
   bool is_local;
   Waiter opening;

@@ -63,7 +63,7 @@ static void sink_end(Side *s) {
 }
 
 static void sink_write(Pipe *p, const char *data, size_t length) {
-  EVP_DigestUpdate(p->digest, data, length);
+  if (p->digest) EVP_DigestUpdate(p->digest, data, length);
   p->bytes += (double)length;
   if (p->to.channel) {
     Channel *sink = p->to.channel, *source = p->from.channel;
@@ -179,8 +179,10 @@ static int push_pipe_result(lua_State *L, Pipe *p) {
   lua_createtable(L, 0, 4);
   lua_pushinteger(L, (lua_Integer)p->bytes);
   lua_setfield(L, -2, "bytes");
-  push_digest(L, p->digest);
-  lua_setfield(L, -2, "sha256");
+  if (p->digest) {
+    push_digest(L, p->digest);
+    lua_setfield(L, -2, "sha256");
+  }
   push_side_result(L, &p->from, "from");
   push_side_result(L, &p->to, "to");
   pipe_release(p);
@@ -254,7 +256,7 @@ static void check_side(lua_State *L, const char *name) {
   lua_settop(L, side - 1);
 }
 
-/* core.pipe{from = {file=} | {link=, command=}, to = the same, timeout?} -> {bytes, sha256, from, to} | nil,
+/* core.pipe{from = {file=} | {link=, command=}, to = the same, timeout?, hash?} -> {bytes, sha256, from, to} | nil,
  * err */
 int l_pipe(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -267,8 +269,10 @@ int l_pipe(lua_State *L) {
   p->from = (Side){.pipe = p, .fd = -1};
   p->to = (Side){.pipe = p, .fd = -1};
   luaL_setmetatable(L, PIPE);
-  p->digest = EVP_MD_CTX_new();
-  EVP_DigestInit_ex(p->digest, EVP_sha256(), NULL);
+  if (check_boolean_field(L, 1, "hash", 1)) {
+    p->digest = EVP_MD_CTX_new();
+    EVP_DigestInit_ex(p->digest, EVP_sha256(), NULL);
+  }
   check_side_start(L, &p->to, "to");
   if (!p->to.failed) check_side_start(L, &p->from, "from");
   if (p->from.failed || p->to.failed) return pipe_step(L, LUA_OK, (lua_KContext)p);

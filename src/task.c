@@ -48,12 +48,14 @@ enum { SLOT_THREAD = 1, SLOT_LOCALS = 2, SLOT_RESULTS = 3 };
 
 static Task *running, *ready_first, *ready_last, *live_first;
 static int live_tasks;
+static bool polling; /* inside uv_run() */
 
 static void ready_add(Task *t) {
   t->next_ready = NULL;
   if (ready_last) ready_last->next_ready = t;
   else ready_first = t;
   ready_last = t;
+  if (polling) uv_stop(loop_get()); /* timers run before the poll, which must not sleep then */
 }
 
 static Task *ready_take(void) {
@@ -319,6 +321,12 @@ static void ready_step(lua_State *L) {
   for (Task *t; (t = ready_take());) resume_step(L, t);
 }
 
+static void poll_once(void) {
+  polling = true;
+  uv_run(loop_get(), UV_RUN_ONCE);
+  polling = false;
+}
+
 static int push_results(lua_State *L, int index, Task *t) {
   lua_pushboolean(L, !t->failed);
   lua_getiuservalue(L, index, SLOT_RESULTS);
@@ -338,7 +346,7 @@ static int l_run(lua_State *L) {
   l_spawn(L);
   Task *t = lua_touserdata(L, -1);
   int index = lua_gettop(L);
-  for (ready_step(L); t->state != TASK_DONE; ready_step(L)) uv_run(loop_get(), UV_RUN_ONCE);
+  for (ready_step(L); t->state != TASK_DONE; ready_step(L)) poll_once();
   uv_run(loop_get(), UV_RUN_NOWAIT); /* lets closing handles go */
   return push_results(L, index, t);
 }

@@ -18,6 +18,7 @@ function common.app(command, position)
   return config.load(path, { set = flags.set, release = flags.release, hosts = flags.host, environ = os.getenv })
 end
 
+--- Where the controller keeps journals and history: --state, or the default.
 function common.state(command, app)
   return state.open(app.app, command.flags.state)
 end

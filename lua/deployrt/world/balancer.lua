@@ -114,6 +114,7 @@ function balancer.prepare(context)
   return {}
 end
 
+--- Stops the balancers that deployrt itself started.
 function balancer.stop(context)
   for _, driver in ipairs(context.drivers) do driver:stop() end
   return {}

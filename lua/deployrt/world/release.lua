@@ -20,7 +20,7 @@ function release.upload(context, host, args)
     return core.pipe {
       from = archive:source(),
       to = { link = link, library = true, command = { "release_receive", args.release, args.sha256, archive.filter } },
-      timeout = 3600,
+      timeout = 3600, hash = false, -- the host compares it
     }
   end))
   if result.from.status ~= 0 then
@@ -35,6 +35,7 @@ function release.upload(context, host, args)
   return { bytes = result.bytes }
 end
 
+--- Removes a release from the host; a missing one is fine.
 function release.remove(_, host, args)
   host:call("release_remove", { args.release }, 120)
   return {}
@@ -46,6 +47,7 @@ function release.current(_, host)
   return { release = version ~= "" and version or false }
 end
 
+--- Lets `current` point to a release, or to none.
 function release.activate(_, host, args)
   host:call("current_set", { args.release or "" })
   return {}

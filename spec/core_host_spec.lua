@@ -1,0 +1,276 @@
+-- core_host_spec.lua -- src/host.sh does the same under every POSIX shell that a host may have.
+local core = require "deployrt.core"
+
+local directory, link, shell, root
+local launched = {} -- pids of what a spec started
+
+local shells = {
+  { name = "dash", sh = "dash" },
+  { name = "bash", sh = "bash" },
+  { name = "busybox sh", sh = "busybox" },
+  { name = "busybox sh with only the tools of busybox", sh = "busybox", alone = true },
+}
+
+local function read(path)
+  local file = assert(io.open(path, "rb"))
+  local text = file:read("a")
+  file:close()
+  return text
+end
+
+local function exists(path)
+  return core.fs.stat(path) ~= nil
+end
+
+--- Calls a function of host.sh in a shell of its own, as a host whose /bin/sh is `shell` would.
+local function call(name, ...)
+  local script = read("src/host.sh") .. '\ndeployrt_root "$0"\n"$@"\n'
+  local words = { shell.path, "-c", script, root, name, ... }
+  local path = directory .. "/" .. shell.sh .. ":" .. (shell.alone and "" or os.getenv("PATH"))
+  local result = assert(link:exec(words, { env = { PATH = path, HOME = directory }, timeout = 20 }))
+  assert.equal("", (result.stderr:gsub("[^\n]*Terminated[^\n]*\n", "")))
+  return result.stdout, result.status
+end
+
+local function eventually(condition, what)
+  local deadline = core.now() + 10
+  while not condition() do
+    assert(core.now() < deadline, "never: " .. what)
+    core.sleep(0.01)
+  end
+end
+
+local function start(port, key, ...)
+  local pid, status = call("process_start", port, key, directory, "the record", "", ...)
+  if status == 0 then launched[#launched + 1] = pid:match("%d+") end
+  return pid:gsub("\n$", ""), status
+end
+
+local function state(port)
+  local _, found, pid, key, record = call("process_show", port):match("^(.-)\t(.-)\t(.-)\t(.-)\t(.-)\n")
+  return found, pid, key, record, _
+end
+
+local function with_link(body)
+  return function()
+    local ok, err = core.run(function()
+      local opened <close> = assert(core.connect {})
+      link = opened
+      root = directory .. "/" .. shell.name:gsub("%W", "") .. "/" .. tostring(core.now())
+      assert(link:exec { "mkdir", "-p", root })
+      local closing <close> = setmetatable({}, { __close = function()
+        for _, pid in ipairs(launched) do link:exec { "sh", "-c", 'kill -9 -- "-$0" 2>/dev/null', pid } end
+        launched = {}
+      end })
+      body()
+    end)
+    if not ok then error(err, 0) end
+  end
+end
+
+setup(function()
+  local pipe = io.popen("mktemp -d")
+  directory = pipe:read("l")
+  pipe:close()
+  for _, sh in ipairs { "dash", "bash", "busybox" } do
+    os.execute(("mkdir -p '%s/%s' && ln -sf \"$(command -v %s)\" '%s/%s/sh'"):format(directory, sh, sh, directory, sh))
+  end
+  os.execute(("busybox --install -s '%s/busybox' 2>/dev/null"):format(directory))
+end)
+
+teardown(function() os.execute("rm -rf '" .. directory .. "'") end)
+
+local function free_port()
+  local used = call("port_list") .. "\t"
+  for port = 21000 + core.whoami().pid % 8000, 40000 do
+    if not used:find("\t" .. port .. "\t", 1, true) then return tostring(port) end
+  end
+end
+
+for _, candidate in ipairs(shells) do
+  describe("host.sh under " .. candidate.name, function()
+    setup(function()
+      shell = candidate
+      shell.path = directory .. "/" .. shell.sh .. "/sh"
+    end)
+
+    it("starts a process in a session of its own, with its log, environment and directory", with_link(function()
+      local port = free_port()
+      local pid, status = start(port, "k1", "A=it's $HOME", "--", "sh", "-c", 'echo "$A|$PWD"; echo err >&2; exec sleep 600')
+      assert.equal(0, status, pid)
+      local session, group
+      eventually(function()
+        local stat = read("/proc/" .. pid .. "/stat")
+        group, session = stat:match("%) %u %d+ (%d+) (%d+)")
+        return read(root .. "/logs/" .. port .. ".log") == "it's $HOME|" .. directory .. "\nerr\n"
+      end, "its log")
+      assert.equal(pid, session)
+      assert.equal(pid, group)
+      assert.same({ "running", pid, "k1", "the record", port }, { state(port) })
+      assert.equal("err\n", (call("process_log", port, "1")))
+    end))
+
+    it("starts the same only once, and nothing over another one", with_link(function()
+      local port = free_port()
+      local pid = start(port, "k1", "--", "sleep", "600")
+      assert.equal(pid, (start(port, "k1", "--", "sleep", "600")))
+      local answer, status = start(port, "k2", "--", "sleep", "600")
+      assert.equal(1, status)
+      assert.matches("^busy: slot " .. port .. " runs another process", answer)
+    end))
+
+    it("signals the process group, and only the process that was meant", with_link(function()
+      local port = free_port()
+      local pid = start(port, "k1", "--", "sh", "-c", 'sleep 600 & echo $!; wait')
+      local child
+      eventually(function()
+        child = read(root .. "/logs/" .. port .. ".log"):match("%d+")
+        return child
+      end, "a child")
+      assert.equal("gone\n", (call("process_signal", port, tostring(pid + 1), "TERM")))
+      assert.equal("busy: pid " .. pid .. " still runs\n", (call("process_forget", port, pid)))
+      assert.equal("sent\n", (call("process_signal", port, pid, "TERM")))
+      eventually(function() return state(port) == "exited" end, "exited")
+      eventually(function()
+        local file = io.open("/proc/" .. child .. "/stat")
+        local text = file and file:read("a")
+        if file then file:close() end
+        return not text or text:match("%) [ZX]")
+      end, "its child ended")
+      assert.equal("gone\n", (call("process_signal", port, pid, "TERM")))
+      assert.same({ "", 0 }, { call("process_forget", port, pid) })
+      assert.equal("none", (state(port)))
+    end))
+
+    it("tells of a process that died at once, with what it said", with_link(function()
+      local port = free_port()
+      local pid, status = start(port, "k1", "--", "sh", "-c", "echo cannot; exit 3")
+      assert.equal(0, status)
+      assert.matches("^%d+$", pid)
+      eventually(function() return state(port) == "exited" end, "exited")
+      eventually(function() return call("process_log", port, "5") == "cannot\n" end, "its log")
+      assert.equal(0, select(2, start(port, "k2", "--", "sh", "-c", "echo again; exit 3")))
+      eventually(function() return call("process_log", port, "5") == "again\n" end, "the log of the second only")
+    end))
+
+    it("never mistakes a reused pid, nor one of before a reboot", with_link(function()
+      local port = free_port()
+      local pid = start(port, "k1", "--", "sleep", "600")
+      local path = root .. "/instances/" .. port
+      local record = read(path)
+      local key, at, boot, rest = record:match("^(.-)\t%d+\t(%d+)\t(%S+)\t(.*)$")
+      for _, forged in ipairs { { at + 1, boot }, { at, "another-boot" } } do
+        core.fs.write(path, ("%s\t%s\t%d\t%s\t%s"):format(key, pid, forged[1], forged[2], rest))
+        assert.equal("exited", (state(port)))
+        assert.equal("gone\n", (call("process_signal", port, pid, "KILL")))
+      end
+      core.fs.write(path, record)
+      assert.equal("running", (state(port)))
+    end))
+
+    it("hands secrets over and leaves no trace of them", with_link(function()
+      local port = free_port()
+      local secret = "s3cr'et"
+      local pid, status = call("process_start", port, "k1", directory, "the record", "export S='s3cr'\\''et'\n", "--",
+        "sh", "-c", 'echo ${#S}; exec sleep 600')
+      launched[#launched + 1] = pid:match("%d+")
+      assert.equal(0, status)
+      eventually(function() return read(root .. "/logs/" .. port .. ".log") == #secret .. "\n" end, "the secret arrived")
+      assert.is_false(exists(root .. "/instances/" .. port .. ".secrets"))
+      local found = assert(link:exec { "grep", "-rlF", secret, root })
+      assert.equal("", found.stdout)
+      assert.is_nil(read("/proc/" .. pid:match("%d+") .. "/cmdline"):find(secret, 1, true))
+    end))
+
+    it("says why nothing can be started", with_link(function()
+      local port = free_port()
+      local answer, status = call("process_start", port, "k1", directory .. "/none", "r", "S=1", "--", "true")
+      assert.same({ "missing: " .. directory .. "/none: no such directory\n", 1 }, { answer, status })
+      assert.is_false(exists(root .. "/instances/" .. port))
+      assert.is_false(exists(root .. "/instances/" .. port .. ".secrets"))
+    end))
+
+    it("tells who listens on a port, and starts nothing there", with_link(function()
+      local port = free_port()
+      assert.equal("", (call("port_owner", port)))
+      local server <close> = link:stream { "socat", "TCP-LISTEN:" .. port .. ",bind=127.0.0.1,reuseaddr,fork", "EXEC:cat" }
+      eventually(function() return link:dial("127.0.0.1", tonumber(port), 1) end, "listening")
+      assert.matches("^port " .. port .. " is taken by pid %d+ %(socat", (call("port_owner", port)))
+      assert.truthy((call("port_list") .. "\t"):find("\t" .. port .. "\t", 1, true))
+      assert.matches("^stranger: port " .. port .. " is taken by pid", (start(port, "k1", "--", "true")))
+      server:close()
+      eventually(function() return call("port_owner", port) == "" end, "free again")
+    end))
+
+    it("runs an operation once, however often it is asked for", with_link(function()
+      local words = { "run/op1", root, "input\n", "A=b", "--", "sh", "-c", 'cat; echo "$A"; echo oops >&2; echo x >> count; exit 3' }
+      local answer = "3\t\t8\t5\ninput\nb\noops\n"
+      assert.same({ answer, 0 }, { call("operation_run", table.unpack(words)) })
+      assert.same({ answer, 0 }, { call("operation_run", table.unpack(words)) })
+      assert.equal("x\n", read(root .. "/count"))
+      call("run_forget", "run")
+      assert.is_false(exists(root .. "/runs/run"))
+    end))
+
+    it("lets a second asker wait for an operation that is under way", with_link(function()
+      local words = { "run/op1", root, "", "--", "sh", "-c", "echo x >> count; while [ ! -e go ]; do sleep 0.02; done; echo done" }
+      local tasks = {}
+      for i = 1, 2 do tasks[i] = core.spawn(call, "operation_run", table.unpack(words)) end
+      eventually(function() return exists(root .. "/count") end, "begun")
+      core.fs.write(root .. "/go", "")
+      for i = 1, 2 do assert.same({ true, "0\t\t5\t0\ndone\n", 0 }, { tasks[i]:wait() }) end
+      assert.equal("x\n", read(root .. "/count"))
+    end))
+
+    it("tells an operation that a signal ended from one that failed, and stops one", with_link(function()
+      local answer = call("operation_run", "run/killed", root, "", "--", "sh", "-c", "kill -s KILL $$")
+      assert.matches("^137\t9?\t", answer) -- bash does not tell the two apart
+      assert.matches("^137\t\t", (call("operation_run", "run/failed", root, "", "--", "sh", "-c", "exit 137")))
+      local task = core.spawn(call, "operation_run", "run/stopped", root, "", "--", "sleep", "600")
+      eventually(function() return exists(root .. "/runs/run/stopped/pid") end, "begun")
+      call("operation_stop", "run/stopped")
+      local _, text, status = task:wait()
+      assert.equal(1, status)
+      assert.matches("^lost: ", text)
+    end))
+
+    it("gives the lock to one of many, and only its owner releases it", with_link(function()
+      local tasks, taken = {}, 0
+      for i = 1, 6 do tasks[i] = core.spawn(call, "lock_take", "run" .. i, tostring(i), "me") end
+      local winner
+      for i = 1, 6 do
+        local _, text, status = tasks[i]:wait()
+        if status == 0 then taken, winner = taken + 1, "run" .. i
+        else assert.matches("^locked: run%d\t%d\tme\t%d+\t%d+\t%d+\n$", text) end
+      end
+      assert.equal(1, taken)
+      assert.equal(0, select(2, call("lock_take", winner, "1", "me")))
+      assert.matches("^lock: ", (call("lock_beat", "other")))
+      call("lock_release", "other")
+      assert.equal(0, select(2, call("lock_beat", winner)))
+      call("lock_release", winner)
+      assert.equal(1, select(2, call("lock_read")))
+    end))
+
+    it("takes a release whole or not at all, and switches to it", with_link(function()
+      local archive = directory .. "/release.tar"
+      assert(link:exec { "sh", "-c", 'mkdir -p "$0.d" && echo hi > "$0.d/file" && tar -cf "$0" -C "$0.d" .', archive })
+      local sum = core.sha256(read(archive))
+      local receive = function(expected)
+        local script = ("exec < '%s'; shift; release_receive v1 %s \"\""):format(archive, expected)
+        return call("eval", script)
+      end
+      local answer, status = receive(("0"):rep(64))
+      assert.equal(1, status)
+      assert.matches("^checksum: what arrived has the SHA%-256 " .. sum, answer)
+      assert.equal("", (call("release_list")))
+      assert.same({ "", 0 }, { receive(sum) })
+      assert.matches("^v1\t" .. sum .. "\t%d+\n$", (call("release_list")))
+      assert.equal("hi\n", read(root .. "/releases/v1/file"))
+      assert.equal(0, select(2, call("current_set", "v1")))
+      assert.equal("v1", (call("current_get")))
+      call("release_remove", "v1")
+      assert.equal("", (call("release_list")))
+    end))
+  end)
+end
