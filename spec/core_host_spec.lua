@@ -236,20 +236,40 @@ for _, candidate in ipairs(shells) do
 
     it("gives the lock to one of many, and only its owner releases it", with_link(function()
       local tasks, taken = {}, 0
-      for i = 1, 6 do tasks[i] = core.spawn(call, "lock_take", "run" .. i, tostring(i), "me") end
+      for i = 1, 6 do tasks[i] = core.spawn(call, "lock_take", "run" .. i, "1", "me", "life" .. i, "") end
       local winner
       for i = 1, 6 do
         local _, text, status = tasks[i]:wait()
-        if status == 0 then taken, winner = taken + 1, "run" .. i
-        else assert.matches("^locked: run%d\t%d\tme\t%d+\t%d+\t%d+\n$", text) end
+        if status == 0 then taken, winner = taken + 1, i
+        else assert.matches("^locked: run%d\t1\tme\t%d+\tlife%d\t%d+\t%d+\t\n$", text) end
       end
       assert.equal(1, taken)
-      assert.equal(0, select(2, call("lock_take", winner, "1", "me")))
-      assert.matches("^lock: ", (call("lock_beat", "other")))
-      call("lock_release", "other")
-      assert.equal(0, select(2, call("lock_beat", winner)))
-      call("lock_release", winner)
-      assert.equal(1, select(2, call("lock_read")))
+      winner = tostring(winner)
+      assert.equal(0, select(2, call("lock_take", "run" .. winner, "1", "me", "life" .. winner, "")))
+      assert.equal(1, select(2, call("lock_take", "run" .. winner, "1", "me", "another", "")))
+      assert.matches("^superseded: ", (call("lock_beat", "other", "1", "")))
+      call("lock_release", "other", "1")
+      assert.equal(0, select(2, call("lock_beat", "run" .. winner, "1", "step")))
+      call("lock_release", "run" .. winner, "1")
+      assert.equal(1, select(2, call "lock_read"))
+    end))
+
+    it("lets a later epoch of the same run take the lock over, and does not hear the earlier one any more", with_link(function()
+      assert.equal(0, select(2, call("lock_take", "run", "1", "me", "one", "")))
+      assert.equal("done\n", (call("as", "run", "1", "first\n", "echo", "done")))
+      local tasks, taken = {}, 0
+      for i = 1, 4 do tasks[i] = core.spawn(call, "lock_take", "run", "2", "me", "life" .. i, "") end
+      for i = 1, 4 do
+        local _, _, status = tasks[i]:wait()
+        taken = taken + (status == 0 and 1 or 0)
+      end
+      assert.equal(1, taken)
+      assert.matches("^superseded: ", (call("as", "run", "1", "late\n", "echo", "harm")))
+      assert.equal("done\n", (call("as", "run", "2", "second\n", "echo", "done")))
+      assert.equal("first\nsecond\n", (call("run_journal", "run")))
+      call("lock_release", "run", "1")
+      assert.equal(0, select(2, call("lock_beat", "run", "2", "")))
+      call("lock_release", "run", "2")
     end))
 
     it("takes a release whole or not at all, and switches to it", with_link(function()

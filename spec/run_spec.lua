@@ -73,7 +73,8 @@ describe("a run", function()
     local run = app:status().run.id
     local records = journal.read(("%s/state/shop/runs/%s/journal"):format(app.dir, run))
     assert.equal("HEADER", records[1].type)
-    assert.equal(64, #records[1].files["strategy.lua"])
+    assert.equal(fixture.read(app.file), records[1].files["app.yml"])
+    assert.equal(fixture.read("strategies/rolling.lua"), records[1].scripts.rolling.text)
     local open, effects = {}, 0
     for _, record in ipairs(records) do
       if record.type == "INTENT" then

@@ -98,7 +98,8 @@ describe("over SSH", function()
     bed:mend(4)
     assert.same({ "1.0", "1.0", "1.0", "2.0" }, app:serving())
     for _, each in ipairs(app:status().instances) do assert.near(0.25, each.share, 0.001) end
-    assert.truthy(load:stop().versions["2.0"])
+    fixture.eventually(function() return load:numbers().versions["2.0"] end, 15, "answers of 2.0")
+    load:stop()
   end)
 
   it("a release that dies at start is undone on all hosts", function()

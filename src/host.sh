@@ -46,41 +46,78 @@ file_remove() { # path
   rm -f "$1"
 }
 
-# --- the lock: run, epoch, owner and time in one line, made by link(2) so that it is there whole or not at all
+# --- the lock: one line, made by link(2) so that it is there whole or not at all. A later epoch of the same run takes it over.
 
-lock_take() { # run epoch owner
-  layout || return 1
-  printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(date +%s)" > "$root/.lock.$1" &&
-    ln "$root/.lock.$1" "$root/lock" 2>/dev/null
-  taken=$?
-  rm -f "$root/.lock.$1"
-  [ $taken -eq 0 ] && return 0
-  lock_held_by "$1" && return 0
-  lock_read || fail system "cannot make $root/lock"
-  return 1
+lock_take() { # run epoch owner life text -- the first of its epoch gets it; text begins the copy of the journal
+  layout && mkdir -p "$root/runs/$1" || return 1
+  mine=$root/.lock.$$
+  printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(date +%s)" "$4" > "$mine"
+  if ln "$mine" "$root/lock" 2>/dev/null; then
+    taken=0
+  elif lock_held_by "$1" "$2" && [ "$holder_life" = "$4" ]; then
+    taken=0
+  elif lock_held_by "$1" && [ "$2" -gt "$holder_epoch" ] && ln "$mine" "$root/runs/$1/epoch.$2" 2>/dev/null; then
+    mv -f "$mine" "$root/lock"
+    taken=$?
+  else
+    lock_read || fail system "cannot make $root/lock"
+    taken=1
+  fi
+  rm -f "$mine"
+  [ $taken -eq 0 ] && rm -f "$root/runs/$1/control"
+  [ $taken -eq 0 ] && [ -n "$5" ] && printf '%s' "$5" >> "$root/runs/$1/journal"
+  return $taken
 }
 
-lock_held_by() { # run
-  { IFS=$tab read -r holder holder_rest < "$root/lock"; } 2>/dev/null && [ "$holder" = "$1" ]
+lock_held_by() { # run, and epoch where it matters
+  { IFS=$tab read -r holder holder_epoch holder_owner holder_since holder_life < "$root/lock"; } 2>/dev/null &&
+    [ "$holder" = "$1" ] && [ "${2:-$holder_epoch}" = "$holder_epoch" ]
 }
 
-lock_read() { # -- locked: run epoch owner since beat; fails when nobody holds it
+lock_read() { # -- locked: run epoch owner since life, beat, now, step; fails when nobody holds it
   [ -e "$root/lock" ] || return 1
-  printf 'locked: %s\t%s\t%s\n' "$(cat "$root/lock")" "$(stat -c %Y "$root/lock")" "$(date +%s)"
+  lock_step=''
+  lock_held_by "" || { IFS= read -r lock_step < "$root/runs/$holder/step"; } 2>/dev/null
+  printf 'locked: %s\t%s\t%s\t%s\n' "$(cat "$root/lock")" "$(stat -c %Y "$root/lock")" "$(date +%s)" "$lock_step"
 }
 
-lock_beat() { # run -- a sign of life
-  lock_held_by "$1" || { fail lock "the lock of $root is no longer ours"; return 1; }
+lock_beat() { # run epoch step -- a sign of life; answers what was asked of the run: a word and its number
+  lock_held_by "$1" "$2" || { superseded "$1"; return 1; }
   touch "$root/lock"
+  printf '%s\n' "$3" > "$root/runs/$1/step"
+  { IFS= read -r control < "$root/runs/$1/control"; } 2>/dev/null && printf '%s\n' "$control"
+  return 0
 }
 
-lock_release() { # run
-  lock_held_by "$1" || return 0
+superseded() { # run
+  fail superseded "run $1 does not hold the lock of $root any more: another controller took it over, or it was unlocked"
+}
+
+# What the controller of a run asks. Only the one that holds the lock is heard. The text goes to the copy of its journal.
+as() { # run epoch text function argument...
+  lock_held_by "$1" "$2" || { superseded "$1"; return 1; }
+  [ -z "$3" ] || printf '%s' "$3" >> "$root/runs/$1/journal"
+  shift 3
+  "$@"
+}
+
+lock_release() { # run epoch
+  lock_held_by "$1" "${2:-}" || return 0
   rm -f "$root/lock"
 }
 
 lock_break() { # run -- of a run that is dead; only if it is still that run's
   lock_release "$1"
+}
+
+run_control() { # run word -- asks something of a run: its controller reads it with its next sign of life
+  file_write "$root/runs/$1/control" 600 "$2
+"
+}
+
+run_journal() { # run -- the copy of its journal
+  cat "$root/runs/$1/journal" 2>/dev/null
+  return 0
 }
 
 # --- releases: a directory that is complete, or absent; beside it its SHA-256 and the boot in which it was unpacked
@@ -211,6 +248,8 @@ process_start() { # port key directory record secrets NAME=value... -- command..
     fail busy "slot $1 runs another process of this application, pid $i_pid"
     return 1
   fi
+  # This very operation started it already, and it ended: that is an answer too.
+  [ "$i_key" = "$2" ] && [ "$i_boot" = "$boot" ] && printf '%s\n' "$i_pid" && return 0
   owner=$(port_owner "$1")
   [ -z "$owner" ] || { fail stranger "$owner"; return 1; }
   [ -d "$3" ] || { fail missing "$3: no such directory"; return 1; }

@@ -1,5 +1,4 @@
 -- analysis.lua -- Is the new release worse than the old one? Thresholds on the balancer's own counters.
-local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
 
@@ -54,17 +53,17 @@ end
 function analysis.watch(balancer, opts)
   local run = operation.current()
   local limits = { errors = opts.errors, latency = opts.latency, minimum = opts.minimum or 20 }
-  local stats, deadline = balancer:stats(), core.now() + opts.seconds
+  local stats, deadline = balancer:stats(), operation.now() + opts.seconds
   local old_before, new_before = sum(stats, opts.old), sum(stats, opts.new)
   local verdict, reason
   repeat
-    operation.sleep(math.min(look_every, math.max(0, deadline - core.now())))
+    operation.sleep(math.min(look_every, math.max(0, deadline - operation.now())))
     stats = balancer:stats()
     local new, old = since(new_before, sum(stats, opts.new)), since(old_before, sum(stats, opts.old))
     verdict, reason = analysis.compare(new, old, limits)
     run.emit { event = "analysis", verdict = verdict, reason = reason, new = new, old = old }
     if verdict == "fail" then errors.raise("analysis", reason) end
-  until core.now() >= deadline
+  until operation.now() >= deadline
   if verdict == "waiting" then
     run.emit { event = "warning", message = "too few requests to judge the new release by its traffic" }
   end

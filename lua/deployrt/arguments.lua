@@ -21,6 +21,7 @@ arguments.flags = {
   yes = { doc = "do not ask" },
   state = { value = "DIR", doc = "where runs are remembered" },
   force = { doc = "replace even what is unchanged" },
+  run = { value = "ID", doc = "resume, abort: which run" },
   to = { value = "VERSION", doc = "rollback: which release" },
   connect = { doc = "check: try hosts and balancer too" },
   follow = { doc = "logs: wait for more" },

@@ -13,6 +13,10 @@ cli.commands = {
   { "check", "APP.yml", "validate the file; --connect also tries hosts and balancer" },
   { "status", "APP.yml", "what runs where, and what takes traffic" },
   { "rollback", "APP.yml [--to V]", "back to what served before the last successful run" },
+  { "resume", "APP.yml", "carry on with a run that was interrupted" },
+  { "abort", "APP.yml", "roll back a run that was interrupted" },
+  { "pause", "APP.yml", "hold a run at its next step" },
+  { "approve", "APP.yml", "let a run go on that waits for a person" },
   { "stop", "APP.yml", "take the application out of service and stop it" },
   { "logs", "APP.yml", "output of the instances; --follow" },
   { "exec", "APP.yml -- COMMAND", "a command on all hosts, answers labelled by host" },
@@ -24,7 +28,7 @@ cli.commands = {
 }
 
 --- Commands of the design that this version does not have.
-cli.planned = { plan = true, test = true, resume = true, abort = true, approve = true, pause = true, report = true, new = true, repl = true, lib = true }
+cli.planned = { plan = true, test = true, report = true, new = true, repl = true, lib = true }
 
 local exits = { locked = 4 }
 

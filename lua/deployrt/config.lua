@@ -24,6 +24,7 @@ local most_shown = 20
 ---  interval: number, timeout: number, successes: integer, deadline: number}
 ---@field balancers table[]  each with type and drain.timeout; empty when there is none
 ---@field strategy table  options as written
+---@field files table<string, string>  the texts that it comes from, by path
 ---@field hooks? table<string, string|string[]>
 ---@field place fun(path: string): string, deployrt.config.Mark?  "process.command" gives "app.yml:7:3"
 
@@ -93,17 +94,18 @@ end
 
 --- Reads and checks app.yml; `--set`, `--release` and `--host` of the command line come on top.
 ---@param path string
----@param opts? {set?: string[], release?: string, hosts?: string[], parse?: function}
+---@param opts? {set?: string[], release?: string, hosts?: string[], parse?: function, kept?: table<string, string>}
 ---@return deployrt.App
 --- Raises deployrt.Error: "config", whose message has a line for each thing that is wrong, and `problems` all of them.
 function config.load(path, opts)
   opts = opts or {}
-  local tree = source.open(path, opts.parse or core.yaml.parse)
+  local tree = source.open(path, opts.parse or core.yaml.parse, opts.kept)
   for _, text in ipairs(opts.set or {}) do tree:set(text, schema.root) end
   if opts.release then tree:set_release(opts.release) end
   local problems, at, add = new_collector(tree)
   local app = check.value(tree.root, schema.root, at, "")
   finish(app, tree, add)
+  app.files = opts.kept or tree.files
   raise_all(problems)
   function app.place(where)
     local mark = tree:find(where)

@@ -87,6 +87,13 @@ function Connection:connect()
   self.root, self.home, self.boot, self.user = root, home, boot, user
 end
 
+--- A call as the controller of a run makes it: with the run's epoch, and with what the copy of its journal lacks.
+local function guarded(self, name, arguments)
+  local words = { self.guard.run, self.guard.epoch, self.mirror and self.mirror:take() or "", name }
+  table.move(arguments or {}, 1, arguments and #arguments or 0, #words + 1, words)
+  return words
+end
+
 --- Calls a function of the host library; raises with the code that it answers.
 ---@async
 ---@param name string
@@ -95,7 +102,12 @@ end
 ---@return string output
 function Connection:call(name, arguments, timeout)
   local output, status = errors.check(self:with_link(function(link)
-    return link:call(name, arguments, timeout or call_timeout)
+    if not self.guard then return link:call(name, arguments, timeout or call_timeout) end
+    local mark = self.mirror and self.mirror.sent
+    local words = guarded(self, name, arguments)
+    local answer, problem = link:call("as", words, timeout or call_timeout)
+    if answer == nil and mark then self.mirror.sent = math.min(mark, self.mirror.sent) end -- what may be lost is sent again
+    return answer, problem
   end))
   if status == 0 then return output end
   local code, message = output:match("([%l_]+): ([^\n]*)\n?$")

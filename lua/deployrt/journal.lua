@@ -12,10 +12,26 @@ local json = cjson.new()
 json.encode_sparse_array(true)
 json.encode_keep_buffer(true)
 
+--- A whole number is an integer, however JSON had it.
+local function whole(value)
+  if type(value) ~= "table" then return math.type(value) == "float" and math.tointeger(value) or value end
+  for key, each in pairs(value) do value[key] = whole(each) end
+  return value
+end
+
+--- A value as a journal would give it back: plain data, with the shapes that JSON has.
+---@generic T
+---@param value T
+---@return T
+function journal.plain(value)
+  if type(value) ~= "table" then return whole(value) end
+  return whole(json.decode(json.encode(value)))
+end
+
 --- The same text for the same value, whatever the order of its keys.
 ---@return string
 function journal.canonical(value)
-  if type(value) ~= "table" then return type(value) == "string" and ("%q"):format(value) or tostring(value) end
+  if type(value) ~= "table" then return type(value) == "string" and ("%q"):format(value) or tostring(whole(value)) end
   local keys, parts = {}, {}
   for key in pairs(value) do keys[#keys + 1] = key end
   table.sort(keys, function(a, b)
@@ -26,19 +42,55 @@ function journal.canonical(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
+--- Opens a journal to append to it; a torn end is cut off first.
 ---@param path string
 ---@return deployrt.Journal
-function journal.create(path)
+function journal.open(path)
+  local records, good, lines = journal.read(path)
+  local stat = core.fs.stat(path)
+  if stat and stat.size > good then
+    local file = errors.check(io.open(path, "rb"))
+    local text = file:read(good)
+    file:close()
+    errors.check(core.fs.write(path, text))
+  end
   local file = errors.check(core.fs.append(path))
-  return setmetatable({ file = file, written = 0, synced = 0 }, Journal)
+  return setmetatable({ path = path, file = file, lines = lines, written = #records, synced = #records }, Journal)
 end
 
 --- Appends a record; it is in the file, but perhaps not yet on the disk.
----@param record table
+---@param record table  gets the number `n`
 function Journal:write(record)
+  record.n = #self.lines + 1
   local text = json.encode(record)
-  errors.check(self.file:write(("%s %d %s\n"):format(core.sha256(text):sub(1, 8), #text, text)))
+  local line = ("%s %d %s\n"):format(core.sha256(text):sub(1, 8), #text, text)
+  errors.check(self.file:write(line))
+  self.lines[record.n] = line
   self.written = self.written + 1
+end
+
+---@class deployrt.Mirror  what the copy of a journal on a host lacks
+---@field sent integer  records that are on their way, or there
+local Mirror = {}
+Mirror.__index = Mirror
+
+local most_at_once = 48 * 1024 -- bytes: sent as words of a shell
+
+--- A copy that is kept elsewhere: whoever talks to that place takes with him what it lacks.
+---@return deployrt.Mirror
+function Journal:mirror()
+  return setmetatable({ lines = self.lines, sent = 0 }, Mirror)
+end
+
+--- The next records for the copy. They may be sent twice: a copy is read by the numbers of its records.
+---@return string
+function Mirror:take()
+  local first, size = self.sent + 1, 0
+  while self.lines[self.sent + 1] and size < most_at_once do
+    self.sent = self.sent + 1
+    size = size + #self.lines[self.sent]
+  end
+  return table.concat(self.lines, "", first, self.sent)
 end
 
 --- Returns when all that was written so far is on the disk. Tasks that write at the same time share one sync.
@@ -65,29 +117,69 @@ function Journal:close()
   self.file:close()
 end
 
---- Reads the records of a journal. A torn end is cut; damage before it raises, with its line.
----@param path string
----@return table[]
-function journal.read(path)
-  local file = io.open(path, "rb")
-  if not file then return {} end
-  local text = file:read("a")
-  file:close()
-  local records, at, number = {}, 1, 0
+--- The record at a place of the text, and where the next one begins; nil when it is not whole.
+local function record_at(text, at)
+  local sum, length, start = text:match("^(%x+) (%d+) ()", at)
+  local body = start and text:sub(start, start + length - 1)
+  if not body or #body ~= tonumber(length) or text:sub(start + length, start + length) ~= "\n" then return nil end
+  if core.sha256(body):sub(1, 8) ~= sum then return nil end
+  return whole(json.decode(body)), start + length + 1
+end
+
+local function lines_between(text, at, stop)
+  local lines = {}
+  for line in text:sub(at, stop - 1):gmatch("[^\n]*\n") do lines[#lines + 1] = line end
+  return lines
+end
+
+--- The records of a journal's text. A torn end is left out.
+---@param text string
+---@param path string  for messages
+---@return table[] records
+---@return integer good  bytes that are whole
+---@return string[] lines
+--- Raises deployrt.Error: "journal" when a record in the middle is damaged, with its line.
+function journal.parse(text, path)
+  local records, at = {}, 1
   while at <= #text do
-    number = number + 1
-    local sum, length, start = text:match("^(%x+) (%d+) ()", at)
-    local body = start and text:sub(start, start + length - 1)
-    local whole = body and #body == tonumber(length) and text:sub(start + length, start + length) == "\n"
-    if not whole or core.sha256(body):sub(1, 8) ~= sum then
+    local record, following = record_at(text, at)
+    if not record then
       local next_line = text:find("\n", at, true)
       if not next_line or next_line == #text then break end
-      errors.raise("journal", ("%s:%d: this record is damaged"):format(path, number))
+      errors.raise("journal", ("%s:%d: this record is damaged; the run cannot be resumed from here: "
+        .. "restore the file, or undo what it still tells with `deployrt abort --force`"):format(path, #records + 1),
+        { records = records })
     end
-    records[#records + 1] = json.decode(body)
-    at = start + length + 1
+    records[#records + 1], at = record, following
   end
-  return records
+  return records, at - 1, lines_between(text, 1, at)
+end
+
+--- The records of a copy, which may have some twice, or be cut anywhere: those up to the first that is missing.
+---@param text string
+---@return string whole  the text of a journal
+---@return integer count
+function journal.restore(text)
+  local by_number, whole_lines = {}, {}
+  for line in text:gmatch("[^\n]*\n") do
+    local record = record_at(line, 1)
+    if record then by_number[record.n or 0] = line end
+  end
+  while by_number[#whole_lines + 1] do whole_lines[#whole_lines + 1] = by_number[#whole_lines + 1] end
+  return table.concat(whole_lines), #whole_lines
+end
+
+--- Reads the records of a journal; none when there is no file.
+---@param path string
+---@return table[] records
+---@return integer good   bytes that are whole
+---@return string[] lines
+function journal.read(path)
+  local file = io.open(path, "rb")
+  if not file then return {}, 0, {} end
+  local text = file:read("a")
+  file:close()
+  return journal.parse(text, path)
 end
 
 return journal

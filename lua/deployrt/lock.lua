@@ -1,30 +1,68 @@
--- lock.lua -- One run at a time: a lock on every host of the application, with a sign of life.
+-- lock.lua -- One run at a time: a lock on every host of the application, with an epoch and signs of life.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local fleet = require "deployrt.fleet"
 
 local lock = {}
 
-local beat_every = 5   -- seconds
+local beat_every = 1   -- seconds
 lock.dead_after = 30   -- seconds without a sign of life
 
 ---@class deployrt.LockState
 ---@field run string
+---@field epoch integer
 ---@field owner string   who started it, where
 ---@field since integer  seconds since the epoch
 ---@field age number     seconds since its last sign of life
+---@field dead boolean   nobody works on it any more
+---@field step string    what it did last
 ---@field host string
 
+--- The start time of a process, in ticks since boot; nil when it does not run (proc(5), field 22 of stat).
+local function start_time(pid)
+  local file = io.open(("/proc/%d/stat"):format(pid))
+  if not file then return nil end
+  local rest = file:read("a"):match("%) (.*)$")
+  file:close()
+  local fields = {}
+  for field in (rest or ""):gmatch("%S+") do fields[#fields + 1] = field end
+  return fields[1] ~= "Z" and fields[1] ~= "X" and fields[20] or nil
+end
+
+local function boot_id()
+  local file = io.open("/proc/sys/kernel/random/boot_id")
+  local text = file and file:read("l") or "unknown"
+  if file then file:close() end
+  return text
+end
+
+--- What tells this very process from all others: machine, boot, pid, start time.
+local function life()
+  local me = core.whoami()
+  return ("%s %s %d %s"):format(me.host, boot_id(), me.pid, start_time(me.pid) or "0")
+end
+
+--- Whether the holder was a process of this machine that is gone; no need to wait for its silence then.
+local function is_gone(text)
+  local machine, boot, pid, start = text:match("^(%S+) (%S+) (%d+) (%d+)$")
+  if machine ~= core.whoami().host then return false end
+  return boot ~= boot_id() or start_time(tonumber(pid)) ~= start
+end
+
 local function parse(host, text)
-  local run, epoch, owner, since, beat, now = text:gsub("^locked: ", ""):match("([^\t]+)\t(%d+)\t([^\t]*)\t(%d+)\t(%d+)\t(%d+)")
-  if not run then return { run = "?", epoch = 0, owner = "?", since = 0, age = 0, host = host.name } end
+  local run, epoch, owner, since, alive, beat, now, step =
+    text:gsub("^locked: ", ""):gsub("\n$", ""):match("([^\t]*)\t(%d+)\t([^\t]*)\t(%d+)\t([^\t]*)\t(%d+)\t(%d+)\t([^\t]*)")
+  if not run then return { run = "?", epoch = 0, owner = "?", since = 0, age = 0, dead = false, step = "", host = host.name } end
+  local age = tonumber(now) - tonumber(beat)
   return {
-    run = run, epoch = math.tointeger(epoch), owner = owner, since = math.tointeger(since),
-    age = tonumber(now) - tonumber(beat), host = host.name,
+    run = run, epoch = math.tointeger(epoch), owner = owner, since = math.tointeger(since), age = age,
+    dead = age > lock.dead_after or is_gone(alive), step = step, host = host.name,
   }
 end
 
 --- Who holds the lock of a host; nil when nobody does.
 ---@async
+---@param host deployrt.Connection
 ---@return deployrt.LockState?
 function lock.read(host)
   local ok, err = pcall(host.call, host, "lock_read")
@@ -37,64 +75,138 @@ end
 ---@param state deployrt.LockState
 ---@param file string  app.yml as the user named it
 function lock.refusal(state, file)
-  local since = os.date("%Y-%m-%d %H:%M:%S", state.since)
-  if state.age > lock.dead_after then
-    return ("run %s of %s, begun %s, gave no sign of life for %ds and left the lock on %s: finish it with `deployrt resume %s`, "
-      .. "roll it back with `deployrt abort %s`, or remove the lock with `deployrt unlock %s`"):format(
-      state.run, state.owner, since, state.age, state.host, file, file, file)
+  local since, step = os.date("%Y-%m-%d %H:%M:%S", state.since), state.step ~= "" and (", at '%s'"):format(state.step) or ""
+  if state.dead then
+    return ("run %s of %s, begun %s, was interrupted%s and left the lock on %s: finish it with `deployrt resume %s`, "
+      .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, state.host, file, file)
   end
-  return ("run %s of %s, begun %s, is under way (it holds the lock on %s): wait for it, or see `deployrt status %s`"):format(
-    state.run, state.owner, since, state.host, file)
+  return ("run %s of %s, begun %s, is under way%s (it holds the lock on %s, last sign of life %ds ago): wait for it, or see `deployrt status %s`"):format(
+    state.run, state.owner, since, step, state.host, state.age, file)
 end
+
+---@class deployrt.Lock
+---@field connections deployrt.Connection[]  those that it is held on
+local Lock = {}
+Lock.__index = Lock
 
 --- Takes the lock of one host. What a run that has ended left there, because the host was away, is removed.
-local function take_one(host, run, owner, is_over)
-  local ok, err = pcall(host.call, host, "lock_take", { run, "1", owner })
-  local left = not ok and err.code == "locked" and parse(host, err.message)
-  if left and is_over(left.run) then
-    host:call("lock_break", { left.run })
-    ok, err = pcall(host.call, host, "lock_take", { run, "1", owner })
+local function take_one(self, host, is_over)
+  local function try()
+    local text = host.mirror and host.mirror:take() or ""
+    return pcall(host.call, host, "lock_take", { self.run, tostring(self.epoch), self.owner, self.life, text })
   end
-  return ok, err
+  local ok, err = try()
+  local left = not ok and err.code == "locked" and parse(host, err.message)
+  if left and left.run ~= self.run and is_over(left.run) then
+    host:call("lock_break", { left.run })
+    ok, err = try()
+  end
+  if not ok and err.code == "locked" then
+    local found = parse(host, err.message)
+    errors.raise("locked", lock.refusal(found, self.file), { host = host.name, lock = found })
+  end
+  if not ok then error(err, 0) end
+  host.guard = { run = self.run, epoch = tostring(self.epoch) }
 end
 
---- Takes the lock on all hosts, in order of their names, or on none.
+--- Takes the lock on all hosts, in the order of their names, or on none.
 ---@async
----@param hosts deployrt.Connection[]
----@param run string  id
----@param file string
----@param is_over fun(run: string): boolean  whether a run is known to have ended
----@return {release: fun()} held
-function lock.take(hosts, run, file, is_over)
-  local me, sorted, taken = core.whoami(), table.move(hosts, 1, #hosts, 1, {}), {}
+---@param connections deployrt.Connection[]
+---@param opts {run: string, epoch: integer, file: string, is_over: fun(run: string): boolean}
+---@return deployrt.Lock
+--- Raises deployrt.Error: "locked" with what is known of the holder.
+function lock.take(connections, opts)
+  local me, sorted = core.whoami(), table.move(connections, 1, #connections, 1, {})
   table.sort(sorted, function(a, b) return a.name < b.name end)
-  local function release()
-    for _, host in ipairs(taken) do pcall(host.call, host, "lock_release", { run }) end
-    taken = {}
-  end
+  local self = setmetatable({
+    run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = life(),
+    connections = {}, step = "", beaten = core.now(),
+  }, Lock)
   for _, host in ipairs(sorted) do
-    local ok, err = take_one(host, run, ("%s@%s"):format(me.user, me.host), is_over)
+    local ok, err = pcall(take_one, self, host, opts.is_over)
     if not ok then
-      release()
-      if err.code == "locked" then errors.raise("locked", lock.refusal(parse(host, err.message), file), { host = host.name }) end
+      self:release()
       error(err, 0)
     end
-    taken[#taken + 1] = host
+    self.connections[#self.connections + 1] = host
   end
-  local active = true -- a cancellation may be swallowed by the call that it interrupts
-  local beating = core.spawn(function()
-    while active and core.sleep(beat_every) do
-      for _, host in ipairs(taken) do pcall(host.call, host, "lock_beat", { run }) end
+  return self
+end
+
+local function beat_one(self, host, failures)
+  local ok, answer = pcall(host.call, host, "lock_beat", { self.run, tostring(self.epoch), self.step })
+  if not ok then
+    if answer.code == "superseded" then failures[#failures + 1] = answer end
+    return
+  end
+  if host == self.connections[1] and answer ~= "" then self.control = answer:gsub("%s+$", "") end
+end
+
+--- A sign of life to all hosts. One that is away does not keep the others waiting.
+local function beat(self)
+  local failures, now = {}, core.now()
+  for _, host in ipairs(self.connections) do
+    if not host.beating then
+      host.beating = true
+      core.spawn(function()
+        beat_one(self, host, failures)
+        host.beating = false
+        if failures[1] then self.on_lost(failures[1]) end
+      end)
+    end
+  end
+  self.beaten = now
+end
+
+--- Gives signs of life until stop().
+---@param on_lost fun(err: deployrt.Error)    another controller has taken over
+---@param on_control fun(word: string)        somebody asks something of the run
+function Lock:keep(on_lost, on_control)
+  self.on_lost = on_lost
+  self.active = true -- a cancellation may be swallowed by the call that it interrupts
+  self.beating = core.spawn(function()
+    while self.active and core.sleep(beat_every) do
+      beat(self)
+      if self.control and self.control ~= self.heard then
+        self.heard = self.control
+        on_control(self.control)
+      end
     end
   end)
-  return {
-    release = function()
-      active = false
-      beating:cancel()
-      beating:wait()
-      release()
-    end,
-  }
+end
+
+--- Whether this controller slept for so long that others may have believed it dead; asks the hosts then.
+---@async
+--- Raises deployrt.Error: "superseded".
+function Lock:check()
+  if core.now() - self.beaten < lock.dead_after / 2 then return end
+  fleet.together(self.connections, function(host)
+    local ok, err = pcall(host.call, host, "lock_beat", { self.run, tostring(self.epoch), self.step })
+    if not ok and err.code == "superseded" then error(err, 0) end
+  end)
+  self.beaten = core.now()
+end
+
+--- Gives no more signs of life.
+---@async
+function Lock:stop()
+  self.active = false
+  if not self.beating then return end
+  self.beating:cancel()
+  self.beating:wait()
+  self.beating = nil
+end
+
+--- Lets go of the lock on all hosts that can be reached.
+---@async
+function Lock:release()
+  self:stop()
+  local held = self.connections
+  self.connections = {}
+  fleet.together(held, function(host)
+    pcall(host.call, host, "lock_release", { self.run, tostring(self.epoch) })
+    host.guard = nil
+  end)
 end
 
 return lock

@@ -22,6 +22,7 @@ end
 --- A balancer that was restarted or changed by others is brought to the wanted state again.
 local function mend(run, context)
   if context.changing then return end
+  context.check_lock()
   world_balancer.exclusively(context, function()
     for _, driver in ipairs(context.drivers) do
       local changes = differences(driver, context.wanted)
@@ -88,6 +89,7 @@ end
 --- The task: until it is canceled. A balancer that does not answer is the operations' business.
 ---@async
 function monitor.watch(run, context)
+  run.turns:await_live()
   local reported = core.now()
   while not run.over and core.sleep(mend_every) do
     if #context.drivers > 0 then pcall(mend, run, context) end

@@ -14,6 +14,7 @@ local operation = {}
 ---@field undo? {name: string, args: table}|fun(found: any): {name: string, args: table}?  what puts it back
 ---@field find? string           an observation made before the effect; what it finds goes to `undo`
 ---@field note? string           for the live view
+---@field quiet? boolean         of no interest to who watches
 
 --- The run and the scope of the task that asks.
 ---@return table run
@@ -41,20 +42,54 @@ end
 local function announce(run, spec, started, ok, err)
   run.emit {
     event = "op", op = spec.name, host = spec.host and spec.host.name, instance = spec.instance, ok = ok,
-    seconds = core.now() - started, note = spec.note, release = spec.args.release, effect = not spec.observes,
+    seconds = core.now() - started, note = spec.note, release = spec.args.release, effect = not (spec.observes or spec.quiet),
     error = not ok and errors.text(err) or nil,
   }
+end
+
+--- Waits for this operation's turn, and moves the run's clock on.
+local function take_turn(run, id)
+  run.turns:await(id)
+  run.clock:tick()
 end
 
 --- Passes an operation to the world and records its outcome.
 local function act(run, spec, id)
   local started = core.now()
   local ok, result = pcall(run.world.perform, run.world, spec, id)
-  if not ok then result = run.mask(errors.wrap(result)) end
-  run.journal:write { type = "DONE", id = id, ok = ok, result = ok and result or { code = result.code, message = result.message } }
+  result = ok and journal.plain(result) or not ok and run.mask(errors.wrap(result)) or nil
+  if not ok and result.code == "superseded" then run.leave(result) end
+  take_turn(run, id)
+  run.journal:write {
+    type = "DONE", id = id, op = spec.name, hash = spec.observes and hash(spec) or nil, at = run.clock:now(), ok = ok,
+    result = ok and result or nil,
+    error = not ok and { code = result.code, message = result.message, host = result.host, detail = result.detail } or nil,
+  }
   announce(run, spec, started, ok, result)
   if not ok then error(result, 0) end
   return result
+end
+
+--- The result that the journal has. It is handed out in the order in which it came then.
+local function hand_back(run, spec, id, done)
+  run.turns:await(id)
+  run.clock:set(done.at)
+  if not done.ok then error(errors.new(done.error.code, done.error.message, { host = done.error.host, detail = done.error.detail }), 0) end
+  run.world:recall(spec)
+  return done.result
+end
+
+--- What the journal has of this operation; raises when it is another one than the script asks for now.
+local function recall(run, spec, id)
+  local intent, done = run.turns:past(id)
+  local record = intent or done
+  if record and (record.op ~= spec.name or (record.hash and record.hash ~= hash(spec))) then
+    local host = spec.host and " on " .. spec.host.name or ""
+    run.turns:fail(errors.new("mismatch", ("%s: the journal has %s here, and the strategy asks for %s%s with %s"):format(
+      id, record.op, spec.name, host, record.op == spec.name and "other arguments" or "no record of it")))
+    error(run.turns.failed, 0)
+  end
+  return intent, done
 end
 
 --- Looks at the world; the answer is journaled.
@@ -64,53 +99,124 @@ function operation.observe(spec)
   operation.checkpoint()
   local run, scope = operation.current()
   spec.observes = true
-  return act(run, spec, scope:next_id())
+  local id = scope:next_id()
+  local _, done = recall(run, spec, id)
+  if done then return hand_back(run, spec, id, done) end
+  run.turns:await_live()
+  operation.checkpoint()
+  return act(run, spec, id)
 end
 
 --- The compensation of an effect, as an operation of its own when the time comes.
-local function compensation(spec, undo)
+local function compensation(spec, id, undo)
   return {
     label = spec.name, host = spec.host and spec.host.name,
     run = function()
       operation.effect { name = undo.name, kind = undo.kind or "repeat", host = spec.host, instance = spec.instance,
-        args = undo.args, note = undo.note, undoes = true }
+        args = undo.args, note = undo.note, undoes = id }
     end,
   }
 end
 
---- Changes the world: what is there is recorded first, the intent is on the disk before the effect, the way back is
---- registered before it too.
+--- Begins an effect: what is there is recorded first, and the intent is on the disk before the effect.
+local function intend(run, spec, id)
+  local found = spec.find and journal.plain(run.world:perform({ name = spec.find, host = spec.host, args = spec.args }, id))
+  local undo = spec.undo
+  if type(undo) == "function" then undo = undo(found) end
+  local intent = {
+    type = "INTENT", id = id, op = spec.name, kind = spec.kind or "repeat", host = spec.host and spec.host.name,
+    instance = spec.instance, args = spec.args, hash = hash(spec), found = found, undo = undo,
+  }
+  run.journal:write(intent)
+  run.journal:sync()
+  return intent
+end
+
+--- Before what may have been done already is repeated or looked at; a person was asked before the run went live.
+local function settle(run, spec, id)
+  run.turns:await_live()
+  if run.stopping and not run.undoing then
+    run.world:forsake(spec, id)
+    error(run.stopping, 0)
+  end
+end
+
+--- Changes the world. The way back is registered before the effect.
 ---@async
 ---@param spec deployrt.Operation
 function operation.effect(spec)
   operation.checkpoint()
   local run, scope = operation.current()
-  local id = scope:next_id()
-  local found = spec.find and run.world:perform({ name = spec.find, host = spec.host, args = spec.args }, id)
-  local undo = spec.undo
-  if type(undo) == "function" then undo = undo(found) end
-  run.journal:write {
-    type = "INTENT", id = id, op = spec.name, kind = spec.kind or "repeat", host = spec.host and spec.host.name,
-    args = spec.args, hash = hash(spec), found = found, undo = undo,
-  }
-  run.journal:sync()
-  if undo and not run.undoing then scope:push(compensation(spec, undo)) end
+  local id = spec.undoes and "undo" .. spec.undoes or scope:next_id()
+  local intent, done = recall(run, spec, id)
+  local in_doubt = intent ~= nil and done == nil
+  if not intent then
+    run.turns:await_live()
+    operation.checkpoint()
+    intent = intend(run, spec, id)
+  end
+  if intent.undo and not run.undoing then scope:push(compensation(spec, id, intent.undo)) end
   run.changed = true
+  if done and (done.ok or not run.undoing) then return hand_back(run, spec, id, done) end -- what could not be undone is tried again
+  if in_doubt then settle(run, spec, id) end
   return act(run, spec, id)
 end
 
 --- Waits, unless the run is stopped meanwhile.
----@async
----@param seconds number
-function operation.sleep(seconds)
-  local run = operation.current()
+local function rest(run, seconds)
   local deadline = core.now() + seconds
   repeat
     operation.checkpoint()
     local left = math.max(0, deadline - core.now())
     if run.undoing then core.sleep(left) else run.stop_event:wait(math.min(left, 0.25)) end
   until core.now() >= deadline
+end
+
+--- Something that only takes time, and is in the journal like an operation.
+local function pass(name, fields, wait)
   operation.checkpoint()
+  local run, scope = operation.current()
+  local id = scope:next_id()
+  local begun, done = run.turns:past(id)
+  if done then
+    hand_back(run, { name = name, args = {} }, id, done)
+  else
+    run.turns:await_live()
+    operation.checkpoint()
+    if not begun then
+      begun = { type = "WAIT", id = id, op = name }
+      for key, value in pairs(fields) do begun[key] = value end
+      run.journal:write(begun)
+    end
+    wait(run, begun)
+    take_turn(run, id)
+    run.journal:write { type = "DONE", id = id, op = name, at = run.clock:now(), ok = true }
+  end
+  operation.checkpoint()
+end
+
+--- Waits until a moment that the journal keeps, unless the run is stopped meanwhile.
+---@async
+---@param seconds number
+function operation.sleep(seconds)
+  local run = operation.current()
+  if run.undoing then return rest(run, seconds) end
+  pass("sleep", { till = core.time() + seconds }, function(_, begun)
+    rest(run, math.max(0, math.min(seconds, begun.till - core.time())))
+  end)
+end
+
+--- Waits for a person.
+---@async
+---@param question string
+function operation.gate(question)
+  pass("gate", { question = question }, function(run) run.control:gate(run, question) end)
+end
+
+--- The run's time in seconds: it moves when an operation ends, and is the same in a replay.
+---@return number
+function operation.now()
+  return operation.current().clock:now()
 end
 
 --- Runs `fn` in a scope below the present one, so that its undo is grouped.

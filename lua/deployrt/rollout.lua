@@ -8,7 +8,7 @@ local rollout = {}
 --- Brings the release to every host that does not have it; undone by removing it again.
 ---@async
 function rollout.upload(self, run)
-  if not run.session.archive then return end
+  if not run.has_archive then return end
   local missing = {}
   for _, host in ipairs(self.fleet.hosts) do
     local has = run.releases[host.name][run.target.release]
@@ -147,6 +147,7 @@ function rollout.prune(self, run)
   if not run.target.packed then return end
   local protected = { [run.target.release] = true, [run.previous or ""] = true }
   for _, member in ipairs(self.fleet.members) do protected[member.release] = true end
+  for release in pairs(run.found_releases) do protected[release] = true end -- an abort would start them again
   fleet.together(self.fleet.hosts, function(host)
     local releases = operation.observe { name = "release.list", host = host, args = {} }
     for _, version in ipairs(rollout.prunable(releases, protected, run.app.release.keep)) do

@@ -1,6 +1,7 @@
 -- run.lua -- One execution of a strategy: everything is checked, then locked, then done, or undone.
 local core = require "deployrt.core"
 local archive = require "deployrt.archive"
+local control = require "deployrt.control"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local journal = require "deployrt.journal"
@@ -11,6 +12,7 @@ local rollout = require "deployrt.rollout"
 local sandbox = require "deployrt.sandbox"
 local secrets = require "deployrt.secrets"
 local session = require "deployrt.session"
+local turns = require "deployrt.turns"
 local undo = require "deployrt.undo"
 
 local run = {}
@@ -47,7 +49,7 @@ local function check_content(self)
       errors.raise("content", ("%s has a release %s with other content: give the new one another version (release.version)"):format(
         host.name, self.target.release), { host = host.name })
     end
-    if self.target.packed and not has and not self.session.archive then
+    if self.target.packed and not has and not self.has_archive then
       errors.raise("missing", ("%s has no release %s any more: deploy it again"):format(host.name, self.target.release), { host = host.name })
     end
   end
@@ -65,7 +67,6 @@ end
 
 --- Looks at everything that could stop the run, and changes nothing.
 local function check(self)
-  for _, driver in ipairs(self.session.drivers) do driver:check() end
   self.fleet:discover()
   check_strangers(self)
   check_content(self)
@@ -91,8 +92,10 @@ local function remember_wanted(self)
   if #context.drivers == 0 then return end
   operation.effect { name = "balancer.prepare", args = {} }
   self.balancer:refresh()
-  for name, slot in pairs(self.balancer.slots) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
-  for _, driver in ipairs(context.drivers) do driver:persist(context.wanted) end
+  local changes = {}
+  for name, slot in pairs(self.balancer.slots) do changes[#changes + 1] = { slot = name, state = slot.state, weight = slot.weight } end
+  table.sort(changes, function(a, b) return a.slot < b.slot end)
+  operation.effect { name = "balancer.adopt", quiet = true, args = { changes = changes } }
 end
 
 --- The happy path, from the first change to the last.
@@ -117,14 +120,15 @@ local function proceed(self)
   rollout.activate(script, self)
 end
 
+--- What remains to be done after success; until it is over, everything can still be undone.
 local function finish_well(self)
-  self.root:commit()
   for _, task in ipairs { rollout.prune } do
     local ok, err = pcall(task, self.script, self)
     if not ok then self.emit { event = "warning", message = "old releases were not removed: " .. errors.text(errors.wrap(err)) } end
   end
   local ok, err = pcall(self.script.hook, self.script, "after")
   if not ok then self.emit { event = "warning", message = errors.text(errors.wrap(err)) } end
+  operation.checkpoint()
 end
 
 --- What is left when compensations failed, host by host, with what mends it.
@@ -140,12 +144,12 @@ local function left_over(self, failures)
 end
 
 local function roll_back(self, cause)
+  self.turns:await_live()
   self.emit { event = "rollback.started", reason = errors.text(cause), host = cause.host, step = self.failed_step }
   self.undoing = true
   local failures = {}
   local locals = core.locals()
-  locals.scope = undo.root()
-  locals.scope.path = "/undo"
+  locals.scope = undo.root("undo/end")
   undo.unwind(self.root, function(entry) entry.run() end, failures)
   local left = left_over(self, failures)
   self.emit { event = "rollback.finished", ok = #left == 0, left = left }
@@ -157,7 +161,7 @@ end
 local function outcome_of(cause, left)
   if #left > 0 then return "needs_attention", 3 end
   if cause.code == "interrupted" then return "interrupted", 130 end
-  return "rolled_back", 1
+  return "rolled_back", cause.code == "aborted" and 0 or 1
 end
 
 --- The picture after a rollback is of what was found, not of what was meant.
@@ -169,7 +173,18 @@ end
 --- Asks the run to stop: what is in flight finishes, then everything is rolled back.
 local function stop(self, err)
   if self.stopping then return end
+  if not self.turns.live then -- a replay goes to its end first
+    self.stop_when_live = self.stop_when_live or err
+    return
+  end
+  self.journal:write { type = "SIGNAL", code = err.code, message = err.message }
   self.stopping = err
+  self.stop_event:set()
+end
+
+--- The same, as the journal has it.
+local function stop_again(self, record)
+  self.stopping = errors.new(record.code, record.message)
   self.stop_event:set()
 end
 
@@ -180,7 +195,7 @@ local function listen(self, options)
       local name = signals:next()
       if not name then return end
       if name ~= "HUP" then
-        if self.stopping or self.undoing then options.leave() end
+        if self.stopping or self.undoing or self.stop_when_live then options.leave() end
         stop(self, errors.new("interrupted", "interrupted by SIG" .. name))
       end
     end
@@ -189,6 +204,7 @@ end
 
 local function deadline(self, seconds)
   return core.spawn(function()
+    self.turns:await_live()
     if core.sleep(seconds) then stop(self, errors.new("timeout", ("the run took longer than its timeout of %gs"):format(seconds))) end
   end)
 end
@@ -208,38 +224,57 @@ local function find_previous(self)
   local old = self.fleet:old()[1]
   self.previous_launch = old and old.launch
   self.previous = old and old.release
+  self.found_releases = {}
+  for _, member in ipairs(self.fleet.members) do self.found_releases[member.release] = true end
 end
 
---- Everything after the checks: from the lock to its release.
-local function execute(self, options)
-  local started = core.now()
-  self.state:save(self.id, record_of(self, { outcome = "running" }))
+local function announce(self)
   self.emit {
     event = "run.started", run = self.id, app = self.app.app, strategy = self.strategy.name, release = self.target.release,
     previous = self.previous, hosts = #self.app.hosts, instances = self.fleet:capacity(),
   }
   monitor.snapshot(self)
-  local watching = core.spawn(monitor.watch, self, self.world.context)
-  local listening = listen(self, options)
-  local timing = deadline(self, self.script.options.timeout or 3600)
-  local ok, cause = pcall(options.proceed or proceed, self)
-  local left, outcome, exit = {}, "succeeded", 0
-  timing:cancel()
-  if ok then
+end
+
+--- The happy path, and the way back from it.
+local function attempt(self, options)
+  local happy_path = options.proceed or proceed
+  local ok, cause = pcall(function()
+    happy_path(self)
     finish_well(self)
-  else
-    cause = self.mask(self.stopping or errors.wrap(cause)) -- children that were stopped raise the reason several times
-    left = roll_back(self, cause)
-    outcome, exit = outcome_of(cause, left)
-    if #left == 0 then look_again(self) end
-  end
+  end)
+  if self.turns.failed then error(self.turns.failed, 0) end -- nothing was done, so nothing is undone
+  if ok then return "succeeded", 0, {} end
+  cause = self.mask(self.stopping or errors.wrap(cause)) -- children that were stopped raise the reason several times
+  local left = roll_back(self, cause)
+  local outcome, exit = outcome_of(cause, left)
+  if #left == 0 then look_again(self) end
+  return outcome, exit, left, cause
+end
+
+--- The run is over: its journal says so before anybody else does.
+local function conclude(self, outcome, exit, cause)
+  self.root:commit()
+  self.journal:write { type = "FINISHED", outcome = outcome, exit = exit }
+  self.journal:sync()
+  self.state:save(self.id, record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message }))
+end
+
+--- Everything after the checks: from the lock to its release.
+local function execute(self, options)
+  local started = core.now()
+  if self.turns.live then announce(self) end
+  local watching, listening = core.spawn(monitor.watch, self, self.world.context), listen(self, options)
+  local timing = deadline(self, self.script.options.timeout or 3600)
+  local ok, outcome, exit, left, cause = pcall(attempt, self, options)
   self.over = true
-  for _, task in ipairs { watching, listening } do
+  for _, task in ipairs { timing, watching, listening } do
     task:cancel()
     task:wait()
   end
+  if not ok then error(outcome, 0) end
   monitor.snapshot(self)
-  self.state:save(self.id, record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message }))
+  conclude(self, outcome, exit, cause)
   self.emit {
     event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,
     message = cause and errors.text(cause) or options.done,
@@ -255,59 +290,116 @@ local function new_script(self, strategy, values)
   }, strategy)
 end
 
---- The run's own copies of its strategy and of app.yml, and their SHA-256.
-local function keep_copies(app, strategy, path)
-  local sums = {}
-  local file = io.open(app.file, "rb")
-  local texts = { ["app.yml"] = file and file:read("a") or "", ["strategy.lua"] = strategy.text }
-  if file then file:close() end
-  for name, text in pairs(texts) do
-    errors.check(core.fs.write(path .. "/" .. name, text))
-    sums[name] = core.sha256(text)
-  end
-  return sums
+--- What a later life of the run needs: the texts that it was started from, and what was decided from them.
+local function header_of(self, options)
+  local texts, me = {}, core.whoami()
+  for path, text in pairs(self.app.files) do texts[path] = self.session.secrets:without_literals(text) end
+  return {
+    type = "HEADER", run = self.id, app = self.app.app, file = self.app.file, dir = self.app.dir, kind = self.kind, strategy = options.strategy.name,
+    given = options.strategy.given, files = texts, scripts = options.strategy.sources, flags = options.flags, launch = self.target,
+    archive = self.has_archive, started = self.started_at, user = me.user, controller = me.host,
+  }
 end
 
---- Connects, checks, locks and executes.
+--- The release's files, if they are still those that the run began with.
+local function reopen_archive(app, opened, header)
+  if not header.archive then return end
+  local ok, found = pcall(archive.open, app.release.path, opened.controller)
+  if ok and found.sha256 == header.launch.sha256 then opened.archive = found end
+end
+
+local copies = 3 -- hosts that keep a copy of the journal
+
+local function open_journal(self, path, options)
+  self.journal = journal.open(path .. "/journal")
+  if not options.past then self.journal:write(header_of(self, options)) end
+  for i, line in ipairs(self.session:lines()) do
+    if i <= copies then line.mirror = self.journal:mirror() end
+  end
+end
+
+--- A run, new or in a later life, with all that its tasks need.
+local function new_run(opened, options)
+  local past = options.past
+  local id = past and past.id or options.state:create()
+  local target = past and past.header.launch or options.target and options.target(opened) or launch_of(opened.app, opened, options.force)
+  if past then reopen_archive(opened.app, opened, past.header) end
+  opened.fleet.target = target
+  local self = opened:new_run {
+    id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
+    has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
+    turns = turns.new(past and past.records), root = undo.root(), stop = stop, control = control.new(options.yes),
+  }
+  open_journal(self, options.state:directory(id), options)
+  self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
+    self.begun = self.begun or event.event == "run.started"
+    if event.event == "step.started" and self.lock then self.lock.step = event.step end
+    if self.begun then options.emit(event, opened.secrets) end
+  end
+  self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
+  self.leave = function(err) options.leave(err) end
+  self.announce = announce
+  self.script = new_script(self, options.strategy, options.values)
+  return self
+end
+
+--- Takes the lock, and gives signs of life from now on.
+local function take_lock(self, epoch)
+  local is_over = function(other) return self.state:is_over(other) end
+  self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over })
+  self.lock:keep(self.leave, function(word) self.control:hear(word) end)
+end
+
+local function end_unchanged(self)
+  self.journal:write { type = "FINISHED", outcome = "unchanged", exit = 0 }
+  self.state:save(self.id, record_of(self, { outcome = "unchanged", exit = 0, finished = core.time() }))
+  self.emit { event = "run.started", run = self.id, app = self.app.app, strategy = self.strategy.name, release = self.target.release, hosts = #self.app.hosts }
+  self.emit { event = "log", message = ("nothing to change: release %s serves already"):format(self.target.release) }
+  self.emit { event = "run.finished", outcome = "succeeded", exit = 0, seconds = 0, unchanged = true, release = self.target.release }
+  return 0
+end
+
+--- The turns begin when nothing but operations follows: a replay waits for nothing else.
+local function begin(self, options)
+  local past = options.past
+  if past then take_lock(self, past.epoch(self.session:lines())) end
+  for _, driver in ipairs(self.session.drivers) do driver:check() end
+  self.serving = core.spawn(self.turns.serve, self.turns, {
+    signal = function(record) stop_again(self, record) end,
+    live = function() past.go_live(self) end,
+  })
+  check(self)
+  find_previous(self)
+  if not past and options.kind == "deploy" and not options.force and nothing_to_do(self) then return end_unchanged(self) end
+  if not past then
+    self.journal:sync()
+    self.state:save(self.id, record_of(self, { outcome = "running" }))
+    take_lock(self, 1)
+  end
+  return execute(self, options)
+end
+
+--- Connects, checks, locks and executes; or takes up a run that was interrupted.
 ---@async
----@param app table
----@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), force?: boolean, target?: fun(session: table): table, kind?: string, proceed?: fun(run: table), leave: fun()}
+---@param app deployrt.App
+---@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, proceed?: fun(run: table), past?: deployrt.Past}
 ---@return integer exit
 function run.execute(app, options)
   local opened = session.open(app, { secrets = options.kind ~= "stop" })
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
-  local id, path = options.state:create()
-  local target = options.target and options.target(opened) or launch_of(app, opened, options.force)
-  opened.fleet.target = target
-  local log = journal.create(path .. "/journal")
-  log:write { type = "HEADER", run = id, app = app.app, strategy = options.strategy.name, release = target.release, files = keep_copies(app, options.strategy, path) }
-  local self = opened:new_run {
-    id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
-    journal = log, started_at = core.time(),
-  }
-  self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
-    self.begun = self.begun or event.event == "run.started"
-    if self.begun then options.emit(event, opened.secrets) end
-  end
-  self.root = undo.root()
-  self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
-  self.script = new_script(self, options.strategy, options.values)
+  local self = new_run(opened, options)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
-  check(self)
-  find_previous(self)
-  if options.kind == "deploy" and not options.force and nothing_to_do(self) then
-    self.state:save(id, record_of(self, { outcome = "unchanged", exit = 0, finished = core.time() }))
-    self.emit { event = "run.started", run = id, app = app.app, strategy = self.strategy.name, release = target.release, hosts = #app.hosts }
-    self.emit { event = "log", message = ("nothing to change: release %s serves already"):format(target.release) }
-    self.emit { event = "run.finished", outcome = "succeeded", exit = 0, seconds = 0, unchanged = true, release = target.release }
-    return 0
+  local ok, result = pcall(begin, self, options)
+  self.turns:close()
+  if self.serving then self.serving:wait() end
+  if self.lock then
+    if self.turns.failed then self.lock:stop() else self.lock:release() end
   end
-  local held = lock.take(opened:lines(), id, app.file, function(other) return options.state:is_over(other) end)
-  local unlocking <close> = setmetatable({}, { __close = function() held.release() end })
-  local exit = execute(self, options)
-  log:close()
-  return exit
+  self.journal:close()
+  if ok then return result end
+  if not options.past and not self.lock then self.state:forget(self.id) end
+  error(result, 0)
 end
 
 return run

@@ -5,7 +5,7 @@ local errors = require "deployrt.errors"
 local Secrets = {}
 Secrets.__index = Secrets
 
-local secrets = {}
+local secrets = { removed = "(not kept)" }
 
 local function trim(text)
   return (text:gsub("\n$", ""))
@@ -41,10 +41,11 @@ local readers = {
 ---@param controller deployrt.Connection     this machine
 ---@return deployrt.Secrets
 function secrets.read(values, directory, controller)
-  local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {} }, Secrets)
+  local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {}, literals = {} }, Secrets)
   for name, text in pairs(values or {}) do
     local value = tostring(text):gsub("%${(%l+):([^}]*)}", function(kind, what) return readers[kind](self, what) end)
     self.values[name] = value
+    if not tostring(text):find("${", 1, true) then self.literals[#self.literals + 1] = value end
     if #value >= 4 then self.masked[#self.masked + 1] = value end
   end
   table.sort(self.masked, function(a, b) return #a > #b end)
@@ -59,6 +60,20 @@ function Secrets.references(values)
     references[name] = tostring(text):find("^%${%l+:[^}]*}$") and text or "(app.yml)"
   end
   return references
+end
+
+--- A text of app.yml without the secrets that stand in it literally.
+---@param text string
+---@return string
+function Secrets:without_literals(text)
+  for _, value in ipairs(self.literals) do
+    local at, to = text:find(value, 1, true)
+    while at do
+      text = text:sub(1, at - 1) .. secrets.removed .. text:sub(to + 1)
+      at, to = text:find(value, at + #secrets.removed, true)
+    end
+  end
+  return text
 end
 
 --- The value of a secret for a process.

@@ -1,10 +1,12 @@
 -- session.lua -- An application that is being worked on: its hosts connected, its secrets read, its balancers opened.
+local clock = require "deployrt.clock"
 local connection = require "deployrt.connection"
 local core = require "deployrt.core"
 local fleet = require "deployrt.fleet"
 local host = require "deployrt.host"
 local secrets = require "deployrt.secrets"
 local balancer = require "deployrt.balancer"
+local turns = require "deployrt.turns"
 local world = require "deployrt.world"
 
 local drivers = { haproxy = "deployrt.balancer.haproxy" }
@@ -92,7 +94,7 @@ local silent_journal = { write = function() end, sync = function() end, close = 
 function Session:new_run(fields)
   local run = {
     id = "look", app = self.app, balancer = self.balancer, fleet = self.fleet, journal = silent_journal,
-    stop_event = core.event(), emit = function() end, report_traffic = function() end,
+    turns = turns.none, clock = clock.new(), control = { hold = function() end }, stop_event = core.event(), emit = function() end, report_traffic = function() end,
     mask = function(err)
       err.message = self.secrets:mask(err.message)
       err.detail = err.detail and self.secrets:mask(err.detail)
@@ -104,6 +106,9 @@ function Session:new_run(fields)
     run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted,
     connections = self.connections, controller = self.controller,
     archive = self.archive,
+    check_lock = function()
+      if run.lock then run.lock:check() end
+    end,
     check_stop = function()
       if run.stopping and not run.undoing then error(run.stopping, 0) end
     end,

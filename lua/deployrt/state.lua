@@ -35,14 +35,27 @@ function State:create()
   local now = core.time()
   local id = ("%s.%03d-%s"):format(os.date("!%Y%m%dT%H%M%S", math.floor(now)), math.floor(now * 1000) % 1000,
     core.sha256(tostring(now) .. core.whoami().pid):sub(1, 6))
+  return id, self:directory(id)
+end
+
+--- The directory of a run; it is made when it is not there.
+---@param id string
+---@return string path
+function State:directory(id)
   local path = ("%s/runs/%s"):format(self.path, id)
   make_directories(path)
-  return id, path
+  return path
 end
 
 --- Writes what is known of a run, whole.
 function State:save(id, record)
   errors.check(core.fs.write(("%s/runs/%s/run.json"):format(self.path, id), json.encode(record) .. "\n"))
+end
+
+--- Forgets a run that never began.
+function State:forget(id)
+  for _, name in ipairs { "run.json", "journal" } do core.fs.remove(("%s/runs/%s/%s"):format(self.path, id, name)) end
+  core.fs.remove(("%s/runs/%s"):format(self.path, id))
 end
 
 --- All runs, oldest first.

@@ -121,18 +121,34 @@ function strategy.find(name)
     close and (" (did you mean '%s'?)"):format(close) or "", table.concat(strategy.names(), ", ")))
 end
 
---- Loads a strategy script in a sandbox.
+--- Loads a strategy script in a sandbox, and those that it extends.
 ---@async
 ---@param name string  a path or a bare name
----@return deployrt.Strategy
-function strategy.load(name, print_line)
-  local text, path = strategy.find(name)
-  local modules = { ["deployrt.strategy"] = { define = strategy.define, extend = strategy.extend } }
+---@param print_line? fun(text: string)
+---@param kept? table<string, {text: string, path: string}>  scripts that a run keeps, by name
+---@return deployrt.Strategy  its `sources` are all the scripts, by name
+function strategy.load(name, print_line, kept)
+  local text, path
+  if kept then
+    if not kept[name] then errors.raise("strategy", ("the run kept no strategy '%s'"):format(name)) end
+    text, path = kept[name].text, kept[name].path
+  else
+    text, path = strategy.find(name)
+  end
+  local sources = { [name] = { text = text, path = path } }
+  local function extend(parent, overrides)
+    if type(parent) == "string" then
+      parent = strategy.load(parent, print_line, kept)
+      for each, source in pairs(parent.sources) do sources[each] = source end
+    end
+    return strategy.extend(parent, overrides)
+  end
+  local modules = { ["deployrt.strategy"] = { define = strategy.define, extend = extend } }
   local loaded = sandbox.run(text, path, sandbox.environment(modules, print_line or function() end))
   if type(loaded) ~= "table" or type(loaded.deploy) ~= "function" then
     errors.raise("strategy", ("%s: a strategy script returns what strategy.define gave it, with a method `deploy`"):format(path))
   end
-  loaded.path, loaded.text = path, text
+  loaded.path, loaded.given, loaded.sources = path, name, sources
   return loaded
 end
 

@@ -11,10 +11,11 @@ Scope.__index = Scope
 
 local undo = {}
 
---- The root of a run's tree.
+--- The root of a run's tree, or of what one compensation does.
+---@param path? string
 ---@return deployrt.Scope
-function undo.root()
-  return setmetatable({ path = "", entries = {}, children = 0, operations = 0 }, Scope)
+function undo.root(path)
+  return setmetatable({ path = path or "", entries = {}, children = 0, operations = 0 }, Scope)
 end
 
 --- A new scope below this one.

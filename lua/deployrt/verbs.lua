@@ -3,6 +3,7 @@ local analysis = require "deployrt.analysis"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
+local undo = require "deployrt.undo"
 local units = require "deployrt.units"
 
 ---@class deployrt.Strategy
@@ -20,6 +21,7 @@ local verbs = {}
 function verbs:step(label, fn, ...)
   operation.checkpoint()
   local run, scope = operation.current()
+  run.control:hold(run, label)
   local child = scope:child(false, label)
   local started = core.now()
   run.emit { event = "step.started", step = label, path = child.path }
@@ -114,8 +116,8 @@ end
 ---@param instances? deployrt.Instance[]  default: all of the new release that serve
 function verbs:observe(seconds, instances)
   local run = operation.current()
-  local deadline, strikes = core.now() + seconds, {}
-  while core.now() < deadline do
+  local deadline, strikes = operation.now() + seconds, {}
+  while operation.now() < deadline do
     for _, member in ipairs(instances or self.fleet:new()) do
       local healthy, reason = member:is_healthy()
       strikes[member] = healthy and 0 or (strikes[member] or 0) + 1
@@ -123,7 +125,7 @@ function verbs:observe(seconds, instances)
         errors.raise("unhealthy", ("%s: release %s did not stay healthy: %s"):format(member.label, member.release, reason), { host = member.host.name })
       end
     end
-    operation.sleep(math.min(run.app.health.interval, math.max(0, deadline - core.now())))
+    operation.sleep(math.min(run.app.health.interval, math.max(0, deadline - operation.now())))
   end
 end
 
@@ -151,9 +153,11 @@ function verbs:hook(name, env)
   operation.effect { name = "host.hook", kind = "ask", args = { name = name, command = command, env = env or {} } }
 end
 
---- Waits for a person. Gates come with a later version.
-function verbs:approve()
-  errors.raise("strategy", "self:approve is not supported by this version")
+--- A gate: waits until a person lets the run through, with `deployrt approve`; --yes does so beforehand.
+---@async
+---@param question? string  what the person is to decide
+function verbs:approve(question)
+  operation.gate(question or "a person must approve")
 end
 
 --- Says something to whoever watches.
@@ -173,12 +177,14 @@ end
 ---@param fn fun()
 function verbs:undo(fn)
   local _, scope = operation.current()
-  scope:push { label = "the strategy's own undo", run = fn }
+  local own = undo.root("undo" .. scope:next_id())
+  scope:push { label = "the strategy's own undo", run = function() operation.within(own, fn) end }
 end
 
 --- Forgets how to undo what was done so far.
 function verbs:commit()
-  local _, scope = operation.current()
+  local run, scope = operation.current()
+  if run.turns.live then run.journal:write { type = "COMMIT" } end
   scope:commit()
 end
 

@@ -22,6 +22,22 @@ function world.real(context)
   return setmetatable({ context = context }, Real)
 end
 
+--- What this world remembers of an operation that was done in an earlier life of the run.
+---@param spec deployrt.Operation
+function Real:recall(spec)
+  local room, name = spec.name:match("^(%w+)%.([%w_]+)$")
+  local remember = room and rooms[room].remember and rooms[room].remember[name]
+  if remember then remember(self.context, spec.args) end
+end
+
+--- Gives up an operation that may be under way: what is undone next must not be overtaken by it.
+---@async
+---@param spec deployrt.Operation
+---@param id string
+function Real:forsake(spec, id)
+  if spec.name == "host.run" then self:perform({ name = "host.stop", host = spec.host, args = {} }, id) end
+end
+
 --- Performs one operation and returns its result, plain data.
 ---@async
 ---@param spec deployrt.Operation

@@ -308,6 +308,21 @@ function App:command(argv, opts)
   return fixture.run(all, { env = env, timeout = opts.timeout or 60, cwd = self.dir })
 end
 
+--- The same, dying by SIGKILL before or after its n-th operation. With `when` "count" it lives, and the number of its
+--- operations is returned too.
+---@param when "before"|"after"|"count"
+---@param n? integer
+function App:mortal(when, n, argv)
+  local counted = self.dir .. "/operations"
+  local all = {
+    "env", "LUA_PATH=" .. here .. "/lua/?.lua", "LUA_CPATH=" .. here .. "/build/lib/?.so;" .. package.cpath, "lua5.4",
+    here .. "/spec/support/mortal.lua", when, when == "count" and counted or tostring(n), "--state", self.dir .. "/state",
+  }
+  for _, word in ipairs(argv) do all[#all + 1] = word end
+  local result = fixture.run(all, { env = { HOME = self.dir .. "/home", TERM = "dumb" }, timeout = 60, cwd = self.dir })
+  return result, when == "count" and tonumber(fixture.read(counted)) or nil
+end
+
 --- Deploys a version with a strategy; `release` says how the service misbehaves.
 ---@param strategy string
 ---@param version string

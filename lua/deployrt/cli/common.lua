@@ -80,12 +80,15 @@ function common.execute(command, app, options)
   local run = require "deployrt.run"
   local view, close = common.progress(command)
   options.state = common.state(command, app)
-  options.force = command.flags.force
+  local flags = command.flags
+  options.force, options.yes = flags.force, flags.yes
+  options.flags = { set = flags.set, release = flags.release, host = flags.host, force = flags.force }
   options.emit = function(event, secrets) view:emit(common.masked(event, secrets)) end
-  options.leave = function()
+  options.leave = function(err)
     close()
-    command.write_error("deployrt: left at once; the run is unfinished: see `deployrt status " .. app.file .. "`\n")
-    os.exit(3)
+    command.write_error(("deployrt: %s\n"):format(err and errors.text(err)
+      or ("left at once; the run is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(app.file, app.file)))
+    os.exit(err and 4 or 3)
   end
   local ok, exit = pcall(run.execute, app, options)
   close()

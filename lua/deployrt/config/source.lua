@@ -15,6 +15,7 @@ local check = require "deployrt.config.check"
 ---@field root table      the values
 ---@field marks table<table, table<any, deployrt.config.Mark>>
 ---@field file string     as it was given
+---@field files table<string, string>  the texts that were read, by path
 local Source = {}
 Source.__index = Source
 
@@ -27,7 +28,10 @@ local function is_mapping(value)
   return type(value) == "table" and #value == 0
 end
 
-local function read(path, from)
+--- The text of a file: from the copies that a run keeps, else from the disk.
+local function read(self, path, from)
+  local kept = self.kept and self.kept[path]
+  if kept then return kept end
   local file, problem = io.open(path, "rb")
   if not file then
     local reason = problem:sub(1, #path + 2) == path .. ": " and problem:sub(#path + 3) or problem
@@ -40,6 +44,7 @@ local function read(path, from)
     errors.raise("config", ("%s%s: this file is empty; it needs at least `app:` and `process:`"):format(from, path))
   end
   if #text > largest then errors.raise("config", ("%s%s: too large for an app.yml"):format(from, path)) end
+  self.files[path] = text
   return text
 end
 
@@ -71,7 +76,7 @@ local function merge(self, base, over)
 end
 
 local function parse(self, path, from)
-  local value, found = self.parse(read(path, from), path)
+  local value, found = self.parse(read(self, path, from), path)
   if value == nil then errors.raise("config", found.message) end
   if value == null then errors.raise("config", ("%s%s: this file is empty; it needs at least `app:` and `process:`"):format(from, path)) end
   if not is_mapping(value) then
@@ -101,9 +106,10 @@ end
 --- Opens app.yml.
 ---@param path string
 ---@param parser fun(text: string, name: string): any, table
+---@param kept? table<string, string>  texts of files that are not to be read from the disk
 ---@return deployrt.config.Source
-function source.open(path, parser)
-  local self = setmetatable({ file = path, parse = parser, marks = {}, order = 0 }, Source)
+function source.open(path, parser, kept)
+  local self = setmetatable({ file = path, parse = parser, marks = {}, order = 0, kept = kept, files = {} }, Source)
   self.root = load(self, path, "", {})
   return self
 end

@@ -8,11 +8,12 @@ function balancer.read(context)
   return { slots = context.drivers[1]:read().slots }
 end
 
---- The state that slots have now, as changes that would bring it back.
+--- The state that slots should have now, as changes that would bring it back. What the run wants of a slot counts more
+--- than what is seen there: an earlier life of the run may have begun to change it.
 function balancer.find(context, _, args)
   local slots, found = context.drivers[1]:read().slots, {}
   for i, change in ipairs(args.changes) do
-    local slot = slots[change.slot]
+    local slot = context.wanted[change.slot] or slots[change.slot]
     found[i] = { slot = change.slot, state = slot and slot.state or "maint", weight = slot and slot.weight or 0 }
   end
   return found
@@ -27,6 +28,26 @@ function balancer.exclusively(context, action)
   context.changing = nil
   if not ok then error(err, 0) end
 end
+
+local function want(context, changes)
+  for _, change in ipairs(changes) do
+    local wanted = context.wanted[change.slot] or {}
+    context.wanted[change.slot] = { state = change.state or wanted.state, weight = change.weight or wanted.weight }
+  end
+end
+
+--- The states that the run begins with: what is to be kept, and brought back when others change it.
+function balancer.adopt(context, _, args)
+  want(context, args.changes)
+  for _, driver in ipairs(context.drivers) do driver:persist(context.wanted) end
+  return {}
+end
+
+balancer.remember = {
+  adopt = function(context, args) want(context, args.changes) end,
+  apply = function(context, args) want(context, args.changes) end,
+  restore = function(context, args) want(context, args.changes) end,
+}
 
 local away = { refused = true, missing = true, lost = true, unreachable = true, timeout = true }
 
@@ -43,11 +64,9 @@ end
 
 --- Sets states and weights; each driver sends them as one request and reads them back.
 function balancer.apply(context, _, args)
+  context.check_lock()
   balancer.exclusively(context, function()
-    for _, change in ipairs(args.changes) do
-      local wanted = context.wanted[change.slot] or {}
-      context.wanted[change.slot] = { state = change.state or wanted.state, weight = change.weight or wanted.weight }
-    end
+    want(context, args.changes)
     for _, driver in ipairs(context.drivers) do
       patiently(function()
         driver:apply(args.changes)

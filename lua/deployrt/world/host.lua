@@ -9,6 +9,12 @@ function host_room.run(_, host, args, key)
   return { status = result.status, signal = result.signal, stdout = result.stdout, stderr = result.stderr }
 end
 
+--- Ends a command that may be running still.
+function host_room.stop(_, host, _, key)
+  host:call("operation_stop", { key })
+  return {}
+end
+
 --- Runs a hook on this machine, in the directory of app.yml.
 function host_room.hook(context, _, args)
   local environment = context.hook_environment(args.env)

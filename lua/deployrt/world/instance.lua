@@ -134,9 +134,14 @@ function instance.stop(context, host, args)
   return { stopped = true, killed = killed, seconds = core.now() - started }
 end
 
---- Puts back what was found in a slot: starts it again if it ran, and waits for its health as well as it had it.
+local function is_same(a, b)
+  return a ~= nil and a.release == b.release and a.settings == b.settings
+end
+
+--- Puts back what was found in a slot: starts it again if it ran and runs no more, and waits for its health.
 function instance.restore(context, host, args, key)
   local found = instance.show(context, host, args)
+  if found.state == "running" and is_same(found.launch, args.launch) then return { pid = found.pid } end
   if found.state == "exited" then host:call("process_forget", { tostring(args.port), tostring(found.pid) }) end
   local started = instance.start(context, host, args, key)
   if args.health then instance.await_healthy(context, host, args) end

@@ -16,6 +16,10 @@ end
 --- Streams the archive to a host, unpacked aside, checked there by SHA-256, and renamed.
 function release.upload(context, host, args)
   local archive = context.archive
+  if not archive then
+    errors.raise("archive", ("%s lacks release %s, and release.path does not hold it any more: bring its files back, or roll back with `deployrt abort`"):format(
+      host.name, args.release), { host = host.name })
+  end
   local result = errors.check(host:with_link(function(link)
     return core.pipe {
       from = archive:source(),

@@ -1,0 +1,32 @@
+-- clock.lua -- The time of a run: it moves only when an operation ends, so that a replay sees the same times.
+local core = require "deployrt.core"
+
+---@class deployrt.Clock
+local Clock = {}
+Clock.__index = Clock
+
+local clock = {}
+
+---@return deployrt.Clock
+function clock.new()
+  return setmetatable({ value = 0, offset = -core.now() }, Clock)
+end
+
+--- Seconds since the run began, without those in which no controller was at work.
+---@return number
+function Clock:now()
+  return self.value
+end
+
+--- Moves on to the present.
+function Clock:tick()
+  self.value = core.now() + self.offset
+end
+
+--- Moves to a recorded time; the present goes on from there.
+---@param value number
+function Clock:set(value)
+  self.value, self.offset = value, value - core.now()
+end
+
+return clock

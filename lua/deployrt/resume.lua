@@ -1,0 +1,210 @@
+-- resume.lua -- Taking up a run that was interrupted: find its journal, replay it, look at the world, and go on.
+local config = require "deployrt.config"
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local journal = require "deployrt.journal"
+local lock = require "deployrt.lock"
+local operation = require "deployrt.operation"
+local schema = require "deployrt.schema"
+local secrets = require "deployrt.secrets"
+local session = require "deployrt.session"
+local strategy = require "deployrt.strategy"
+local undo = require "deployrt.undo"
+local world_balancer = require "deployrt.world.balancer"
+
+local resume = {}
+
+---@class deployrt.Past  the earlier lives of a run
+---@field id string
+---@field path string      its directory on this machine
+---@field header table
+---@field records table[]  of the journal, without the header
+---@field abort? boolean
+---@field epoch fun(lines: deployrt.Connection[]): integer
+---@field go_live fun(run: table)
+
+local own_strategies = { rollback = "deployrt.rollback", stop = "deployrt.stop" }
+
+--- The run that the hosts are locked for, and the longest copy of its journal.
+local function look_on_hosts(app, wanted)
+  local opened = session.open(app)
+  local id, best, length = wanted, "", 0
+  for _, line in ipairs(opened:lines()) do
+    local held = lock.read(line)
+    id = id or (held and held.run)
+  end
+  for _, line in ipairs(id and opened:lines() or {}) do
+    local text, count = journal.restore(line:call("run_journal", { id }))
+    if count > length then best, length = text, count end
+  end
+  opened:close()
+  return id, best, length
+end
+
+local function finished(records)
+  local last = records[#records]
+  return last and last.type == "FINISHED" and last.outcome ~= "needs_attention"
+end
+
+--- The last run of this machine that did not end; nil when there is none.
+local function unfinished_here(state)
+  local runs = state:runs()
+  local last = runs[#runs]
+  return last and (not last.finished or last.outcome == "needs_attention") and last.id or nil
+end
+
+local function nothing(app, id)
+  errors.raise("nothing", id and ("run %s has ended: there is nothing to resume or abort"):format(id)
+    or ("no run of %s was interrupted: there is nothing to resume or abort"):format(app.app))
+end
+
+--- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.
+local function fetch(app, state, wanted)
+  local here = wanted or unfinished_here(state)
+  local id, text, count = look_on_hosts(app, here)
+  if not id then nothing(app) end
+  local path = state:directory(id)
+  local records = journal.read(path .. "/journal")
+  if count > #records then
+    errors.check(core.fs.write(path .. "/journal", text))
+    records = journal.parse(text, path .. "/journal")
+  end
+  if #records == 0 then
+    errors.raise("nothing", ("there is no journal of run %s on this machine or on the hosts: if its controller is gone, it had changed nothing; "
+      .. "remove its lock with `deployrt unlock %s`"):format(id, app.file))
+  end
+  if finished(records) then nothing(app, id) end
+  return id, path, records
+end
+
+--- The epoch of this life: one above all that came before.
+local function next_epoch(id, records, file)
+  return function(lines)
+    local epoch = 1
+    for _, record in ipairs(records) do epoch = math.max(epoch, record.epoch or 1) end
+    for _, line in ipairs(lines) do
+      local held = lock.read(line)
+      if held and (held.run ~= id or not held.dead) then errors.raise("locked", lock.refusal(held, file), { host = line.name }) end
+      if held then epoch = math.max(epoch, held.epoch) end
+    end
+    return epoch + 1
+  end
+end
+
+--- Asks about operations that nobody but a person can settle.
+local function ask_in_doubt(run, options)
+  for _, intent in ipairs(run.turns:in_doubt()) do
+    if intent.kind == "ask" and not options.yes then
+      local what = intent.args.name and ("the hook '%s'"):format(intent.args.name) or intent.op
+      local question = ("%s was begun, and nobody knows whether it was done. Do it again?"):format(what)
+      if not (options.confirm and options.confirm(question)) then
+        errors.raise("doubt", question .. " Say so with --yes, or roll back with `deployrt abort`")
+      end
+    end
+  end
+end
+
+--- Instances that the journal leaves running, and that are not there any more.
+local function missing_instances(run, only_old)
+  local doubtful, missing = {}, {}
+  for _, intent in ipairs(run.turns:in_doubt()) do doubtful[intent.instance or ""] = true end
+  for _, member in ipairs(run.fleet.members) do
+    local known = not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
+    local found = known and run.world:perform({ name = "instance.show", host = member.host, args = { port = member.port } }, "")
+    if found and found.state == "running" and found.pid ~= member.pid then
+      errors.raise("moved", ("%s: another process runs there than the journal has: the application was changed by somebody else meanwhile; "
+        .. "see `deployrt status`"):format(member.label), { host = member.host.name })
+    end
+    if found and found.state ~= "running" then missing[#missing + 1] = member end
+  end
+  return missing
+end
+
+--- Brings the world to what the journal says of it, as far as that is gone: the balancer's states, instances that died.
+local function repair(run, abort)
+  local context = run.world.context
+  if #context.drivers > 0 then
+    for _, driver in ipairs(context.drivers) do driver:prepare() end
+    local changes = {}
+    for name, state in pairs(context.wanted) do changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight } end
+    table.sort(changes, function(a, b) return a.slot < b.slot end)
+    if #changes > 0 then world_balancer.apply(context, nil, { changes = changes }) end
+  end
+  for _, member in ipairs(missing_instances(run, abort)) do
+    run.emit { event = "warning", message = ("%s does not run any more: it is started again"):format(member.label) }
+    local result = operation.effect {
+      name = "instance.restore", kind = "look", host = member.host, instance = member.label, args = {
+        port = member.port, launch = member.launch, release = member.release,
+        health = member.state == "serving" and run.app.health or nil,
+      },
+    }
+    member.pid = result.pid
+  end
+end
+
+--- What happens between the last record and the first new operation.
+local function go_live(past, options)
+  return function(run)
+    local me = core.whoami()
+    if not options.abort then ask_in_doubt(run, options) end
+    run.announce(run)
+    run.journal:write { type = "RESUMED", epoch = run.lock.epoch, user = me.user, controller = me.host, abort = options.abort }
+    run.emit { event = "log", message = ("run %s: %d records replayed; %s"):format(past.id, #past.records,
+      run.turns.unwinding and "its rollback goes on" or options.abort and "rolling back" or "going on") }
+    if not run.turns.unwinding then
+      operation.within(undo.root("repair" .. run.lock.epoch), repair, run, options.abort)
+    end
+    if options.abort then run.stop(run, errors.new("aborted", ("aborted by %s@%s"):format(me.user, me.host))) end
+    if run.stop_when_live then run.stop(run, run.stop_when_live) end
+  end
+end
+
+--- Secrets that stood in app.yml itself are not in the journal: they are taken from the file as it is now.
+local function restore_secrets(app, file)
+  local now
+  for name, text in pairs(app.process.secrets or {}) do
+    if tostring(text):find(secrets.removed, 1, true) then
+      if now == nil then
+        local ok, found = pcall(config.load, file)
+        now = ok and found.process.secrets or false
+      end
+      if not now or not now[name] then
+        errors.raise("secret", ("process.secrets.%s stood in %s itself, which has it no more; the journal does not keep secrets"):format(name, file))
+      end
+      app.process.secrets[name] = now[name]
+    end
+  end
+end
+
+--- The application and the strategy as the run began with them.
+local function restore(header)
+  local flags = header.flags or {}
+  local app = config.load(header.file, { kept = header.files, set = flags.set, release = flags.release, hosts = flags.host })
+  if core.fs.stat(header.dir) then app.dir = header.dir end
+  restore_secrets(app, header.file)
+  if own_strategies[header.kind] then
+    local own = require(own_strategies[header.kind])
+    return app, { strategy = own, values = {}, proceed = own.proceed }
+  end
+  local loaded = strategy.load(header.given, nil, header.scripts)
+  return app, { strategy = loaded, values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name) }
+end
+
+--- What run.execute needs to take up a run again.
+---@async
+---@param app deployrt.App      as it is now; it says where to look
+---@param state deployrt.State
+---@param options {run?: string, abort?: boolean, yes?: boolean, confirm?: fun(question: string): boolean}
+---@return deployrt.App app     as it was then
+---@return table options        for run.execute
+function resume.prepare(app, state, options)
+  local id, path, records = fetch(app, state, options.run)
+  local header = table.remove(records, 1)
+  local then_app, found = restore(header)
+  local past = { id = id, path = path, header = header, records = records, abort = options.abort, epoch = next_epoch(id, records, app.file) }
+  past.go_live = go_live(past, options)
+  found.past, found.kind, found.flags = past, header.kind, header.flags
+  return then_app, found
+end
+
+return resume

@@ -1,0 +1,24 @@
+-- stop.lua -- Taking an application out of service: no traffic, no process, no balancer of ours.
+local operation = require "deployrt.operation"
+local verbs = require "deployrt.verbs"
+
+local stop = setmetatable({ name = "stop", api = 1, options = {} }, { __index = verbs })
+stop.__index = stop
+
+function stop:deploy() end
+
+--- The whole run: nothing is uploaded, filled or retired.
+---@async
+function stop.proceed(run)
+  local script = run.script
+  run.balancer:refresh()
+  local all = run.fleet:instances()
+  script:step("take out of service", function() run.balancer:detach(all) end)
+  script:step("stop", function()
+    script:each(all, function(_, each) each:stop() end)
+  end)
+  script:commit()
+  operation.effect { name = "balancer.stop", args = {} }
+end
+
+return stop

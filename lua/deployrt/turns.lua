@@ -1,0 +1,150 @@
+-- turns.lua -- In which order operations hand their results to a script: as they come, or as a journal has them.
+-- A script's tasks share what they know, so the order matters: one result is handed out at a time, and the next one only
+-- when all that it set going has come to rest. That is why a replay takes the same way as the run did.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+
+---@class deployrt.Turns
+---@field live boolean     whether the journal is exhausted
+---@field failed? deployrt.Error  why the replay stopped
+---@field unwinding boolean  whether the journal tells of a rollback that had begun
+local Turns = {}
+Turns.__index = Turns
+
+local turns = {}
+
+--- The strategy's own operations take turns; what is undone or repaired does not share what tasks know.
+local function takes_turns(id)
+  return id:sub(1, 1) == "/"
+end
+
+--- Sorts the records of an earlier life of the run.
+local function index(self, records)
+  for _, record in ipairs(records) do
+    self.unwinding = self.unwinding or (record.id ~= nil and record.id:sub(1, 4) == "undo")
+    if record.type == "INTENT" or record.type == "WAIT" then
+      self.intents[record.id] = record
+    elseif record.type == "DONE" then
+      self.dones[record.id] = record
+      if takes_turns(record.id) then self.order[#self.order + 1] = record end
+    elseif record.type == "SIGNAL" then
+      self.order[#self.order + 1] = record
+    end
+  end
+end
+
+--- The turns of a run. With records of an earlier life it replays them first.
+---@param records? table[]  of the journal
+---@return deployrt.Turns
+function turns.new(records)
+  local self = setmetatable({
+    intents = {}, dones = {}, order = {}, at = 1, waiting = {}, queue = {}, live = records == nil,
+    arrived = core.event(), going_live = core.event(),
+  }, Turns)
+  index(self, records or {})
+  return self
+end
+
+--- What the journal has of an operation.
+---@param id string
+---@return table? intent
+---@return table? done
+function Turns:past(id)
+  return self.intents[id], self.dones[id]
+end
+
+--- Operations that were begun, and of which nobody knows whether they were done.
+---@return table[]
+function Turns:in_doubt()
+  local list = {}
+  for id, intent in pairs(self.intents) do
+    if not self.dones[id] and intent.type == "INTENT" then list[#list + 1] = intent end
+  end
+  return list
+end
+
+local function raise_failure(self)
+  if self.failed then error(self.failed, 0) end
+end
+
+--- Stops the replay: nobody gets a result any more.
+---@param err deployrt.Error
+function Turns:fail(err)
+  self.failed = self.failed or err
+  for _, event in pairs(self.waiting) do event:set() end
+  self.waiting = {}
+  self.going_live:set()
+  self.arrived:set()
+end
+
+--- Waits until it is this operation's turn.
+---@async
+---@param id string
+function Turns:await(id)
+  if not takes_turns(id) then return end
+  raise_failure(self)
+  local event = core.event()
+  if self.dones[id] then self.waiting[id] = event else self.queue[#self.queue + 1] = event end
+  self.arrived:set()
+  event:wait()
+  raise_failure(self)
+end
+
+--- Waits until the journal is exhausted: what comes now has not happened before.
+---@async
+function Turns:await_live()
+  if not self.live then self.going_live:wait() end -- set for good
+  raise_failure(self)
+end
+
+local function settle()
+  core.sleep(0)
+end
+
+--- Hands out the next recorded result.
+local function replay_one(self, hooks)
+  local record = self.order[self.at]
+  self.at = self.at + 1
+  if record.type == "SIGNAL" then return hooks.signal(record) end
+  if not self.waiting[record.id] then settle() end
+  local event = self.waiting[record.id]
+  if not event then
+    return self:fail(errors.new("mismatch", ("the journal goes on with %s (%s), and the strategy does not ask for it"):format(
+      record.id, record.op or "?")))
+  end
+  self.waiting[record.id] = nil
+  event:set()
+end
+
+--- Ends serve().
+function Turns:close()
+  self.over = true
+  self.arrived:set()
+end
+
+--- The task that hands out turns, until close().
+---@async
+---@param hooks {signal: fun(record: table), live: fun()}  live: the journal is exhausted; may wait, and raise
+function Turns:serve(hooks)
+  while not (self.failed or self.over) do
+    settle()
+    if self.order[self.at] then
+      replay_one(self, hooks)
+    elseif not self.live then
+      self.live = true -- for the hook; everybody else still waits
+      local ok, err = pcall(hooks.live)
+      if not ok then return self:fail(errors.wrap(err)) end
+      self.going_live:set()
+    elseif self.queue[1] then
+      table.remove(self.queue, 1):set()
+    elseif not self.over then
+      self.arrived:clear()
+      self.arrived:wait()
+    end
+  end
+end
+
+--- Turns for looking around outside any run: at once, and nothing has a past.
+turns.none = { live = true, past = function() end, await = function() end, await_live = function() end, fail = function() end }
+
+return turns
