@@ -20,7 +20,7 @@ arguments.flags = {
   ["no-color"] = { doc = "no colours (also: NO_COLOR)" },
   yes = { doc = "do not ask" },
   state = { value = "DIR", doc = "where runs are remembered" },
-  force = { doc = "replace even what is unchanged" },
+  force = { doc = "replace even what is unchanged; abort: undo from the journal alone; unlock: also a live run" },
   run = { value = "ID", doc = "resume, abort: which run" },
   to = { value = "VERSION", doc = "rollback: which release" },
   connect = { doc = "check: try hosts and balancer too" },

@@ -148,7 +148,7 @@ function journal.parse(text, path)
       if not next_line or next_line == #text then break end
       errors.raise("journal", ("%s:%d: this record is damaged; the run cannot be resumed from here: "
         .. "restore the file, or undo what it still tells with `deployrt abort --force`"):format(path, #records + 1),
-        { records = records })
+        { records = records, good = at - 1 })
     end
     records[#records + 1], at = record, following
   end

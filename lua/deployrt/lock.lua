@@ -84,6 +84,18 @@ function lock.refusal(state, file)
     state.run, state.owner, since, step, state.host, state.age, file)
 end
 
+--- Raises "locked" when a run that has not ended holds the lock of a host.
+---@async
+---@param connections deployrt.Connection[]
+---@param file string
+---@param is_over fun(run: string): boolean
+function lock.refuse_held(connections, file, is_over)
+  fleet.together(connections, function(host)
+    local held = lock.read(host)
+    if held and not is_over(held.run) then errors.raise("locked", lock.refusal(held, file), { host = host.name, lock = held }) end
+  end)
+end
+
 ---@class deployrt.Lock
 ---@field connections deployrt.Connection[]  those that it is held on
 local Lock = {}
@@ -142,20 +154,28 @@ local function beat_one(self, host, failures)
   if host == self.connections[1] and answer ~= "" then self.control = answer:gsub("%s+$", "") end
 end
 
+local function beat_aside(self, host)
+  if host.beating then return end
+  host.beating = true
+  core.spawn(function()
+    local failures = {}
+    beat_one(self, host, failures)
+    host.beating = false
+    if failures[1] then self.on_lost(failures[1]) end
+  end)
+end
+
 --- A sign of life to all hosts. One that is away does not keep the others waiting.
 local function beat(self)
-  local failures, now = {}, core.now()
-  for _, host in ipairs(self.connections) do
-    if not host.beating then
-      host.beating = true
-      core.spawn(function()
-        beat_one(self, host, failures)
-        host.beating = false
-        if failures[1] then self.on_lost(failures[1]) end
-      end)
-    end
-  end
-  self.beaten = now
+  self.beaten = core.now()
+  for _, host in ipairs(self.connections) do beat_aside(self, host) end
+end
+
+--- Tells the first host which step the run is at.
+---@param step string
+function Lock:tell(step)
+  self.step = step
+  if self.active and self.connections[1] then beat_aside(self, self.connections[1]) end
 end
 
 --- Gives signs of life until stop().
@@ -179,7 +199,7 @@ end
 ---@async
 --- Raises deployrt.Error: "superseded".
 function Lock:check()
-  if core.now() - self.beaten < lock.dead_after / 2 then return end
+  if core.now() - self.beaten < 3 * beat_every then return end
   fleet.together(self.connections, function(host)
     local ok, err = pcall(host.call, host, "lock_beat", { self.run, tostring(self.epoch), self.step })
     if not ok and err.code == "superseded" then error(err, 0) end

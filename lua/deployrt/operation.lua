@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local journal = require "deployrt.journal"
+local turns = require "deployrt.turns"
 
 local operation = {}
 
@@ -85,8 +86,8 @@ local function recall(run, spec, id)
   local record = intent or done
   if record and (record.op ~= spec.name or (record.hash and record.hash ~= hash(spec))) then
     local host = spec.host and " on " .. spec.host.name or ""
-    run.turns:fail(errors.new("mismatch", ("%s: the journal has %s here, and the strategy asks for %s%s with %s"):format(
-      id, record.op, spec.name, host, record.op == spec.name and "other arguments" or "no record of it")))
+    run.turns:fail(turns.mismatch(("%s: the journal has %s here, and the strategy asks for %s%s%s"):format(
+      id, record.op, spec.name, host, record.op == spec.name and " with other arguments" or "")))
     error(run.turns.failed, 0)
   end
   return intent, done
@@ -107,13 +108,17 @@ function operation.observe(spec)
   return act(run, spec, id)
 end
 
---- The compensation of an effect, as an operation of its own when the time comes.
-local function compensation(spec, id, undo)
-  return {
-    label = spec.name, host = spec.host and spec.host.name,
+--- The compensation of an effect, as an operation of its own when the time comes; nil when there is nothing to put back.
+---@param intent table          as the journal has it
+---@param host? deployrt.Host
+---@return {label: string, host?: string, run: fun()}?
+function operation.compensation(intent, host)
+  local undo = intent.undo
+  return undo and {
+    label = intent.op, host = intent.host,
     run = function()
-      operation.effect { name = undo.name, kind = undo.kind or "repeat", host = spec.host, instance = spec.instance,
-        args = undo.args, note = undo.note, undoes = id }
+      operation.effect { name = undo.name, kind = undo.kind or "repeat", host = host, instance = intent.instance,
+        args = undo.args, note = undo.note, undoes = intent.id }
     end,
   }
 end
@@ -155,7 +160,7 @@ function operation.effect(spec)
     operation.checkpoint()
     intent = intend(run, spec, id)
   end
-  if intent.undo and not run.undoing then scope:push(compensation(spec, id, intent.undo)) end
+  if intent.undo and not run.undoing then scope:push(operation.compensation(intent, spec.host)) end
   run.changed = true
   if done and (done.ok or not run.undoing) then return hand_back(run, spec, id, done) end -- what could not be undone is tried again
   if in_doubt then settle(run, spec, id) end

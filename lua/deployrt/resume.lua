@@ -58,13 +58,26 @@ local function nothing(app, id)
     or ("no run of %s was interrupted: there is nothing to resume or abort"):format(app.app))
 end
 
+--- The journal of a run on this machine. With `force` a damaged one is cut off where it is damaged, and kept aside.
+local function read_here(path, force)
+  local ok, records = pcall(journal.read, path)
+  if ok then return records end
+  if not force or records.code ~= "journal" then error(records, 0) end
+  local file = errors.check(io.open(path, "rb"))
+  local text = file:read("a")
+  file:close()
+  errors.check(core.fs.write(path .. ".damaged", text))
+  errors.check(core.fs.write(path, text:sub(1, records.good)))
+  return records.records
+end
+
 --- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.
-local function fetch(app, state, wanted)
+local function fetch(app, state, wanted, force)
   local here = wanted or unfinished_here(state)
   local id, text, count = look_on_hosts(app, here)
   if not id then nothing(app) end
   local path = state:directory(id)
-  local records = journal.read(path .. "/journal")
+  local records = read_here(path .. "/journal", force)
   if count > #records then
     errors.check(core.fs.write(path .. "/journal", text))
     records = journal.parse(text, path .. "/journal")
@@ -151,6 +164,7 @@ local function go_live(past, options)
     run.journal:write { type = "RESUMED", epoch = run.lock.epoch, user = me.user, controller = me.host, abort = options.abort }
     run.emit { event = "log", message = ("run %s: %d records replayed; %s"):format(past.id, #past.records,
       run.turns.unwinding and "its rollback goes on" or options.abort and "rolling back" or "going on") }
+    if options.force then return end
     if not run.turns.unwinding then
       operation.within(undo.root("repair" .. run.lock.epoch), repair, run, options.abort)
     end
@@ -190,20 +204,56 @@ local function restore(header)
   return app, { strategy = loaded, values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name) }
 end
 
+--- Undoes what a journal tells without running the strategy: one operation after the other, from the last to the first.
+---@param records table[]
+---@return fun(run: table)
+local function undo_all(records)
+  return function(run)
+    local hosts, done, scope = {}, {}, run.root
+    for _, host in ipairs(run.session.hosts) do hosts[host.name] = host end
+    for _, record in ipairs(records) do
+      if record.type == "DONE" then done[record.id] = record end
+    end
+    for _, record in ipairs(records) do
+      local host = hosts[record.host or ""]
+      if record.type == "COMMIT" then
+        scope:commit()
+      elseif record.type == "INTENT" and record.id:sub(1, 1) == "/" then
+        if done[record.id] and done[record.id].ok then run.world:recall { name = record.op, host = host, args = record.args } end
+        local compensation = operation.compensation(record, host)
+        if compensation then scope:push(compensation) end
+      end
+    end
+    errors.raise("aborted", "aborted, from the journal alone")
+  end
+end
+
+local function undone(records)
+  local list = {}
+  for _, record in ipairs(records) do
+    if record.id and record.id:sub(1, 4) == "undo" then list[#list + 1] = record end
+  end
+  return list
+end
+
 --- What run.execute needs to take up a run again.
 ---@async
 ---@param app deployrt.App      as it is now; it says where to look
 ---@param state deployrt.State
----@param options {run?: string, abort?: boolean, yes?: boolean, confirm?: fun(question: string): boolean}
+---@param options {run?: string, abort?: boolean, force?: boolean, yes?: boolean, confirm?: fun(question: string): boolean}
 ---@return deployrt.App app     as it was then
 ---@return table options        for run.execute
 function resume.prepare(app, state, options)
-  local id, path, records = fetch(app, state, options.run)
+  local id, path, records = fetch(app, state, options.run, options.force)
   local header = table.remove(records, 1)
   local then_app, found = restore(header)
   local past = { id = id, path = path, header = header, records = records, abort = options.abort, epoch = next_epoch(id, records, app.file) }
   past.go_live = go_live(past, options)
   found.past, found.kind, found.flags = past, header.kind, header.flags
+  if options.force then
+    found.proceed = undo_all(records)
+    past.records = undone(records)
+  end
   return then_app, found
 end
 

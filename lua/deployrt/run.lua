@@ -158,10 +158,11 @@ local function roll_back(self, cause)
   return left
 end
 
-local function outcome_of(cause, left)
+local function outcome_of(cause, left, abort)
   if #left > 0 then return "needs_attention", 3 end
+  if abort then return "rolled_back", 0 end
   if cause.code == "interrupted" then return "interrupted", 130 end
-  return "rolled_back", cause.code == "aborted" and 0 or 1
+  return "rolled_back", 1
 end
 
 --- The picture after a rollback is of what was found, not of what was meant.
@@ -247,7 +248,7 @@ local function attempt(self, options)
   if ok then return "succeeded", 0, {} end
   cause = self.mask(self.stopping or errors.wrap(cause)) -- children that were stopped raise the reason several times
   local left = roll_back(self, cause)
-  local outcome, exit = outcome_of(cause, left)
+  local outcome, exit = outcome_of(cause, left, options.past and options.past.abort)
   if #left == 0 then look_again(self) end
   return outcome, exit, left, cause
 end
@@ -333,7 +334,7 @@ local function new_run(opened, options)
   open_journal(self, options.state:directory(id), options)
   self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
     self.begun = self.begun or event.event == "run.started"
-    if event.event == "step.started" and self.lock then self.lock.step = event.step end
+    if event.event == "step.started" and self.lock then self.lock:tell(event.step) end
     if self.begun then options.emit(event, opened.secrets) end
   end
   self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
@@ -343,10 +344,13 @@ local function new_run(opened, options)
   return self
 end
 
+local function is_over(self)
+  return function(other) return self.state:is_over(other) end
+end
+
 --- Takes the lock, and gives signs of life from now on.
 local function take_lock(self, epoch)
-  local is_over = function(other) return self.state:is_over(other) end
-  self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over })
+  self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over(self) })
   self.lock:keep(self.leave, function(word) self.control:hear(word) end)
 end
 
@@ -370,7 +374,10 @@ local function begin(self, options)
   })
   check(self)
   find_previous(self)
-  if not past and options.kind == "deploy" and not options.force and nothing_to_do(self) then return end_unchanged(self) end
+  if not past and options.kind == "deploy" and not options.force and nothing_to_do(self) then
+    lock.refuse_held(self.session:lines(), self.app.file, is_over(self))
+    return end_unchanged(self)
+  end
   if not past then
     self.journal:sync()
     self.state:save(self.id, record_of(self, { outcome = "running" }))

@@ -77,6 +77,13 @@ function Turns:fail(err)
   self.arrived:set()
 end
 
+--- The error of a replay that takes another way than the run did.
+---@param message string  the first difference
+---@return deployrt.Error
+function turns.mismatch(message)
+  return errors.new("mismatch", message .. "; nothing was changed. Undo from the journal alone with `deployrt abort --force`")
+end
+
 --- Waits until it is this operation's turn.
 ---@async
 ---@param id string
@@ -109,8 +116,7 @@ local function replay_one(self, hooks)
   if not self.waiting[record.id] then settle() end
   local event = self.waiting[record.id]
   if not event then
-    return self:fail(errors.new("mismatch", ("the journal goes on with %s (%s), and the strategy does not ask for it"):format(
-      record.id, record.op or "?")))
+    return self:fail(turns.mismatch(("the journal goes on with %s (%s), and the strategy does not ask for it"):format(record.id, record.op or "?")))
   end
   self.waiting[record.id] = nil
   event:set()

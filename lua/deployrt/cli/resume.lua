@@ -17,7 +17,7 @@ return function(command, abort)
   local app = common.app(command)
   local flags = command.flags
   local then_app, options = resume.prepare(app, common.state(command, app), {
-    run = flags.run, abort = abort, yes = flags.yes, confirm = confirm,
+    run = flags.run, abort = abort, force = abort and flags.force, yes = flags.yes, confirm = confirm,
   })
   return common.execute(command, then_app, options)
 end

@@ -62,8 +62,8 @@ local function gather(command)
     local runs = state:runs()
     local last = runs[#runs]
     return {
-      app = app.app, release = release, mixed = mixed, instances = rows,
-      lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host } or nil,
+      app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
+      lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
       run = last and { id = last.id, strategy = last.strategy, outcome = last.outcome, release = last.release } or nil,
       shares = monitor.shares { fleet = opened.fleet, balancer = opened.balancer },
     }
@@ -108,11 +108,9 @@ local function show(found)
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",
-      found.run.outcome ~= "running" and found.run.outcome or found.lock and "under way" or "UNFINISHED: its controller died")
+      found.run.outcome ~= "running" and found.run.outcome or found.lock and not found.lock.dead and "under way" or "UNFINISHED: its controller died")
   end
-  if found.lock then
-    lines[#lines + 1] = ("locked by run %s of %s, last sign of life %ds ago"):format(found.lock.run, found.lock.owner, found.lock.age)
-  end
+  if found.lock then lines[#lines + 1] = lock.refusal(found.lock, found.file) end
   return table.concat(lines, "\n") .. "\n"
 end
 

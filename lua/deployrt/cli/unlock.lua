@@ -9,7 +9,7 @@ return function(command)
     for _, host in ipairs(opened:lines()) do
       local held = lock.read(host)
       if held then
-        if held.age <= lock.dead_after and not command.flags.force then
+        if not held.dead and not command.flags.force then
           errors.raise("locked", lock.refusal(held, opened.app.file), { host = host.name })
         end
         host:call("lock_break", { held.run })

@@ -1,0 +1,287 @@
+-- survive_spec.lua -- Locks, signals, gates, journals: what keeps a run whole, and tells others about it.
+local cjson = require "cjson"
+local core = require "deployrt.core"
+local fixture = require "spec.support.fixture"
+local journal = require "deployrt.journal"
+
+local function contains(text, ...)
+  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
+end
+
+describe("a run", function()
+  local app
+
+  before_each(function()
+    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, deadline: 4s}" }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app:write(fixture.release("2.0"), "2.0")
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  --- A strategy that extends rolling; the text stands in its deploy().
+  local function strategy(text)
+    fixture.write(app.dir .. "/own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("rolling", { name = "own" })\n'
+      .. "function own:deploy()\n" .. text .. "\nend\nreturn own\n")
+  end
+
+  local function background(argv, log)
+    local pid = app:command(argv, { background = true, log = log })
+    fixture.eventually(function() return app:status().lock ~= cjson.null end, 5, "the lock")
+    return pid
+  end
+
+  local function await_end(pid)
+    fixture.eventually(function() return not fixture.alive(pid) end, 20, "end of the run")
+  end
+
+  --- Where the journal of the last run lies on this machine.
+  local function journal_path(state)
+    return fixture.sh(("ls -d %s/%s/shop/runs/*/journal | tail -n 1"):format(app.dir, state or "state")):gsub("%s+$", "")
+  end
+
+  it("that starts at the same instant as others goes on alone; they say whose run it is", function()
+    local logs, pids = {}, {}
+    for i = 1, 4 do
+      logs[i] = app.dir .. "/log" .. i
+      pids[i] = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+        "--state", app.dir .. "/state", "rolling", "app.yml" }, { log = logs[i] })
+    end
+    for _, pid in ipairs(pids) do await_end(pid) end
+    local exits = {}
+    for _, log in ipairs(logs) do
+      local text = fixture.read(log)
+      local exit = text:match("exit (%d+)")
+      exits[exit] = (exits[exit] or 0) + 1
+      if exit == "4" then contains(text, "is under way", "begun 2", "it holds the lock on local") end
+    end
+    assert.equal(1, (exits["0"] or 0) - (exits["0"] and exits["0"] - 1 or 0))
+    assert.equal(4, (exits["0"] or 0) + (exits["4"] or 0))
+    assert.is_true((exits["4"] or 0) >= 1)
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("that lives keeps its lock against unlock; --force takes it away, and the run does no more harm", function()
+    strategy "self:sleep(1.5) self.super.deploy(self)"
+    local log = app.dir .. "/log"
+    local pid = background({ "./own.lua", "app.yml" }, log)
+    local run = app:command { "unlock", "app.yml" }
+    assert.equal(4, run.exit)
+    contains(run.stderr, "is under way")
+    fixture.signal(pid, "STOP")
+    assert.equal(0, app:command({ "unlock", "app.yml", "--force" }).exit)
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+    assert.same({ "2.0" }, app:serving())
+    fixture.signal(pid, "CONT")
+    await_end(pid)
+    contains(fixture.read(log), "does not hold the lock")
+    assert.same({ "2.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
+  it("that was killed blocks others, is shown by status, and can be resumed where its journal never was", function()
+    local killed = app:mortal("after", 12, { "rolling", "app.yml" })
+    assert.equal(137, killed.exit)
+    local run = app:command { "rolling", "app.yml" }
+    assert.equal(4, run.exit)
+    contains(run.stderr, "was interrupted", "deployrt resume app.yml", "deployrt abort app.yml")
+    contains(app:command({ "status", "app.yml" }).stdout, "was interrupted", "at 'batch 1 of 1'")
+    os.rename(app.dir .. "/state", app.dir .. "/other")
+    contains(app:command({ "status", "app.yml" }).stdout, "was interrupted")
+    run = app:command { "resume", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "2.0" }, app:serving())
+    os.execute("rm -r " .. app.dir .. "/other")
+    run = app:command { "resume", "app.yml" }
+    assert.equal(2, run.exit)
+    contains(run.stderr, "nothing to resume or abort")
+  end)
+
+  it("is aborted from another machine in the same way", function()
+    assert.equal(137, app:mortal("before", 14, { "rolling", "app.yml" }).exit)
+    os.rename(app.dir .. "/state", app.dir .. "/other")
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(1, #app:status().instances)
+  end)
+
+  it("whose rollback is killed rolls back to the end when it is resumed", function()
+    app:write(fixture.release("2.0", { fault = "dies" }), "2.0")
+    local _, count = app:mortal("count", nil, { "rolling", "app.yml" })
+    for n = count - 3, count do
+      local killed = app:mortal("after", n, { "rolling", "app.yml" })
+      assert.equal(137, killed.exit)
+      local run = app:command { "resume", "app.yml" }
+      assert.is_true(run.exit == 1 or run.exit == 2, run.stdout .. run.stderr)
+      assert.same({ "1.0" }, app:serving())
+      assert.equal("1.0\n", fixture.sh(("ls %s/home/.deployrt/shop/releases"):format(app.dir)))
+    end
+  end)
+
+  it("resumes with its own copies of the strategy and of app.yml", function()
+    strategy "self.super.deploy(self)"
+    assert.equal(137, app:mortal("before", 10, { "./own.lua", "app.yml", "--set", "process.env.MARK=kept" }).exit)
+    strategy "self:fail('another strategy')"
+    fixture.write(app.file, (fixture.read(app.file):gsub("instances: 1", "instances: 2")))
+    local run = app:command { "resume", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.equal(1, #app:serving())
+    contains(fixture.sh(("curl -s 'http://127.0.0.1:%d/env?MARK'"):format(app.listen)), "kept")
+  end)
+
+  it("cuts a torn end of its journal", function()
+    assert.equal(137, app:mortal("after", 13, { "rolling", "app.yml" }).exit)
+    local path = journal_path()
+    local text = fixture.read(path)
+    fixture.write(path, text:sub(1, -40))
+    os.execute("rm -f " .. app.dir .. "/home/.deployrt/shop/runs/*/journal")
+    local run = app:command { "resume", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("refuses a damaged record with its place, and undoes from the rest with --force", function()
+    assert.equal(137, app:mortal("after", 13, { "rolling", "app.yml" }).exit)
+    local path = journal_path()
+    local lines = {}
+    for line in fixture.read(path):gmatch("[^\n]*\n") do lines[#lines + 1] = line end
+    local damaged = #lines - 1
+    lines[damaged] = lines[damaged]:gsub('"ok"', '"oh"'):gsub('"op"', '"po"')
+    fixture.write(path, table.concat(lines))
+    for _, command in ipairs { "resume", "abort" } do
+      local run = app:command { command, "app.yml" }
+      assert.equal(2, run.exit)
+      contains(run.stderr, ("journal:%d: this record is damaged"):format(damaged), "abort --force")
+    end
+    local run = app:command { "abort", "app.yml", "--force" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
+  it("stops before any effect when the journal tells of something else", function()
+    assert.equal(137, app:mortal("after", 13, { "rolling", "app.yml" }).exit)
+    local path = journal_path()
+    local changed = {}
+    for line in fixture.read(path):gmatch("[^\n]*\n") do
+      local body = line:match("^%x+ %d+ (.*)\n$")
+      body = body:gsub('("op":"instance.start")', '"op":"instance.stop"')
+      changed[#changed + 1] = ("%s %d %s\n"):format(core.sha256(body):sub(1, 8), #body, body)
+    end
+    fixture.write(path, table.concat(changed))
+    local before = app:status()
+    local run = app:command { "resume", "app.yml" }
+    assert.equal(2, run.exit, run.stdout)
+    contains(run.stderr, "instance.stop", "instance.start", "nothing was changed", "abort --force")
+    assert.same(before.instances, app:status().instances)
+    run = app:command { "abort", "app.yml", "--force" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("asks a person about a hook that may have been done", function()
+    app.opts.yaml = "strategy: {settle: 0}\nhooks: {before: 'echo once >> hooks.log; kill -KILL $PPID'}"
+    app:write(fixture.release("2.0"), "2.0")
+    assert.equal(137, app:mortal("count", nil, { "rolling", "app.yml" }).exit)
+    local run = app:command { "resume", "app.yml" }
+    assert.equal(2, run.exit)
+    contains(run.stderr, "the hook 'before' was begun", "--yes")
+    run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.equal("once\n", fixture.read(app.dir .. "/hooks.log"))
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("starts an old instance again that died while no controller was there", function()
+    assert.equal(137, app:mortal("before", 9, { "rolling", "app.yml" }).exit)
+    local pid
+    for _, each in ipairs(app:status().instances) do pid = each.release == "1.0" and math.tointeger(each.pid) or pid end
+    fixture.signal(pid, "KILL")
+    fixture.eventually(function() return not fixture.alive(pid) end)
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "does not run any more: it is started again")
+    assert.same({ "1.0" }, app:serving())
+    assert.is_true(app:status().instances[1].healthy)
+  end)
+
+  it("stops at SIGINT, rolls back, and exits 130; at a second one it leaves, and can be aborted", function()
+    strategy "self.super.deploy(self) self:sleep(20)"
+    app:write(fixture.release("2.0", { fault = "stubborn" }), "2.0") -- so that there is time for a second signal
+    local log = app.dir .. "/log"
+    local function interrupted(signals)
+      local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+        "--state", app.dir .. "/state", "./own.lua", "app.yml" }, { log = log })
+      fixture.eventually(function() return app:serving()[1] == "2.0" end, 10, "2.0")
+      local child = fixture.sh(("cat /proc/%s/task/%s/children"):format(pid, pid)):match("%d+")
+      fixture.signal(child, "HUP")
+      for _ = 1, signals do
+        fixture.signal(child, "INT")
+        os.execute("sleep 0.4")
+      end
+      await_end(pid)
+      return fixture.read(log):match("exit (%d+)")
+    end
+    assert.equal("130", interrupted(1))
+    assert.same({ "1.0" }, app:serving())
+    assert.equal("3", interrupted(2))
+    assert.equal(0, app:command({ "abort", "app.yml" }).exit)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("is held by pause and let go by approve; a gate waits for a person", function()
+    strategy "for i = 1, 40 do self:step('step ' .. i, function() self:sleep(0.2) end) end self:approve('is it good?') self.super.deploy(self)"
+    local log = app.dir .. "/log"
+    local pid = background({ "./own.lua", "app.yml" }, log)
+    assert.equal(0, app:command({ "pause", "app.yml" }).exit)
+    fixture.eventually(function() return fixture.read(log):find("paused before", 1, true) end, 8, "the pause")
+    assert.equal(0, app:command({ "approve", "app.yml" }).exit)
+    fixture.eventually(function() return fixture.read(log):find("is it good?", 1, true) end, 15, "the gate")
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(0, app:command({ "approve", "app.yml" }).exit)
+    await_end(pid)
+    assert.same({ "2.0" }, app:serving())
+    assert.equal(2, app:command({ "approve", "app.yml" }).exit)
+  end)
+
+  it("waits at a gate again when it is resumed, and sleeps only as long as it had to", function()
+    strategy "self:sleep(1) self:approve('now?') self.super.deploy(self)"
+    local pid = background { "./own.lua", "app.yml" }
+    fixture.eventually(function() return (fixture.read(journal_path()) or ""):find('"gate"', 1, true) end, 8, "the gate")
+    fixture.signal(pid, "KILL")
+    await_end(pid)
+    local run = app:command { "resume", "app.yml", "--yes" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("never keeps a secret that stands in app.yml itself, and resumes with it", function()
+    app.opts.process = "  secrets: {TOKEN: hunter2literal}\n  stop: {timeout: 3s}"
+    app:write(fixture.release("2.0"), "2.0")
+    assert.equal(137, app:mortal("before", 10, { "rolling", "app.yml" }).exit)
+    assert.equal("", fixture.sh(("grep -rl hunter2 %s/home %s/state || true"):format(app.dir, app.dir)))
+    local run = app:command { "resume", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(fixture.sh(("curl -s 'http://127.0.0.1:%d/env?TOKEN'"):format(app.listen)), "hunter2literal")
+  end)
+end)
+
+describe("a journal", function()
+  after_each(function() fixture.cleanup() end)
+
+  it("is restored from a copy that has records twice, out of order, or lacks some", function()
+    local path = fixture.dir() .. "/journal"
+    local log = journal.open(path)
+    for i = 1, 6 do log:write { type = "X", value = i } end
+    log:close()
+    local lines = {}
+    for line in fixture.read(path):gmatch("[^\n]*\n") do lines[#lines + 1] = line end
+    local text, count = journal.restore(lines[1] .. lines[3] .. lines[2] .. lines[2] .. "rubbish\n" .. lines[4] .. lines[6])
+    assert.equal(4, count)
+    assert.equal(table.concat(lines, "", 1, 4), text)
+    assert.equal(4, #journal.parse(text, "copy"))
+  end)
+end)
