@@ -57,12 +57,18 @@ describe("a controller that is killed", function()
       it(("in %s, before and after every operation: %s"):format(name, ending), function()
         local count, argv = operations_of(name, options)
         assert.is_true(count > 10)
+        local spared = 0
         local load = name ~= "in_place" and app:load { rate = 200 }
         for n = 1, count do
           for _, when in ipairs { "before", "after" } do
             local new, old = next_version()
             local where = ("%s operation %d of %d, %s"):format(when, n, count, ending)
             local killed = app:mortal(when, n, argv)
+            if killed.exit == 0 then -- this run had fewer operations than the one that was counted
+              spared = spared + 1
+              assert_clean(new, where)
+              break
+            end
             assert.equal(137, killed.exit, where .. killed.stdout .. killed.stderr)
             local run = app:command { ending, "app.yml" }
             if run.exit == 2 and run.stderr:find("nothing to resume or abort", 1, true) then
@@ -75,6 +81,7 @@ describe("a controller that is killed", function()
             end
           end
         end
+        assert.is_true(spared <= 8, "most operations were tried")
         if load then assert.same({}, load:stop().errors) end
       end)
     end

@@ -101,9 +101,14 @@ as() { # run epoch text function argument...
   "$@"
 }
 
-lock_release() { # run epoch
+lock_release() { # run epoch -- of old runs only the last ones are kept
   lock_held_by "$1" "${2:-}" || return 0
   rm -f "$root/lock"
+  set -- "$root"/runs/*
+  while [ $# -gt 10 ]; do
+    rm -rf "$1"
+    shift
+  done
 }
 
 lock_break() { # run -- of a run that is dead; only if it is still that run's
