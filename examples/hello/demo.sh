@@ -23,7 +23,13 @@ finish() {
 say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
 run() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
 
-cp "$here/app.yml" "$here/service.c" "$here/make-release" "$work"
+# Ports 18080 to 18084, or the next such row that nobody listens on.
+row=1808
+while grep -qE ":($(printf '%04X|%04X|%04X|%04X|%04X' ${row}0 ${row}1 ${row}2 ${row}3 ${row}4)) 0+:0000 0A" /proc/net/tcp; do
+  row=$((row + 10))
+done
+cp "$here/service.c" "$here/make-release" "$work"
+sed "s/1808/$row/g" "$here/app.yml" > "$work/app.yml"
 cc -O2 -o "$work/load" "$here/../../spec/support/load.c"
 cd "$work"
 trap finish EXIT
@@ -35,7 +41,7 @@ run deployrt rolling app.yml --release 1.0 --set strategy.settle=500ms
 
 say "2.0 as a canary, while 16 clients send requests without a pause."
 run ./make-release 2.0
-./load --port 18080 --connections 16 > load.json &
+./load --port ${row}0 --connections 16 > load.json &
 load=$!
 run deployrt canary app.yml --release 2.0 --set strategy.hold=1s
 kill "$load"
@@ -58,5 +64,5 @@ echo "exit status: $status"
 [ $status -eq 1 ]
 echo
 run deployrt status app.yml
-run curl -s http://127.0.0.1:18080/
+run curl -s "http://127.0.0.1:${row}0/"
 echo

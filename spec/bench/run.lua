@@ -3,7 +3,7 @@ local bench = require "spec.bench.bench"
 local errors = require "deployrt.errors"
 local fixture = require "spec.support.fixture"
 
-local parts = { "start", "rolling", "load", "exec", "upload", "memory" }
+local parts = { "start", "rolling", "load", "exec", "upload", "memory", "journal" }
 if #arg > 0 then parts = arg end
 
 local failed = false
