@@ -66,6 +66,36 @@ describe("over SSH, a run", function()
     assert.same({}, load:stop().errors)
   end)
 
+  it("goes on without a host that it may do without, and --failed brings that one along", function()
+    local new = next_version()
+    fixture.write(app.dir .. "/own.lua", [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:deploy()
+        self:log("now") self:sleep(1)
+        self:each(self.fleet:old(), self.replace, { tolerate = 1 })
+      end
+      return own]])
+    local log = app.dir .. "/log"
+    local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+      "--state", app.dir .. "/state", "./own.lua", "app.yml" }, { log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 20, "the sleep")
+    bed:cut(3)
+    fixture.eventually(function() return not fixture.alive(pid) end, 120, "end of the run")
+    local text = fixture.read(log)
+    assert.equal("0", text:match("exit (%d+)"), text)
+    assert.truthy(text:find("tolerated, unreachable: web3", 1, true), text)
+    assert.truthy(text:find("without 0 that failed and 1 that cannot be reached", 1, true), text)
+    bed:mend(3)
+    fixture.eventually(function() return pcall(app.status, app) end, 20, "web3")
+    assert.is_true(app:status().mixed)
+    local run = app:command { "rolling", "app.yml", "--failed" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    deployed(new)
+    assert.is_false(app:status().mixed)
+    assert.equal(2, app:command({ "rolling", "app.yml", "--failed" }).exit)
+  end)
+
   it("that loses a host says what is left; when the host is back, abort brings it to all-old", function()
     local _, old = next_version()
     fixture.write(app.dir .. "/own.lua", [[

@@ -21,6 +21,7 @@ arguments.flags = {
   yes = { doc = "do not ask" },
   state = { value = "DIR", doc = "where runs are remembered" },
   force = { doc = "replace even what is unchanged; abort: undo from the journal alone; unlock: also a live run" },
+  failed = { doc = "run: only the hosts that the last run went on without" },
   run = { value = "ID", doc = "resume, abort: which run" },
   to = { value = "VERSION", doc = "rollback: which release" },
   connect = { doc = "check: try hosts and balancer too" },

@@ -8,6 +8,7 @@ local operation = require "deployrt.operation"
 ---@field hosts deployrt.Host[]
 ---@field target table                launch of the release being deployed
 ---@field members deployrt.Instance[] every instance that runs
+---@field given_up table<string, boolean>  names of hosts that the run goes on without
 local Fleet = {}
 Fleet.__index = Fleet
 
@@ -31,7 +32,7 @@ end
 ---@param process table  app.process
 ---@param balancer deployrt.Balancer
 function fleet.new(hosts, process, balancer)
-  return setmetatable({ hosts = hosts, process = process, balancer = balancer, members = {}, reserved = {}, listening = {} }, Fleet)
+  return setmetatable({ hosts = hosts, process = process, balancer = balancer, members = {}, reserved = {}, listening = {}, given_up = {} }, Fleet)
 end
 
 local function state_of(self, member)
@@ -153,6 +154,17 @@ end
 ---@return integer
 function Fleet:capacity()
   return #self:active_hosts() * self.process.instances
+end
+
+--- The hosts that the run has not given up.
+---@param hosts? deployrt.Host[]  default: all
+---@return deployrt.Host[]
+function Fleet:kept_hosts(hosts)
+  local list = {}
+  for _, host in ipairs(hosts or self.hosts) do
+    if not self.given_up[host.name] then list[#list + 1] = host end
+  end
+  return list
 end
 
 --- With host groups, those of the group that serves; otherwise all.

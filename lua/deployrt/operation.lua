@@ -3,6 +3,7 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local journal = require "deployrt.journal"
 local turns = require "deployrt.turns"
+local undo = require "deployrt.undo"
 
 local operation = {}
 
@@ -30,7 +31,7 @@ end
 ---@async
 function operation.checkpoint()
   local run, scope = operation.current()
-  if run.undoing then return end
+  if core.locals().undoing then return end
   if run.stopping then error(run.stopping, 0) end
   local sibling = scope:is_abandoned()
   if sibling then errors.raise("abandoned", "given up because another one failed") end
@@ -113,12 +114,12 @@ end
 ---@param host? deployrt.Host
 ---@return {label: string, host?: string, run: fun()}?
 function operation.compensation(intent, host)
-  local undo = intent.undo
-  return undo and {
+  local back = intent.undo
+  return back and {
     label = intent.op, host = intent.host,
     run = function()
-      operation.effect { name = undo.name, kind = undo.kind or "repeat", host = host, instance = intent.instance,
-        args = undo.args, note = undo.note, undoes = intent.id }
+      operation.effect { name = back.name, kind = back.kind or "repeat", host = host, instance = intent.instance,
+        args = back.args, note = back.note, undoes = intent.id }
     end,
   }
 end
@@ -126,11 +127,11 @@ end
 --- Begins an effect: what is there is recorded first, and the intent is on the disk before the effect.
 local function intend(run, spec, id)
   local found = spec.find and journal.plain(run.world:perform({ name = spec.find, host = spec.host, args = spec.args }, id))
-  local undo = spec.undo
-  if type(undo) == "function" then undo = undo(found) end
+  local back = spec.undo
+  if type(back) == "function" then back = back(found) end
   local intent = {
     type = "INTENT", id = id, op = spec.name, kind = spec.kind or "repeat", host = spec.host and spec.host.name,
-    instance = spec.instance, args = spec.args, hash = hash(spec), found = found, undo = undo,
+    instance = spec.instance, args = spec.args, hash = hash(spec), found = found, undo = back,
   }
   run.journal:write(intent)
   run.journal:sync()
@@ -140,7 +141,7 @@ end
 --- Before what may have been done already is repeated or looked at; a person was asked before the run went live.
 local function settle(run, spec, id)
   run.turns:await_live()
-  if run.stopping and not run.undoing then
+  if run.stopping and not core.locals().undoing then
     run.world:forsake(spec, id)
     error(run.stopping, 0)
   end
@@ -160,9 +161,10 @@ function operation.effect(spec)
     operation.checkpoint()
     intent = intend(run, spec, id)
   end
-  if intent.undo and not run.undoing then scope:push(operation.compensation(intent, spec.host)) end
+  local undoing = core.locals().undoing
+  if intent.undo and not undoing then scope:push(operation.compensation(intent, spec.host)) end
   run.changed = true
-  if done and (done.ok or not run.undoing) then return hand_back(run, spec, id, done) end -- what could not be undone is tried again
+  if done and (done.ok or not undoing) then return hand_back(run, spec, id, done) end -- what could not be undone is tried again
   if in_doubt then settle(run, spec, id) end
   return act(run, spec, id)
 end
@@ -173,7 +175,7 @@ local function rest(run, seconds)
   repeat
     operation.checkpoint()
     local left = math.max(0, deadline - core.now())
-    if run.undoing then core.sleep(left) else run.stop_event:wait(math.min(left, 0.25)) end
+    if core.locals().undoing then core.sleep(left) else run.stop_event:wait(math.min(left, 0.25)) end
   until core.now() >= deadline
 end
 
@@ -205,7 +207,7 @@ end
 ---@param seconds number
 function operation.sleep(seconds)
   local run = operation.current()
-  if run.undoing then return rest(run, seconds) end
+  if core.locals().undoing then return rest(run, seconds) end
   pass("sleep", { till = core.time() + seconds }, function(_, begun)
     rest(run, math.max(0, math.min(seconds, begun.till - core.time())))
   end)
@@ -222,6 +224,19 @@ end
 ---@return number
 function operation.now()
   return operation.current().clock:now()
+end
+
+--- Undoes a scope now; whatever stops the run does not stop this.
+---@async
+---@param scope deployrt.Scope
+---@return table[] failures  {label, host, error} of each that failed
+function operation.unwind(scope)
+  local locals, failures = core.locals(), {}
+  local before = rawget(locals, "undoing")
+  locals.undoing = true
+  undo.unwind(scope, function(entry) entry.run() end, failures)
+  locals.undoing = before
+  return failures
 end
 
 --- Runs `fn` in a scope below the present one, so that its undo is grouped.

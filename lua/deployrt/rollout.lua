@@ -73,7 +73,7 @@ end
 ---@async
 function rollout.fill(self)
   local missing = {}
-  for _, host in ipairs(self.fleet:active_hosts()) do
+  for _, host in ipairs(self.fleet:kept_hosts(self.fleet:active_hosts())) do
     for _ = 1, missing_on(self, host) do missing[#missing + 1] = self.fleet:candidate(host) end
   end
   if #missing == 0 then return end
@@ -94,7 +94,9 @@ function rollout.retire(self)
   for _, host in ipairs(self.fleet:active_hosts()) do active[host.name] = true end
   for _, member in ipairs(self.fleet:instances()) do
     local name = member.host.name
-    if self.fleet:is_target(member) and member.state == "serving" and active[name] then
+    if self.fleet.given_up[name] then
+      count[name] = nil -- it is left as it is
+    elseif self.fleet:is_target(member) and member.state == "serving" and active[name] then
       count[name] = (count[name] or 0) + 1
       if count[name] > self.fleet.process.instances then surplus[#surplus + 1] = member end
     elseif not member.kept and (self.fleet:is_target(member) or member.state ~= "down") then
@@ -114,7 +116,7 @@ end
 ---@async
 function rollout.activate(self, run)
   if not run.target.packed then return end
-  fleet.together(self.fleet.hosts, function(host)
+  fleet.together(self.fleet:kept_hosts(), function(host)
     if host.current == run.target.release then return end
     operation.effect {
       name = "release.activate", host = host, args = { release = run.target.release }, find = "release.current",
@@ -148,7 +150,7 @@ function rollout.prune(self, run)
   local protected = { [run.target.release] = true, [run.previous or ""] = true }
   for _, member in ipairs(self.fleet.members) do protected[member.release] = true end
   for release in pairs(run.found_releases) do protected[release] = true end -- an abort would start them again
-  fleet.together(self.fleet.hosts, function(host)
+  fleet.together(self.fleet:kept_hosts(), function(host)
     local releases = operation.observe { name = "release.list", host = host, args = {} }
     for _, version in ipairs(rollout.prunable(releases, protected, run.app.release.keep)) do
       operation.effect { name = "release.remove", host = host, args = { release = version } }

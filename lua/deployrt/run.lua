@@ -131,13 +131,15 @@ local function finish_well(self)
   operation.checkpoint()
 end
 
+local away = { lost = true, unreachable = true }
+
 --- What is left when compensations failed, host by host, with what mends it.
 local function left_over(self, failures)
   local left = {}
   for _, failure in ipairs(failures) do
     left[#left + 1] = {
       host = failure.host or "balancer", message = ("%s: %s"):format(failure.label, errors.text(failure.error)),
-      command = ("deployrt status %s"):format(self.app.file),
+      command = ("%sdeployrt abort %s"):format(away[failure.error.code] and ("once %s is back: "):format(failure.host or "it") or "", self.app.file),
     }
   end
   return left
@@ -147,11 +149,10 @@ local function roll_back(self, cause)
   self.turns:await_live()
   self.emit { event = "rollback.started", reason = errors.text(cause), host = cause.host, step = self.failed_step }
   self.undoing = true
-  local failures = {}
+  if not self.turns.unwinding then self.journal:write { type = "ROLLBACK", reason = cause.message } end
   local locals = core.locals()
-  locals.scope = undo.root("undo/end")
-  undo.unwind(self.root, function(entry) entry.run() end, failures)
-  local left = left_over(self, failures)
+  locals.scope, locals.undoing = undo.root("undo/end"), true
+  local left = left_over(self, operation.unwind(self.root))
   self.emit { event = "rollback.finished", ok = #left == 0, left = left }
   local hook_ok, hook_err = pcall(self.script.hook, self.script, "failed", { ERROR = cause.message })
   if not hook_ok then self.emit { event = "warning", message = errors.text(errors.wrap(hook_err)) } end
@@ -217,6 +218,12 @@ local function record_of(self, fields)
     previous = self.previous, previous_launch = self.previous_launch, user = me.user, controller = me.host,
     started = self.started_at, hosts = #self.app.hosts,
   }
+  for _, host in ipairs(self.session.hosts) do
+    if self.fleet.given_up[host.name] then
+      record.failed = record.failed or {}
+      table.insert(record.failed, host.name)
+    end
+  end
   for key, value in pairs(fields) do record[key] = value end
   return record
 end

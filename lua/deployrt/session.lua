@@ -110,7 +110,7 @@ function Session:new_run(fields)
       if run.lock then run.lock:check() end
     end,
     check_stop = function()
-      if run.stopping and not run.undoing then error(run.stopping, 0) end
+      if run.stopping and not core.locals().undoing then error(run.stopping, 0) end
     end,
     hook_environment = function(more)
       local env = { APP = self.app.app, RELEASE = run.release or "", PREVIOUS = run.previous or "", RUN = run.id }

@@ -21,7 +21,7 @@ end
 --- Sorts the records of an earlier life of the run.
 local function index(self, records)
   for _, record in ipairs(records) do
-    self.unwinding = self.unwinding or (record.id ~= nil and record.id:sub(1, 4) == "undo")
+    self.unwinding = self.unwinding or record.type == "ROLLBACK"
     if record.type == "INTENT" or record.type == "WAIT" then
       self.intents[record.id] = record
     elseif record.type == "DONE" then

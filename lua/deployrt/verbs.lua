@@ -39,8 +39,26 @@ local function start_child(self, group, item, fn, failures)
     if ok then return end
     err = errors.wrap(err)
     if err.code == "abandoned" and #failures > 0 then return end
-    failures[#failures + 1] = err
+    failures[#failures + 1], failures[err] = err, scope
   end)
+end
+
+local away = { lost = true, unreachable = true }
+
+--- What the run goes on without: each failed part is undone at once, and its host is left as it was. Hosts that are away
+--- are told apart from those where something failed; the next run, or `--failed`, sees to them.
+local function give_up(self, run, failures)
+  if #failures == 0 then return end
+  local unreachable = 0
+  for _, err in ipairs(failures) do
+    if away[err.code] then unreachable = unreachable + 1 end
+    run.emit { event = "warning", message = ("tolerated%s: %s"):format(away[err.code] and ", unreachable" or "", errors.text(err)) }
+    if err.host then self.fleet.given_up[err.host] = true end
+    for _, failure in ipairs(operation.unwind(failures[err])) do
+      run.emit { event = "warning", message = ("%s is left as it is: %s"):format(failure.host or failure.label, errors.text(failure.error)) }
+    end
+  end
+  run.emit { event = "log", message = ("going on without %d that failed and %d that cannot be reached"):format(#failures - unreachable, unreachable) }
 end
 
 --- Calls `fn(self, item)` for all items side by side, and waits for all of them. Raises their errors together.
@@ -76,7 +94,7 @@ function verbs:each(list, fn, opts)
   end
   for _, task in pairs(tasks) do task:wait() end
   if #failures > tolerate then error(errors.several(failures), 0) end
-  for _, err in ipairs(failures) do run.emit { event = "warning", message = "tolerated: " .. errors.text(err) } end
+  give_up(self, run, failures)
   operation.checkpoint()
 end
 

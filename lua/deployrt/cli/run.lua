@@ -4,6 +4,14 @@ local errors = require "deployrt.errors"
 local schema = require "deployrt.schema"
 local strategy = require "deployrt.strategy"
 
+--- The hosts that the last successful run went on without.
+local function failed_hosts(command)
+  local app = common.app(command, 2)
+  local last = common.state(command, app):last_success()
+  if not last or not last.failed then errors.raise("nothing", "the last run failed on no host: there is nothing to repeat") end
+  return last.failed
+end
+
 return function(command)
   local name, path = command.operands[1], command.operands[2]
   if name and not path and name:find("%.ya?ml$") then
@@ -11,6 +19,7 @@ return function(command)
   end
   if not path then errors.raise("usage", ("which app.yml? For example: deployrt %s app.yml"):format(name or "rolling")) end
   local loaded = strategy.load(name, function(text) command.write_error(text .. "\n") end)
+  if command.flags.failed then command.flags.host = failed_hosts(command) end
   local app = common.app(command, 2)
   local values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name)
   return common.execute(command, app, { strategy = loaded, values = values, kind = "deploy" })
