@@ -22,7 +22,7 @@ lint-lua:
 	@luacheck --quiet --no-color lua strategies spec .luacheckrc
 
 lint-sh:
-	@if command -v shellcheck > /dev/null; then shellcheck -s sh src/host.sh; else echo "lint: no shellcheck"; fi
+	@if command -v shellcheck > /dev/null; then shellcheck -S warning -s sh src/host.sh src/deps.sh examples/*/demo.sh examples/hello/make-release; else echo "lint: no shellcheck"; fi
 
 format: ## lay out the C sources
 	clang-format -i $(FORMATTED)

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC3043
+# shellcheck shell=sh disable=SC3043,SC2088,SC2034
 # host.sh -- What deployrt does on a host, in POSIX shell. Each shell that it opens there reads this first. A function
 # prints its answer and returns 0, or prints "code: message" and returns 1. Fields of an answer are split by tabs.
 umask 077
