@@ -4,7 +4,7 @@ set -eu
 
 build="gcc make pkg-config lua5.4 liblua5.4-dev libuv1-dev libssh2-1-dev libssl-dev libcurl4-openssl-dev libyaml-dev lua-cjson lua-cjson-dev"
 run="haproxy curl openssh-client tar"
-test="lua-busted openssh-server iproute2 nftables procps socat busybox-static python3 groff man-db zsh"
+test="lua-busted etcd-server openssh-server iproute2 nftables procps socat busybox-static python3 groff man-db zsh"
 
 missing=""
 if command -v dpkg-query > /dev/null; then

@@ -1,0 +1,252 @@
+-- state/etcd.lua -- Runs, journals and the lock of an application in etcd, for a team; the local directory is a copy.
+local cjson = require "cjson"
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local etcd = require "deployrt.etcd"
+local files = require "deployrt.state"
+
+---@class deployrt.EtcdState: deployrt.State
+---@field files deployrt.State  the working copy on this machine
+---@field client deployrt.Etcd
+---@field held? {key: string, value: string}  the lock that this process took: without it nothing is written
+local EtcdState = {}
+EtcdState.__index = EtcdState
+
+local state = {}
+local json = cjson.new()
+local beat_every, life_time = 5, 30 -- seconds
+
+--- Opens the state of an application in a cluster.
+---@param app string
+---@param directory? string  of the working copy, as in state.open
+---@param options {endpoints: string[], timeout?: number, patience?: number}
+---@return deployrt.EtcdState
+function state.open(app, directory, options)
+  local self = { files = files.open(app, directory), client = etcd.open(options), prefix = "/deployrt/" .. app }
+  return setmetatable(self, EtcdState)
+end
+
+local function run_key(self, id)
+  return ("%s/runs/%s"):format(self.prefix, id)
+end
+
+local function journal_prefix(self, id)
+  return ("%s/journal/%s/"):format(self.prefix, id)
+end
+
+local function refuse_fenced(self, what)
+  errors.raise("etcd", ("%s was not written to etcd: this run's lock %s is gone or another controller took it over; "
+    .. "stop here, and look at `deployrt status`"):format(what, self.held and self.held.key or "?"))
+end
+
+--- A new run's directory and id; ids sort by time.
+---@return string id
+---@return string path
+function EtcdState:create()
+  return self.files:create()
+end
+
+--- The directory of a run on this machine; it is made when it is not there.
+---@param id string
+---@return string path
+function EtcdState:directory(id)
+  return self.files:directory(id)
+end
+
+--- Writes what is known of a run, whole, here and in etcd.
+---@async
+---@param id string
+---@param record table
+function EtcdState:save(id, record)
+  self.files:directory(id)
+  self.files:save(id, record)
+  local written = self.client:put(run_key(self, id), json.encode(record), { guard = self.held })
+  if not written then refuse_fenced(self, "the record of run " .. id) end
+end
+
+--- Forgets a run that never began.
+---@async
+---@param id string
+function EtcdState:forget(id)
+  self.client:delete(journal_prefix(self, id), { prefix = true })
+  self.client:delete(run_key(self, id))
+  self.files:forget(id)
+end
+
+--- All runs of the team, oldest first.
+---@async
+---@return table[]
+function EtcdState:runs()
+  local list = {}
+  for _, found in ipairs(self.client:list(self.prefix .. "/runs/")) do
+    local ok, record = pcall(json.decode, found.value)
+    if ok then list[#list + 1] = record end
+  end
+  return list
+end
+
+--- Whether a run is known, and has ended.
+---@async
+---@param id string
+---@return boolean
+function EtcdState:is_over(id)
+  local text = self.client:get(run_key(self, id))
+  local ok, record = pcall(json.decode, text or "")
+  return ok and record.finished ~= nil
+end
+
+--- The last successful run: what serves now came from it.
+---@async
+---@return table?
+function EtcdState:last_success()
+  return self.files.last_success(self) -- the same reading of another list
+end
+
+--- Writes one chunk of a journal. Chunks count from 1; writing one again is fine when it is the same.
+---@async
+---@param id string
+---@param n integer
+---@param text string  at most 1 MiB
+function EtcdState:append_journal(id, n, text)
+  local key = ("%s%08d"):format(journal_prefix(self, id), n)
+  local written, present = self.client:swap(key, text, { revision = "0", guard = self.held })
+  if written then return end
+  if present then
+    errors.raise("etcd", ("chunk %d of the journal of run %s is in etcd with other content: another controller works on this run; "
+      .. "stop here, and look at `deployrt status`"):format(n, id))
+  end
+  refuse_fenced(self, ("chunk %d of the journal of run %s"):format(n, id))
+end
+
+--- The journal of a run as far as it is in etcd, and the number of its chunks. A chunk that is missing raises.
+---@async
+---@param id string
+---@return string text
+---@return integer chunks
+function EtcdState:read_journal(id)
+  local parts, prefix = {}, journal_prefix(self, id)
+  for n, found in ipairs(self.client:list(prefix)) do
+    if tonumber(found.key:sub(#prefix + 1)) ~= n then
+      errors.raise("etcd", ("chunk %d of the journal of run %s is missing in etcd (next is %s): "
+        .. "resume from the machine that began the run, or from a host's copy"):format(n, id, found.key))
+    end
+    parts[n] = found.value
+  end
+  return table.concat(parts), #parts
+end
+
+---@class deployrt.EtcdLockState
+---@field run string
+---@field epoch integer
+---@field owner string   who started it, where
+---@field life string    what tells its process from all others
+---@field since number   seconds since the epoch
+---@field token string   of this very taking
+
+--- Who holds the lock of the application; nil when nobody does, or its holder gave no sign of life.
+---@async
+---@return deployrt.EtcdLockState?
+function EtcdState:read_lock()
+  local text = self.client:get(self.prefix .. "/lock")
+  return text and json.decode(text)
+end
+
+---@class deployrt.EtcdLock
+---@field state deployrt.EtcdState
+---@field lease string
+---@field value string
+---@field options table
+local EtcdLock = {}
+EtcdLock.__index = EtcdLock
+
+local function refuse_locked(holder)
+  errors.raise("locked", ("run %s of %s (epoch %d), begun %s, holds the lock in etcd: wait for it, or see `deployrt status`; a dead "
+    .. "run's lock goes by itself within %ds"):format(holder.run, holder.owner, holder.epoch,
+    os.date("%Y-%m-%d %H:%M:%S", math.floor(holder.since)), life_time), { lock = holder })
+end
+
+--- Writes the lock where nobody holds it, or an earlier epoch of the same run does.
+local function seize(self, key, value, options, lease)
+  local text, revision = self.client:get(key)
+  for _ = 1, 10 do
+    local holder = text and json.decode(text)
+    if holder and not (holder.run == options.run and holder.epoch < options.epoch) then refuse_locked(holder) end
+    local written
+    written, text, revision = self.client:swap(key, value, { revision = revision, lease = lease })
+    if written then return end
+  end
+  errors.raise("etcd", ("the lock %s changed hands 10 times while it was asked for: try again"):format(key))
+end
+
+--- What took the lock away; nil while it is held. `good_until`: when the lease ends if no sign of life arrives.
+local function look(self, good_until)
+  local client, key = self.state.client, self.state.prefix .. "/lock"
+  local asked = core.now()
+  local ok, alive = pcall(client.keep_alive, client, self.lease, math.max(0.1, good_until - asked))
+  if not ok and core.now() < good_until then return nil, good_until end
+  if not ok then return errors.wrap(alive), good_until end
+  local found, value = pcall(client.get, client, key)
+  if found and value ~= self.value then
+    local holder = value and json.decode(value)
+    return errors.new("locked", holder and ("run %s of %s (epoch %d) took the lock in etcd over: this controller must stop"):format(
+      holder.run, holder.owner, holder.epoch) or "the lock in etcd is gone: this controller must stop; see `deployrt status`")
+  end
+  if not alive then return errors.new("locked", "the lease of the lock in etcd ran out: this controller must stop; see `deployrt status`") end
+  return nil, asked + self.options.ttl
+end
+
+local function keep(self, good_until)
+  while self.active do
+    core.sleep(math.max(0, math.min(self.options.beat, good_until - core.now())))
+    if not self.active then return end
+    local lost
+    lost, good_until = look(self, good_until)
+    if lost and self.active then
+      self.active = false
+      if self.options.lost then self.options.lost(lost) end
+    end
+  end
+end
+
+--- Takes the lock of the application, and keeps it until it is released. While it is held, and after it was lost,
+--- records and journals are written only if etcd still shows this very lock. A later epoch of the same run takes it
+--- over from an earlier one; nobody else does while the holder lives.
+---@async
+---@param options {run: string, epoch: integer, owner: string, life: string, lost?: fun(err: deployrt.Error), ttl?: integer, beat?: number}  lost: called once, from a task; ttl, beat: seconds, default 30 and 5
+---@return deployrt.EtcdLock
+--- Raises deployrt.Error: "locked" (its field lock: the holder), "etcd".
+function EtcdState:take_lock(options)
+  local settings = setmetatable({ ttl = options.ttl or life_time, beat = options.beat or beat_every }, { __index = options })
+  local key, asked = self.prefix .. "/lock", core.now()
+  local lease = self.client:lease(settings.ttl)
+  local value = json.encode {
+    run = options.run, epoch = options.epoch, owner = options.owner, life = options.life, since = core.time(), token = etcd.token(),
+  }
+  local ok, err = pcall(seize, self, key, value, options, lease)
+  if not ok then
+    pcall(self.client.revoke, self.client, lease)
+    error(err, 0)
+  end
+  self.held = { key = key, value = value }
+  local held = setmetatable({ state = self, lease = lease, value = value, options = settings, active = true }, EtcdLock)
+  held.task = core.spawn(keep, held, asked + settings.ttl)
+  return held
+end
+
+--- Whether it is held, as far as is known here.
+---@return boolean
+function EtcdLock:is_held()
+  return self.active
+end
+
+--- Gives the lock back; nothing happens to one that another controller took over. When etcd is away, it goes with its lease.
+---@async
+function EtcdLock:release()
+  self.active = false
+  self.task:cancel()
+  self.task:wait()
+  pcall(self.state.client.revoke, self.state.client, self.lease)
+  if self.state.held and self.state.held.value == self.value then self.state.held = nil end
+end
+
+return state
