@@ -134,10 +134,11 @@ end
 --- Reads a key as the cluster has agreed on it.
 ---@async
 ---@param key string
+---@param within? number  seconds
 ---@return string? value     nil when there is none
 ---@return string revision   of its last change; "0" when there is none
-function Etcd:get(key)
-  local answer = self:call("/kv/range", { key = etcd.encode(key) })
+function Etcd:get(key, within)
+  local answer = self:call("/kv/range", { key = etcd.encode(key) }, within)
   local found = answer and answer.kvs and answer.kvs[1]
   if not found then return nil, "0" end
   return etcd.decode(found.value or ""), found.mod_revision

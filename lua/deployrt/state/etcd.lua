@@ -185,7 +185,7 @@ local function look(self, good_until)
   local ok, alive = pcall(client.keep_alive, client, self.lease, math.max(0.1, good_until - asked))
   if not ok and core.now() < good_until then return nil, good_until end
   if not ok then return errors.wrap(alive), good_until end
-  local found, value = pcall(client.get, client, key)
+  local found, value = pcall(client.get, client, key, math.max(0.1, good_until - core.now()))
   if found and value ~= self.value then
     local holder = value and json.decode(value)
     return errors.new("locked", holder and ("run %s of %s (epoch %d) took the lock in etcd over: this controller must stop"):format(
