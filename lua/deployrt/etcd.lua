@@ -94,17 +94,20 @@ local function ask(endpoint, path, body, timeout)
   return nil, tostring(failure.message or failure.error), not (unavailable[code] or response.status >= 500), code
 end
 
-local function raise(self, path, reasons, final)
+local function raise(self, path, reasons, within, final)
   local what = path:gsub("^/", ""):gsub("/", " ")
   local lines = {}
-  for i, endpoint in ipairs(self.endpoints) do lines[i] = ("%s: %s"):format(endpoint, reasons[endpoint] or "not asked") end
+  for i, endpoint in ipairs(self.endpoints) do
+    local shown = endpoint:gsub("//[^/@]*@", "//") -- without a password
+    lines[i] = ("%s: %s"):format(shown, reasons[endpoint] or "not asked")
+  end
   table.sort(lines)
   if final then
     errors.raise("etcd", ("etcd refuses %s (%s): see `etcdctl endpoint status` and the key `etcd` below `state`"):format(what, final),
       { detail = table.concat(lines, "\n") })
   end
-  errors.raise("etcd", ("etcd did not do %s within %.0fs (%s): see that more than half of its members run and reach one "
-    .. "another (`etcdctl endpoint health`), then try again"):format(what, self.timeout, table.concat(lines, "; ")))
+  errors.raise("etcd", ("etcd did not do %s within %.1fs (%s): see that more than half of its members run and reach one "
+    .. "another (`etcdctl endpoint health`), then try again"):format(what, within, table.concat(lines, "; ")))
 end
 
 --- Sends one operation to one endpoint after the other until one answers. It may be carried out more than once.
@@ -114,8 +117,9 @@ end
 ---@param within? number  seconds; default the client's timeout
 ---@return table? answer  nil: not found
 function Etcd:call(path, fields, within)
+  within = within or self.timeout
   local body, reasons = json.encode(fields), {}
-  local deadline, turn = core.now() + (within or self.timeout), 0
+  local deadline, turn = core.now() + within, 0
   repeat
     local endpoint = self.endpoints[1]
     local left = math.max(0.05, deadline - core.now())
@@ -123,12 +127,12 @@ function Etcd:call(path, fields, within)
     if answer then return answer end
     if final and code == 5 then return nil end
     reasons[endpoint] = why
-    if final then raise(self, path, reasons, why) end
+    if final then raise(self, path, reasons, within, why) end
     if self.endpoints[1] == endpoint then table.insert(self.endpoints, table.remove(self.endpoints, 1)) end
     turn = turn + 1
     if turn % #self.endpoints == 0 then errors.check(core.sleep(math.min(pause, math.max(0, deadline - core.now())))) end
   until core.now() >= deadline
-  raise(self, path, reasons)
+  raise(self, path, reasons, within)
 end
 
 --- Reads a key as the cluster has agreed on it.

@@ -82,6 +82,18 @@ end
 function Cluster:freeze(i) signal(self.members[i], "STOP") end
 function Cluster:thaw(i) signal(self.members[i], "CONT") end
 
+--- An endpoint before a member that passes requests on and no answers back.
+---@return {endpoint: string, stop: fun(self: table)}
+function Cluster:one_way(i)
+  local port = free_ports(1)[1]
+  local pid = output(("exec 3>&1; { socat -u TCP-LISTEN:%d,bind=127.0.0.1,fork,reuseaddr TCP:127.0.0.1:%d < /dev/null "
+    .. "> /dev/null 2>&1 3>&- & echo $! >&3; }"):format(port, self.members[i].client))
+  local listens = ("grep -c ':%04X 00000000:0000 0A' /proc/net/tcp"):format(port)
+  local deadline = core.now() + 5
+  while output(listens) == "0" do assert(core.now() < deadline, "socat does not listen") end
+  return { endpoint = "127.0.0.1:" .. port, stop = function() os.execute("kill " .. pid .. " 2>/dev/null") end }
+end
+
 --- Starts what is not running, and waits for all.
 function Cluster:heal()
   for i, member in ipairs(self.members) do

@@ -14,7 +14,7 @@ EtcdState.__index = EtcdState
 
 local state = {}
 local json = cjson.new()
-local beat_every, life_time = 5, 30 -- seconds
+local beat_every, life_time, release_time = 5, 30, 5 -- seconds
 
 --- Opens the state of an application in a cluster.
 ---@param app string
@@ -143,12 +143,17 @@ end
 ---@field since number   seconds since the epoch
 ---@field token string   of this very taking
 
+local function holder_of(text)
+  local ok, holder = pcall(json.decode, text or "")
+  if ok and type(holder) == "table" and holder.run then return holder end
+  return text and { run = "?", epoch = 0, owner = "somebody", life = "", since = 0, token = "" }
+end
+
 --- Who holds the lock of the application; nil when nobody does, or its holder gave no sign of life.
 ---@async
 ---@return deployrt.EtcdLockState?
 function EtcdState:read_lock()
-  local text = self.client:get(self.prefix .. "/lock")
-  return text and json.decode(text)
+  return holder_of((self.client:get(self.prefix .. "/lock")))
 end
 
 ---@class deployrt.EtcdLock
@@ -169,7 +174,7 @@ end
 local function seize(self, key, value, options, lease)
   local text, revision = self.client:get(key)
   for _ = 1, 10 do
-    local holder = text and json.decode(text)
+    local holder = holder_of(text)
     if holder and not (holder.run == options.run and holder.epoch < options.epoch) then refuse_locked(holder) end
     local written
     written, text, revision = self.client:swap(key, value, { revision = revision, lease = lease })
@@ -184,10 +189,13 @@ local function look(self, good_until)
   local asked = core.now()
   local ok, alive = pcall(client.keep_alive, client, self.lease, math.max(0.1, good_until - asked))
   if not ok and core.now() < good_until then return nil, good_until end
-  if not ok then return errors.wrap(alive), good_until end
+  if not ok then
+    return errors.new("locked", ("the lock in etcd could not be kept alive for %ds, so another run may take it: this controller must "
+      .. "stop; see `etcdctl endpoint health`"):format(self.options.ttl), { detail = errors.wrap(alive).message })
+  end
   local found, value = pcall(client.get, client, key, math.max(0.1, good_until - core.now()))
   if found and value ~= self.value then
-    local holder = value and json.decode(value)
+    local holder = holder_of(value)
     return errors.new("locked", holder and ("run %s of %s (epoch %d) took the lock in etcd over: this controller must stop"):format(
       holder.run, holder.owner, holder.epoch) or "the lock in etcd is gone: this controller must stop; see `deployrt status`")
   end
@@ -245,7 +253,7 @@ function EtcdLock:release()
   self.active = false
   self.task:cancel()
   self.task:wait()
-  pcall(self.state.client.revoke, self.state.client, self.lease)
+  pcall(self.state.client.revoke, self.state.client, self.lease, release_time)
   if self.state.held and self.state.held.value == self.value then self.state.held = nil end
 end
 
