@@ -240,7 +240,6 @@ describe("what this version has not", function()
       "app.yml:3:1: notify: this is not supported by this version; use hooks.after and hooks.failed" },
     ["shared libraries"] = { with "require: [acme]",
       "app.yml:3:1: require: this is not supported by this version; put the strategy into ./strategies" },
-    ["state elsewhere"] = { with "state: {etcd: [a]}", "app.yml:3:1: state: this is not supported by this version; use 'files'" },
   }
   for name, case in pairs(cases) do
     it("is refused plainly: " .. name, function() assert.equal(case[2], (complaint(case[1]))) end)

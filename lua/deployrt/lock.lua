@@ -37,7 +37,8 @@ local function boot_id()
 end
 
 --- What tells this very process from all others: machine, boot, pid, start time.
-local function life()
+---@return string
+function lock.life()
   local me = core.whoami()
   return ("%s %s %d %s"):format(me.host, boot_id(), me.pid, start_time(me.pid) or "0")
 end
@@ -131,7 +132,7 @@ function lock.take(connections, opts)
   local me, sorted = core.whoami(), table.move(connections, 1, #connections, 1, {})
   table.sort(sorted, function(a, b) return a.name < b.name end)
   local self = setmetatable({
-    run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = life(),
+    run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(),
     connections = {}, step = "", beaten = core.now(),
   }, Lock)
   for _, host in ipairs(sorted) do

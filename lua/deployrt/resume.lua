@@ -1,5 +1,6 @@
 -- resume.lua -- Taking up a run that was interrupted: find its journal, replay it, look at the world, and go on.
 local config = require "deployrt.config"
+local copy = require "deployrt.state.copy"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local journal = require "deployrt.journal"
@@ -26,18 +27,22 @@ local resume = {}
 local own_strategies = { rollback = "deployrt.rollback", stop = "deployrt.stop" }
 
 --- The run that the hosts are locked for, and the longest copy of its journal.
-local function look_on_hosts(app, wanted)
+local function look_elsewhere(app, state, wanted)
   local opened = session.open(app)
-  local id, best, length = wanted, "", 0
+  local held_by_team = state.read_lock and state:read_lock()
+  local id = wanted or (held_by_team and held_by_team.run)
   for _, line in ipairs(opened:lines()) do
     local held = lock.read(line)
     id = id or (held and held.run)
   end
-  for _, line in ipairs(id and opened:lines() or {}) do
-    local text, count = journal.restore(line:call("run_journal", { id }))
+  local texts = { id and copy.read(state, id) or "" }
+  for _, line in ipairs(id and opened:lines() or {}) do texts[#texts + 1] = line:call("run_journal", { id }) end
+  opened:close()
+  local best, length = "", 0
+  for _, each in ipairs(texts) do
+    local text, count = journal.restore(each)
     if count > length then best, length = text, count end
   end
-  opened:close()
   return id, best, length
 end
 
@@ -74,7 +79,7 @@ end
 --- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.
 local function fetch(app, state, wanted, force)
   local here = wanted or unfinished_here(state)
-  local id, text, count = look_on_hosts(app, here)
+  local id, text, count = look_elsewhere(app, state, here)
   if not id then nothing(app) end
   local path = state:directory(id)
   local records = read_here(path .. "/journal", force)

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local archive = require "deployrt.archive"
 local control = require "deployrt.control"
+local copy = require "deployrt.state.copy"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local journal = require "deployrt.journal"
@@ -357,8 +358,28 @@ end
 
 --- Takes the lock, and gives signs of life from now on.
 local function take_lock(self, epoch)
+  if self.state.take_lock then
+    local me = core.whoami()
+    self.team_lock = self.state:take_lock {
+      run = self.id, epoch = epoch, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(), lost = self.leave,
+    }
+  end
   self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over(self) })
   self.lock:keep(self.leave, function(word) self.control:hear(word) end)
+  self.copy = copy.open(self.state, self.id, self.journal)
+  if self.copy then
+    self.copy:flush()
+    self.copy:keep()
+  end
+end
+
+--- Lets go of the locks, once the copies of the journal have all of it. After a replay that failed the run is as it was.
+local function let_go(self)
+  if self.copy then self.copy:close() end
+  if self.lock then
+    if self.turns.failed then self.lock:stop() else self.lock:release() end
+  end
+  if self.team_lock then self.team_lock:release() end
 end
 
 local function end_unchanged(self)
@@ -407,9 +428,7 @@ function run.execute(app, options)
   local ok, result = pcall(begin, self, options)
   self.turns:close()
   if self.serving then self.serving:wait() end
-  if self.lock then
-    if self.turns.failed then self.lock:stop() else self.lock:release() end
-  end
+  let_go(self)
   self.journal:close()
   if ok then return result end
   if not options.past and not self.lock then self.state:forget(self.id) end

@@ -153,7 +153,7 @@ schema.root = { type = "object", keys = {
   notify = { type = "list", doc = "who is told", of = { type = "object", keys = {
     url = text "where to post", command = command "what to run", on = words "which outcomes" } } },
   require = words "shared libraries of strategies",
-  state = { either = { { type = "string", values = { "files" } }, { type = "object", keys = { etcd = words "endpoints" } } },
+  state = { either = { { type = "string", values = { "files" } }, { type = "object", keys = { etcd = words("endpoints, such as 10.0.0.5:2379", { required = true }) } } },
     doc = "where lock, journal and history are kept" },
   report = { type = "any", doc = "the HTML report" },
 } }
@@ -180,7 +180,6 @@ schema.planned = {
   ["hooks.build"] = { instead = "build before you deploy" },
   notify = { instead = "use hooks.after and hooks.failed" },
   require = { instead = "put the strategy into ./strategies" },
-  state = { when = unless("files"), instead = "use 'files'" },
   report = { instead = "use --json" },
 }
 

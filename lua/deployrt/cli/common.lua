@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local config = require "deployrt.config"
 local errors = require "deployrt.errors"
+local etcd = require "deployrt.state.etcd"
 local progress = require "deployrt.progress"
 local session = require "deployrt.session"
 local state = require "deployrt.state"
@@ -20,7 +21,9 @@ end
 
 --- Where the controller keeps journals and history: --state, or the default.
 function common.state(command, app)
-  return state.open(app.app, command.flags.state)
+  local directory = command.flags.state
+  if type(app.state) == "table" then return etcd.open(app.app, directory, { endpoints = app.state.etcd }) end
+  return state.open(app.app, directory)
 end
 
 --- Opens a session, calls `fn(session)` with the fleet discovered, and closes it.

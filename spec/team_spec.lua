@@ -1,0 +1,78 @@
+-- team_spec.lua -- Runs whose lock, journal and history are in etcd: three members, of which one dies.
+local cjson = require "cjson"
+local etcd = require "spec.support.etcd"
+local fixture = require "spec.support.fixture"
+
+local function contains(text, ...)
+  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
+end
+
+describe("a team's state in etcd", function()
+  local cluster, app
+
+  setup(function() cluster = etcd.start() end)
+  teardown(function() cluster:stop() end)
+
+  before_each(function()
+    app = fixture.app { instances = 1, health = "{http: /healthz, interval: 20ms, deadline: 4s}",
+      yaml = ("strategy: {settle: 0}\nstate: {etcd: [%s]}"):format(table.concat(cluster.endpoints, ", ")) }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  --- As if on another machine: nothing of this one's state.
+  local function elsewhere()
+    os.execute(("rm -rf %s/state"):format(app.dir))
+  end
+
+  it("has the history, so that anybody can roll back", function()
+    assert.equal(0, app:deploy("rolling", "2.0").exit)
+    elsewhere()
+    contains(app:command({ "history", "app.yml" }).stdout, "1.0 -> 2.0")
+    local run = app:command { "rollback", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("has the journal: a run is resumed where neither the machine nor the hosts have any", function()
+    app:write(fixture.release("2.0"), "2.0")
+    fixture.write(app.dir .. "/own.lua", 'local s = require "deployrt.strategy"\nlocal own = s.extend("rolling", { name = "own" })\n'
+      .. "function own:deploy() self.super.deploy(self) self:log('now') self:sleep(30) end\nreturn own\n")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 10, "the sleep")
+    os.execute "sleep 1.2" -- the copy is a moment behind
+    fixture.signal(pid, "KILL")
+    fixture.eventually(function() return not fixture.alive(pid) end)
+    elsewhere()
+    os.execute(("rm -f %s/home/.deployrt/shop/runs/*/journal"):format(app.dir))
+    local other = app:command { "rolling", "app.yml" }
+    assert.equal(4, other.exit, other.stdout .. other.stderr)
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
+  it("goes on when a member dies, and says plainly when too many are dead", function()
+    cluster:kill(1)
+    local run = app:deploy("rolling", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    cluster:kill(2)
+    run = app:deploy("rolling", "3.0")
+    assert.equal(2, run.exit)
+    contains(run.stderr, "etcd")
+    assert.same({ "2.0" }, (function()
+      app.opts.yaml = "strategy: {settle: 0}"
+      app:write(fixture.release("2.0"), "2.0")
+      return app:serving()
+    end)())
+    for i = 1, 2 do
+      cluster:start(i)
+      cluster:await(i)
+    end
+  end)
+end)
