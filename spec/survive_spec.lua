@@ -87,7 +87,8 @@ describe("a run", function()
     local run = app:command { "rolling", "app.yml" }
     assert.equal(4, run.exit)
     contains(run.stderr, "was interrupted", "deployrt resume app.yml", "deployrt abort app.yml")
-    contains(app:command({ "status", "app.yml" }).stdout, "was interrupted", "at 'batch 1 of 1'")
+    contains(app:command({ "status", "app.yml" }).stdout, "was interrupted", "at 'batch 1 of 1'", "UNFINISHED")
+    assert.equal("unfinished", app:status().run.outcome)
     os.rename(app.dir .. "/state", app.dir .. "/other")
     contains(app:command({ "status", "app.yml" }).stdout, "was interrupted")
     run = app:command { "resume", "app.yml" }

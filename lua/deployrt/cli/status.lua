@@ -50,6 +50,12 @@ local function summary(rows)
   return best, kinds > 1
 end
 
+--- The outcome of the last run; one whose controller is gone is unfinished.
+local function outcome_of(last, held)
+  if last.outcome == "running" and not (held and not held.dead) then return "unfinished" end
+  return last.outcome
+end
+
 local function gather(command)
   local app = common.app(command)
   local state = common.state(command, app)
@@ -64,7 +70,7 @@ local function gather(command)
     return {
       app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
       lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
-      run = last and { id = last.id, strategy = last.strategy, outcome = last.outcome, release = last.release } or nil,
+      run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
       shares = monitor.shares { fleet = opened.fleet, balancer = opened.balancer },
     }
   end)
@@ -108,7 +114,7 @@ local function show(found)
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",
-      found.run.outcome ~= "running" and found.run.outcome or found.lock and not found.lock.dead and "under way" or "UNFINISHED: its controller died")
+      found.run.outcome == "running" and "under way" or found.run.outcome == "unfinished" and "UNFINISHED: its controller died" or found.run.outcome)
   end
   if found.lock then lines[#lines + 1] = lock.refusal(found.lock, found.file) end
   return table.concat(lines, "\n") .. "\n"
