@@ -183,17 +183,20 @@ local function seize(self, key, value, options, lease)
   errors.raise("etcd", ("the lock %s changed hands 10 times while it was asked for: try again"):format(key))
 end
 
---- What took the lock away; nil while it is held. `good_until`: when the lease ends if no sign of life arrives.
+--- What took the lock away, nil while it is held; and when the lease ends if no sign of life arrives, nil when this
+--- task was canceled.
 local function look(self, good_until)
   local client, key = self.state.client, self.state.prefix .. "/lock"
   local asked = core.now()
   local ok, alive = pcall(client.keep_alive, client, self.lease, math.max(0.1, good_until - asked))
+  if not ok and alive.code == "canceled" then return nil, nil end
   if not ok and core.now() < good_until then return nil, good_until end
   if not ok then
     return errors.new("locked", ("the lock in etcd could not be kept alive for %ds, so another run may take it: this controller must "
       .. "stop; see `etcdctl endpoint health`"):format(self.options.ttl), { detail = errors.wrap(alive).message })
   end
   local found, value = pcall(client.get, client, key, math.max(0.1, good_until - core.now()))
+  if not found and value.code == "canceled" then return nil, nil end
   if found and value ~= self.value then
     local holder = holder_of(value)
     return errors.new("locked", holder and ("run %s of %s (epoch %d) took the lock in etcd over: this controller must stop"):format(
@@ -204,21 +207,20 @@ local function look(self, good_until)
 end
 
 local function keep(self, good_until)
-  while self.active do
-    core.sleep(math.max(0, math.min(self.options.beat, good_until - core.now())))
+  local lost
+  while good_until and core.sleep(math.max(0, math.min(self.options.beat, good_until - core.now()))) do
     if not self.active then return end
-    local lost
     lost, good_until = look(self, good_until)
-    if lost and self.active then
-      self.active = false
-      if self.options.lost then self.options.lost(lost) end
-    end
   end
+  local told = self.active and lost
+  self.active = false
+  if told and self.options.lost then self.options.lost(lost) end
 end
 
 --- Takes the lock of the application, and keeps it until it is released. While it is held, and after it was lost,
 --- records and journals are written only if etcd still shows this very lock. A later epoch of the same run takes it
---- over from an earlier one; nobody else does while the holder lives.
+--- over from an earlier one; nobody else does while the holder lives. It is kept by a child of the calling task: when
+--- that raises or is canceled, keeping ends, and the lock goes with its lease.
 ---@async
 ---@param options {run: string, epoch: integer, owner: string, life: string, lost?: fun(err: deployrt.Error), ttl?: integer, beat?: number}  lost: called once, from a task; ttl, beat: seconds, default 30 and 5
 ---@return deployrt.EtcdLock
