@@ -181,7 +181,7 @@ describe("what is wrong before a run", function()
 
   it("refuses plainly what this version does not have", function()
     refused(app:deploy("rolling", "2.0", nil, { "--set", "process.supervisor=systemd" }), "'systemd' is not supported by this version")
-    refused(app:command { "plan", "rolling", "app.yml" }, "not supported by this version")
+    refused(app:command { "test", "rolling", "app.yml" }, "not supported by this version")
   end)
 end)
 

@@ -10,6 +10,7 @@ cli.version = "0.1.0"
 --- In the order in which help lists them: name, operands, what it does.
 cli.commands = {
   { "run", "STRATEGY APP.yml", "deploy (the word `run` may be left out)" },
+  { "plan", "STRATEGY APP.yml", "what run would do; changes nothing anywhere" },
   { "check", "APP.yml", "validate the file; --connect also tries hosts and balancer" },
   { "status", "APP.yml", "what runs where, and what takes traffic" },
   { "rollback", "APP.yml [--to V]", "back to what served before the last successful run" },
@@ -28,7 +29,7 @@ cli.commands = {
 }
 
 --- Commands of the design that this version does not have.
-cli.planned = { plan = true, test = true, report = true, new = true, repl = true, lib = true }
+cli.planned = { test = true, report = true, new = true, repl = true, lib = true }
 
 local exits = { locked = 4 }
 

@@ -1,15 +1,14 @@
 -- clock.lua -- The time of a run: it moves only when an operation ends, so that a replay sees the same times.
-local core = require "deployrt.core"
-
 ---@class deployrt.Clock
 local Clock = {}
 Clock.__index = Clock
 
 local clock = {}
 
+---@param present fun(): number  the time of the world, in seconds
 ---@return deployrt.Clock
-function clock.new()
-  return setmetatable({ value = 0, offset = -core.now() }, Clock)
+function clock.new(present)
+  return setmetatable({ value = 0, present = present, offset = -present() }, Clock)
 end
 
 --- Seconds since the run began, without those in which no controller was at work.
@@ -20,13 +19,13 @@ end
 
 --- Moves on to the present.
 function Clock:tick()
-  self.value = core.now() + self.offset
+  self.value = self.present() + self.offset
 end
 
 --- Moves to a recorded time; the present goes on from there.
 ---@param value number
 function Clock:set(value)
-  self.value, self.offset = value, value - core.now()
+  self.value, self.offset = value, value - self.present()
 end
 
 return clock

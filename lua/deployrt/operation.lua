@@ -116,7 +116,7 @@ end
 function operation.compensation(intent, host)
   local back = intent.undo
   return back and {
-    label = intent.op, host = intent.host,
+    label = intent.op, host = intent.host, instance = intent.instance, back = back.name,
     run = function()
       operation.effect { name = back.name, kind = back.kind or "repeat", host = host, instance = intent.instance,
         args = back.args, note = back.note, undoes = intent.id }
@@ -171,12 +171,12 @@ end
 
 --- Waits, unless the run is stopped meanwhile.
 local function rest(run, seconds)
-  local deadline = core.now() + seconds
+  local world = run.world
+  local deadline = world:now() + seconds
   repeat
     operation.checkpoint()
-    local left = math.max(0, deadline - core.now())
-    if core.locals().undoing then core.sleep(left) else run.stop_event:wait(math.min(left, 0.25)) end
-  until core.now() >= deadline
+    world:rest(math.max(0, deadline - world:now()), not core.locals().undoing and run.stop_event or nil)
+  until world:now() >= deadline
 end
 
 --- Something that only takes time, and is in the journal like an operation.
@@ -208,8 +208,8 @@ end
 function operation.sleep(seconds)
   local run = operation.current()
   if core.locals().undoing then return rest(run, seconds) end
-  pass("sleep", { till = core.time() + seconds }, function(_, begun)
-    rest(run, math.max(0, math.min(seconds, begun.till - core.time())))
+  pass("sleep", { till = run.world:wall() + seconds }, function(_, begun)
+    rest(run, math.max(0, math.min(seconds, begun.till - run.world:wall())))
   end)
 end
 

@@ -1,6 +1,7 @@
 -- run.lua -- One execution of a strategy: everything is checked, then locked, then done, or undone.
 local core = require "deployrt.core"
 local archive = require "deployrt.archive"
+local clock = require "deployrt.clock"
 local control = require "deployrt.control"
 local copy = require "deployrt.state.copy"
 local errors = require "deployrt.errors"
@@ -9,6 +10,7 @@ local journal = require "deployrt.journal"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
+local pretend = require "deployrt.world.pretend"
 local rollout = require "deployrt.rollout"
 local sandbox = require "deployrt.sandbox"
 local secrets = require "deployrt.secrets"
@@ -89,8 +91,7 @@ local function nothing_to_do(self)
 end
 
 local function remember_wanted(self)
-  local context = self.world.context
-  if #context.drivers == 0 then return end
+  if not self.balancer:exists() then return end
   operation.effect { name = "balancer.prepare", args = {} }
   self.balancer:refresh()
   local changes = {}
@@ -380,6 +381,44 @@ local function let_go(self)
     if self.turns.failed then self.lock:stop() else self.lock:release() end
   end
   if self.team_lock then self.team_lock:release() end
+end
+
+--- The same run in a pretended world: what would be done, in its order, without any of it.
+---@async
+---@param app deployrt.App
+---@param options table  as for execute; journal, emit, and begun(run) before anything else
+function run.rehearse(app, options)
+  local opened = session.open(app, { secrets = options.kind ~= "stop" })
+  local closing <close> = setmetatable({}, { __close = function() opened:close() end })
+  local target = options.target and options.target(opened) or launch_of(app, opened, options.force)
+  opened.fleet.target = target
+  local self = opened:new_run {
+    id = "plan", session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
+    has_archive = opened.archive ~= nil, turns = turns.new(), root = undo.root(), control = control.new(true), journal = options.journal, emit = options.emit,
+  }
+  self.world = pretend.new(self.world)
+  self.clock = clock.new(function() return self.world:now() end)
+  self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
+  self.script = new_script(self, options.strategy, options.values)
+  options.begun(self)
+  local locals = core.locals()
+  locals.run, locals.scope = self, self.root
+  for _, driver in ipairs(opened.drivers) do driver:check() end
+  local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns.queue[1] ~= nil end) }
+  local ok, err = pcall(function()
+    check(self)
+    find_previous(self)
+    self.unchanged = options.kind == "deploy" and not options.force and nothing_to_do(self)
+    if not self.unchanged then
+      local happy_path = options.proceed or proceed
+      happy_path(self)
+      finish_well(self)
+    end
+  end)
+  self.turns:close()
+  self.world:close()
+  for _, task in ipairs(serving) do task:wait() end
+  if not ok then error(err, 0) end
 end
 
 local function end_unchanged(self)

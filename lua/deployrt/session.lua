@@ -94,7 +94,7 @@ local silent_journal = { write = function() end, sync = function() end, close = 
 function Session:new_run(fields)
   local run = {
     id = "look", app = self.app, balancer = self.balancer, fleet = self.fleet, journal = silent_journal,
-    turns = turns.none, clock = clock.new(), control = { hold = function() end }, stop_event = core.event(), emit = function() end, report_traffic = function() end,
+    turns = turns.none, clock = clock.new(core.now), control = { hold = function() end }, stop_event = core.event(), emit = function() end, report_traffic = function() end,
     mask = function(err)
       err.message = self.secrets:mask(err.message)
       err.detail = err.detail and self.secrets:mask(err.detail)

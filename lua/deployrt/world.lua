@@ -1,5 +1,6 @@
 -- world.lua -- The real world: each operation of the runtime as a function on hosts and balancers.
 -- Another world (recorded, pretended) answers the same names with the same shapes.
+local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 
 local world = {}
@@ -20,6 +21,26 @@ local rooms = {
 ---@return deployrt.World
 function world.real(context)
   return setmetatable({ context = context }, Real)
+end
+
+--- Seconds that go on.
+---@return number
+function Real:now()
+  return core.now()
+end
+
+--- Seconds since the epoch, by which a later life of the run goes too.
+---@return number
+function Real:wall()
+  return core.time()
+end
+
+--- Lets time pass: so many seconds, or less when the event is set meanwhile.
+---@async
+---@param seconds number
+---@param event? table
+function Real:rest(seconds, event)
+  if event then event:wait(math.min(seconds, 0.25)) else core.sleep(seconds) end
 end
 
 --- What this world remembers of an operation that was done in an earlier life of the run.

@@ -4,6 +4,11 @@ local errors = require "deployrt.errors"
 local schema = require "deployrt.schema"
 local strategy = require "deployrt.strategy"
 
+local deploy = setmetatable({}, { __call = function(self, command)
+  local app, options = self.prepare(command)
+  return common.execute(command, app, options)
+end })
+
 --- The hosts that the last successful run went on without.
 local function failed_hosts(command)
   local app = common.app(command, 2)
@@ -12,7 +17,11 @@ local function failed_hosts(command)
   return last.failed
 end
 
-return function(command)
+--- What the command line says of a run: the application, and what run.execute needs.
+---@param command deployrt.Command
+---@return deployrt.App
+---@return table options
+function deploy.prepare(command)
   local name, path = command.operands[1], command.operands[2]
   if name and not path and name:find("%.ya?ml$") then
     errors.raise("usage", ("which strategy? For example: deployrt rolling %s"):format(name))
@@ -22,5 +31,7 @@ return function(command)
   if command.flags.failed then command.flags.host = failed_hosts(command) end
   local app = common.app(command, 2)
   local values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name)
-  return common.execute(command, app, { strategy = loaded, values = values, kind = "deploy" })
+  return app, { strategy = loaded, values = values, kind = "deploy" }
 end
+
+return deploy

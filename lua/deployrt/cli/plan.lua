@@ -1,0 +1,31 @@
+-- cli/plan.lua -- deployrt plan STRATEGY APP.yml: what run would do; changes nothing anywhere.
+local deploy = require "deployrt.cli.run"
+local plan = require "deployrt.plan"
+local progress = require "deployrt.progress"
+local units = require "deployrt.units"
+
+local function show(command, app, strategy, found)
+  command.write(("plan: %s of %s%s %s, on %d host%s\n"):format(strategy.name, app.app, found.previous and " from " .. found.previous .. " to" or ",",
+    found.release, #app.hosts, #app.hosts == 1 and "" or "s"))
+  for _, line in ipairs(found.lines) do command.write(("%8s  %s\n"):format(units.format_duration(line.at), line.text)) end
+  command.write(found.unchanged and ("nothing to change: release %s serves already\n"):format(found.release)
+    or ("%d changes, at least %s of waiting; nothing was changed\n"):format(found.effects, units.format_duration(found.seconds)))
+end
+
+local function encode(command, found)
+  local view = progress.open { mode = "json", write = command.write, write_error = command.write_error, clock = function() return found.made end,
+    now = function() return 0 end }
+  for _, line in ipairs(found.lines) do
+    line.event.seconds = line.at
+    view:emit(line.event)
+  end
+  view:close()
+end
+
+return function(command)
+  local app, options = deploy.prepare(command)
+  options.force = command.flags.force
+  local found = plan.make(app, options)
+  if command.flags.json then encode(command, found) else show(command, app, options.strategy, found) end
+  return 0
+end

@@ -1,0 +1,88 @@
+-- plan.lua -- What a run would do: the same strategy in a pretended world that begins as the real one is now.
+local core = require "deployrt.core"
+local run = require "deployrt.run"
+
+local plan = {}
+
+local words = {
+  ["release.upload"] = "upload", ["release.remove"] = "remove", ["release.activate"] = "current", ["instance.start"] = "start",
+  ["instance.stop"] = "stop", ["instance.restore"] = "start again", ["balancer.apply"] = "traffic", ["balancer.restore"] = "traffic back",
+  ["balancer.prepare"] = "prepare the balancer", ["host.run"] = "run", ["host.hook"] = "hook",
+}
+
+local function subject(spec)
+  return spec.instance or spec.note or spec.host or ""
+end
+
+--- A journal that only remembers.
+local function memory()
+  local records = {}
+  return { records = records, write = function(_, record) records[#records + 1] = record end, sync = function() end }
+end
+
+--- What would be put back, the last first, each once.
+local function undo_of(scope, list)
+  for i = #scope.entries, 1, -1 do
+    local entry = scope.entries[i]
+    if entry.entries then
+      undo_of(entry, list)
+    elseif entry.back then
+      local text = ("%s %s"):format(words[entry.back] or entry.back, entry.instance or entry.host or ""):gsub("%s+$", "")
+      if not list[text] then list[#list + 1] = text end
+      list[text] = true
+    end
+  end
+  return list
+end
+
+---@class deployrt.Plan
+---@field lines {at: number, text: string, event: table}[]
+---@field seconds number     that it waits at least
+---@field effects integer
+---@field records table[]    INTENT of each effect, as the journal of the run would have them
+
+--- Rehearses a run.
+---@async
+---@param app deployrt.App
+---@param options table  as for run.execute, and `offline`: hosts and balancer are not looked at
+---@return deployrt.Plan
+--- Raises deployrt.Error: what would stop the run beforehand.
+function plan.make(app, options)
+  local found = { lines = {}, effects = 0 }
+  local log, rehearsal = memory(), nil
+  local function add(depth, text, event)
+    local at = rehearsal and rehearsal.world:now() or 0
+    table.insert(found.lines, { at = at, text = ("  "):rep(depth) .. text, event = event })
+  end
+  local show = {}
+  show["step.started"] = function(event) add(0, "== " .. event.step, event) end
+  show["step.finished"] = function(event)
+    local back = undo_of(rehearsal.root, {})
+    add(1, #back > 0 and "a failure up to here undoes: " .. table.concat(back, ", ") or "nothing to undo up to here", event)
+  end
+  show.op = function(event)
+    if not event.effect then return end
+    found.effects = found.effects + 1
+    local text = ("%-11s %s%s"):format(words[event.op] or event.op, subject(event), event.release and "  " .. event.release or "")
+    add(1, (text:gsub("%s+$", "")), event)
+  end
+  show.traffic = function(event)
+    local shares = {}
+    for release, share in pairs(event.share) do shares[#shares + 1] = ("%s %g%%"):format(release, share) end
+    table.sort(shares)
+    if #shares > 0 then add(1, "            = " .. table.concat(shares, ", "), event) end
+  end
+  show.log = function(event) add(1, "log         " .. event.message, event) end
+  options.journal = log
+  options.emit = function(event)
+    if show[event.event] then show[event.event](event) end
+  end
+  options.begun = function(self) rehearsal = self end
+  run.rehearse(app, options)
+  found.seconds, found.records = rehearsal.world:now(), log.records
+  found.release, found.previous, found.unchanged = rehearsal.target.release, rehearsal.previous, rehearsal.unchanged
+  found.made = core.time()
+  return found
+end
+
+return plan
