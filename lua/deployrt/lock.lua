@@ -133,7 +133,7 @@ function lock.take(connections, opts)
   table.sort(sorted, function(a, b) return a.name < b.name end)
   local self = setmetatable({
     run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(),
-    connections = {}, step = "", beaten = core.now(),
+    connections = {}, step = "", told = core.event(), beaten = core.now(),
   }, Lock)
   for _, host in ipairs(sorted) do
     local ok, err = pcall(take_one, self, host, opts.is_over)
@@ -172,11 +172,11 @@ local function beat(self)
   for _, host in ipairs(self.connections) do beat_aside(self, host) end
 end
 
---- Tells the first host which step the run is at.
+--- Tells the first host which step the run is at. It waits for nothing, and starts nothing in the caller's task.
 ---@param step string
 function Lock:tell(step)
   self.step = step
-  if self.active and self.connections[1] then beat_aside(self, self.connections[1]) end
+  self.told:set()
 end
 
 --- Gives signs of life until stop().
@@ -186,8 +186,11 @@ function Lock:keep(on_lost, on_control)
   self.on_lost = on_lost
   self.active = true -- a cancellation may be swallowed by the call that it interrupts
   self.beating = core.spawn(function()
-    while self.active and core.sleep(beat_every) do
-      beat(self)
+    while self.active do
+      self.told:wait(beat_every)
+      self.told:clear()
+      if not self.active then return end
+      if core.now() - self.beaten >= beat_every then beat(self) else beat_aside(self, self.connections[1]) end
       if self.control and self.control ~= self.heard then
         self.heard = self.control
         on_control(self.control)
@@ -213,6 +216,7 @@ end
 function Lock:stop()
   self.active = false
   if not self.beating then return end
+  self.told:set()
   self.beating:cancel()
   self.beating:wait()
   self.beating = nil

@@ -92,7 +92,10 @@ function monitor.watch(run, context)
   run.turns:await_live()
   local reported = core.now()
   while not run.over and core.sleep(mend_every) do
-    if #context.drivers > 0 then pcall(mend, run, context) end
+    if #context.drivers > 0 then
+      pcall(mend, run, context)
+      pcall(world_balancer.save, context)
+    end
     monitor.snapshot(run)
     if core.now() - reported >= report_every and #context.drivers > 0 then
       local ok, stats = pcall(world_balancer.stats, context)
@@ -103,6 +106,13 @@ function monitor.watch(run, context)
       reported = core.now()
     end
   end
+end
+
+--- The end of watching: what balancers must still know, and the last picture.
+---@async
+function monitor.last_look(run, context)
+  pcall(world_balancer.save, context)
+  monitor.snapshot(run)
 end
 
 return monitor

@@ -283,7 +283,7 @@ local function execute(self, options)
     task:wait()
   end
   if not ok then error(outcome, 0) end
-  monitor.snapshot(self)
+  monitor.last_look(self, self.world.context)
   conclude(self, outcome, exit, cause)
   self.emit {
     event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,

@@ -39,8 +39,16 @@ end
 --- The states that the run begins with: what is to be kept, and brought back when others change it.
 function balancer.adopt(context, _, args)
   want(context, args.changes)
-  for _, driver in ipairs(context.drivers) do driver:persist(context.wanted) end
+  context.unsaved = true
   return {}
+end
+
+--- Has balancers know the wanted states over a restart of theirs: soon after a change, and at the end of a run.
+---@async
+function balancer.save(context)
+  if not context.unsaved then return end
+  context.unsaved = false
+  for _, driver in ipairs(context.drivers) do driver:persist(context.wanted) end
 end
 
 balancer.remember = {
@@ -67,11 +75,9 @@ function balancer.apply(context, _, args)
   context.check_lock()
   balancer.exclusively(context, function()
     want(context, args.changes)
+    context.unsaved = true
     for _, driver in ipairs(context.drivers) do
-      patiently(function()
-        driver:apply(args.changes)
-        driver:persist(context.wanted)
-      end)
+      patiently(function() driver:apply(args.changes) end)
     end
   end)
   return {}
@@ -135,6 +141,7 @@ end
 
 --- Stops the balancers that deployrt itself started.
 function balancer.stop(context)
+  context.unsaved = false
   for _, driver in ipairs(context.drivers) do driver:stop() end
   return {}
 end
