@@ -108,13 +108,25 @@ local function settle()
   core.sleep(0)
 end
 
+local patience = 5 -- seconds: a task may have to wait for another that is being canceled
+
+--- The event of the task that asks for an operation; nil when none does so in time.
+local function await_arrival(self, id)
+  local deadline = core.now() + patience
+  while not self.waiting[id] and not self.failed and not self.over and core.now() < deadline do
+    self.arrived:clear()
+    self.arrived:wait(deadline - core.now())
+  end
+  return self.waiting[id]
+end
+
 --- Hands out the next recorded result.
 local function replay_one(self, hooks)
   local record = self.order[self.at]
   self.at = self.at + 1
   if record.type == "SIGNAL" then return hooks.signal(record) end
-  if not self.waiting[record.id] then settle() end
-  local event = self.waiting[record.id]
+  local event = await_arrival(self, record.id)
+  if self.failed or self.over then return end
   if not event then
     return self:fail(turns.mismatch(("the journal goes on with %s (%s), and the strategy does not ask for it"):format(record.id, record.op or "?")))
   end
