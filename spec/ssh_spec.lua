@@ -102,6 +102,20 @@ describe("over SSH", function()
     load:stop()
   end)
 
+  it("a large release arrives whole, also where the ssh command does not work", function()
+    fixture.write(app.dir .. "/bin/ssh", "#!/bin/sh\necho broken >&2\nexit 255\n")
+    os.execute("chmod +x " .. app.dir .. "/bin/ssh")
+    for version, path in pairs { ["1.0"] = os.getenv "PATH", ["2.0"] = app.dir .. "/bin:" .. os.getenv "PATH" } do
+      local release = fixture.release(version)
+      os.execute(("head -c 20000000 /dev/urandom > %s/payload"):format(release))
+      app:write(release, version)
+      local run = app:command({ "rolling", "app.yml" }, { env = { PATH = path } })
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      local sum = fixture.sh("sha256sum < " .. release .. "/payload")
+      for i = 1, 4 do assert.equal(sum, (bed:exec(i, ("sha256sum < /home/deploy/.deployrt/shop/releases/%s/payload"):format(version)))) end
+    end
+  end)
+
   it("a release that dies at start is undone on all hosts", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
     local run = app:deploy("rolling", "2.0", { fault = "dies" })

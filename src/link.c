@@ -171,7 +171,7 @@ void push_link_functions(lua_State *L) {
                                        {"ssh_concurrency", l_ssh_concurrency},
                                        {NULL, NULL}};
   static const luaL_Reg methods[] = {
-      {"call", l_link_call},   {"exec", l_link_exec},   {"stream", l_link_stream},
+      {"script", l_link_script}, {"call", l_link_call},   {"exec", l_link_exec},   {"stream", l_link_stream},
       {"talk", l_link_talk},   {"dial", l_link_dial},   {"forward", l_link_forward},
       {"state", l_link_state}, {"close", l_link_close}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);

@@ -43,6 +43,7 @@ void shells_close(LinkBox *box);
 int l_link_call(lua_State *L);
 int l_link_exec(lua_State *L);
 int l_link_stream(lua_State *L);
+int l_link_script(lua_State *L);
 int l_link_talk(lua_State *L);
 int l_link_dial(lua_State *L);
 int l_link_forward(lua_State *L);

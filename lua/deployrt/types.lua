@@ -380,6 +380,11 @@ function Link:stream(command, options) end
 ---@return deployrt.Error? err  "refused", "timeout", "canceled", "lost", ...
 function Link:talk(address, port, request, options) end
 
+--- The command that calls a function of the host's library, for a program that carries it there itself.
+---@param words string[]  the function and its arguments
+---@return string command
+function Link:script(words) end
+
 --- Whether an address accepts connections from the host.
 ---@async
 ---@param address string   an IP address, or the path of a unix socket

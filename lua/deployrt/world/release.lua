@@ -13,6 +13,24 @@ function release.list(_, host)
   return found
 end
 
+local much = 16 << 20 -- bytes from which a connection of their own pays
+
+--- Brings the archive into a function of the host's library; the way for much data comes first, where it works.
+local function send(context, host, archive, call)
+  local poured = archive.bytes >= much and host:pour(context.controller, archive:source_line(), call)
+  if poured then return poured end
+  local result = errors.check(host:with_link(function(link)
+    return core.pipe {
+      from = archive:source(), to = { link = link, library = true, command = call },
+      timeout = 3600, hash = false, -- the host compares it
+    }
+  end))
+  if result.from.status ~= 0 then
+    errors.raise("archive", ("cannot read %s: %s"):format(archive.path, result.from.output), { host = host.name })
+  end
+  return result.to
+end
+
 --- Streams the archive to a host, unpacked aside, checked there by SHA-256, and renamed.
 function release.upload(context, host, args)
   local archive = context.archive
@@ -20,23 +38,14 @@ function release.upload(context, host, args)
     errors.raise("archive", ("%s lacks release %s, and release.path does not hold it any more: bring its files back, or roll back with `deployrt abort`"):format(
       host.name, args.release), { host = host.name })
   end
-  local result = errors.check(host:with_link(function(link)
-    return core.pipe {
-      from = archive:source(),
-      to = { link = link, library = true, command = { "release_receive", args.release, args.sha256, archive.filter } },
-      timeout = 3600, hash = false, -- the host compares it
-    }
-  end))
-  if result.from.status ~= 0 then
-    errors.raise("archive", ("cannot read %s: %s"):format(archive.path, result.from.output), { host = host.name })
-  end
-  if result.to.status ~= 0 then
-    local code, message = result.to.output:match("([%l_]+): ([^\n]*)")
-    local full = result.to.output:find("No space left", 1, true)
+  local result = send(context, host, archive, { "release_receive", args.release, args.sha256, archive.filter })
+  if result.status ~= 0 then
+    local code, message = result.output:match("([%l_]+): ([^\n]*)")
+    local full = result.output:find("No space left", 1, true)
     errors.raise(full and "full" or code or "upload", ("%s: release %s was not unpacked: %s%s"):format(host.name, args.release,
-      message or result.to.output, full and "; make room below " .. host.root or ""), { host = host.name })
+      message or result.output, full and "; make room below " .. host.root or ""), { host = host.name })
   end
-  return { bytes = result.bytes }
+  return { bytes = archive.bytes }
 end
 
 --- Removes a release from the host; a missing one is fine.
