@@ -1,6 +1,7 @@
 # Builds deployrt, its Lua module and its tests. `make help` lists the targets.
 BUILD   ?= build
 PREFIX  ?= /usr/local
+JOBS    ?= 4
 VERSION := 0.1.0
 
 PACKAGES := lua5.4 libuv libssh2 libcrypto yaml-0.1 lua5.4-cjson
@@ -65,7 +66,7 @@ demo: deps ## deploy for real on this machine: a canary under load, then a relea
 # deps comes first even under -j: what is to be built needs what it installs.
 test: deps ## run every test
 	@$(MAKE) --no-print-directory all
-	@busted $(BUSTED)
+	@sh spec/suite.sh $(JOBS)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)

@@ -22,7 +22,7 @@ lint-lua:
 	@luacheck --quiet --no-color lua strategies spec .luacheckrc
 
 lint-sh:
-	@if command -v shellcheck > /dev/null; then shellcheck -S warning -s sh src/host.sh src/deps.sh examples/*/demo.sh examples/hello/make-release; else echo "lint: no shellcheck"; fi
+	@if command -v shellcheck > /dev/null; then shellcheck -S warning -s sh src/host.sh src/deps.sh spec/suite.sh examples/*/demo.sh examples/hello/make-release; else echo "lint: no shellcheck"; fi
 
 format: ## lay out the C sources
 	clang-format -i $(FORMATTED)
@@ -36,8 +36,8 @@ build/asan/lua: spec/support/lua_host.c
 	@clang $(C_FLAGS) -O1 -g $(SANITIZE) -Wl,-rpath,$(dir $(ASAN_LIB)) -o $@ $< $(shell pkg-config --libs lua5.4)
 
 asan: asan-build build/asan/lua ## the whole suite against a build with sanitizers; SPECS=spec/core_spec.lua for a part of it
-	@$(ASAN_ENV) DEPLOYRT=$(CURDIR)/build/asan/deployrt build/asan/lua $(shell command -v busted) --ignore-lua \
-	  --cpath='build/asan/lib/?.so' $(SPECS)
+	@$(ASAN_ENV) DEPLOYRT=$(CURDIR)/build/asan/deployrt SPECS="$(SPECS)" \
+	  BUSTED="build/asan/lua $(shell command -v busted) --ignore-lua --cpath=build/asan/lib/?.so" sh spec/suite.sh $(JOBS)
 
 build/fuzz/yaml: $(wildcard src/fuzz_yaml.c src/yaml*.c src/class.c src/error.c src/memory.c) $(GEN)
 	@mkdir -p $(@D)

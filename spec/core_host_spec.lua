@@ -82,7 +82,7 @@ teardown(function() os.execute("rm -rf '" .. directory .. "'") end)
 
 local function free_port()
   local used = call("port_list") .. "\t"
-  for port = 21000 + core.whoami().pid % 8000, 40000 do
+  for port = 30000 + core.whoami().pid % 2000, 32700 do
     if not used:find("\t" .. port .. "\t", 1, true) then return tostring(port) end
   end
 end

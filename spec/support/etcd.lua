@@ -1,5 +1,6 @@
 -- etcd.lua -- A cluster of real etcd members on loopback, each in a directory of its own.
 local core = require "deployrt.core"
+local fixture = require "spec.support.fixture"
 
 local etcd = {}
 local Cluster = {}
@@ -11,14 +12,8 @@ local function output(command)
 end
 
 local function free_ports(count)
-  local used, found = {}, {}
-  local file <close> = assert(io.open("/proc/net/tcp"))
-  for hex in file:read("a"):gmatch("%d+: %x+:(%x+) ") do used[tonumber(hex, 16)] = true end
-  while #found < count do
-    local port = math.random(20000, 30000)
-    if not used[port] then found[#found + 1] = port end
-    used[port] = true
-  end
+  local found = {}
+  for i = 1, count do found[i] = fixture.free_port() end
   return found
 end
 
