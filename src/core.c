@@ -8,6 +8,8 @@
 #include "event.h"
 #include "fs.h"
 #include "http.h"
+#include "limit.h"
+#include "lines.h"
 #include "link.h"
 #include "loop.h"
 #include "ssh.h"
@@ -48,8 +50,10 @@ int luaopen_deployrt_core(lua_State *L) {
   push_sentinel(L);
   lua_newtable(L);
   push_task_functions(L);
+  push_limit_functions(L);
   push_event_functions(L);
   push_system_functions(L);
+  push_lines_functions(L);
   push_link_functions(L);
   push_digest_functions(L);
   push_fs_functions(L);

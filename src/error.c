@@ -33,3 +33,24 @@ int push_uv_error(lua_State *L, int code, const char *host, const char *what) {
   const char *name = code == UV_ENOENT ? "missing" : code == UV_EEXIST ? "exists" : "system";
   return push_error(L, name, host, "%s: %s", what, uv_strerror(code));
 }
+
+/* Adds a trace to an error that is a string; error tables travel as they are. */
+int l_on_error(lua_State *L) {
+  if (lua_type(L, 1) == LUA_TSTRING) {
+    lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
+    if (lua_isfunction(L, -1)) {
+      lua_pushvalue(L, 1);
+      lua_call(L, 1, 1);
+    } else {
+      lua_settop(L, 1);
+    }
+  }
+  return 1;
+}
+
+int l_set_traceback(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_setfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
+  return 0;
+}

@@ -14,18 +14,31 @@
 
 #include "error.h"
 #include "loop.h"
+#include "timeline.h"
 
 /* core.now() monotonic, core.time() since the epoch: both in seconds */
 static int l_now(lua_State *L) {
-  lua_pushnumber(L, loop_now());
+  lua_pushnumber(L, timeline_on() ? timeline_now() : loop_now());
   return 1;
 }
 
 static int l_time(lua_State *L) {
   struct timespec t;
+  if (timeline_on()) {
+    lua_pushnumber(L, timeline_wall());
+    return 1;
+  }
   clock_gettime(CLOCK_REALTIME, &t);
   lua_pushnumber(L, (double)t.tv_sec + (double)t.tv_nsec / 1e9);
   return 1;
+}
+
+/* core.virtual_time(wall): time begins at 0 and goes on when everybody waits; wall is the time of day.
+ * core.virtual_time(nil): it is real again. */
+static int l_virtual_time(lua_State *L) {
+  if (!lua_isnoneornil(L, 1)) timeline_begin(luaL_checknumber(L, 1));
+  else if (!timeline_end()) return luaL_error(L, "tasks still wait in virtual time");
+  return 0;
 }
 
 /* core.terminal(fd) -> columns, rows | nil when it is none */
@@ -80,9 +93,9 @@ static int l_ask_secret(lua_State *L) {
   tcgetattr(fileno(tty), &before);
   silent = before;
   silent.c_lflag &= (tcflag_t)~ECHO;
+  tcsetattr(fileno(tty), TCSAFLUSH, &silent); /* before the prompt: an answer may come at once */
   fputs(prompt, tty);
   fflush(tty);
-  tcsetattr(fileno(tty), TCSAFLUSH, &silent);
   char *read = fgets(line, sizeof line, tty);
   tcsetattr(fileno(tty), TCSAFLUSH, &before);
   fputs("\n", tty);
@@ -94,12 +107,9 @@ static int l_ask_secret(lua_State *L) {
 }
 
 void push_system_functions(lua_State *L) {
-  static const luaL_Reg functions[] = {{"now", l_now},
-                                       {"time", l_time},
-                                       {"terminal", l_terminal},
-                                       {"whoami", l_whoami},
-                                       {"ask_secret", l_ask_secret},
-                                       {"echo", l_echo},
-                                       {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"now", l_now},           {"time", l_time},     {"virtual_time", l_virtual_time},
+      {"terminal", l_terminal}, {"whoami", l_whoami}, {"ask_secret", l_ask_secret},
+      {"echo", l_echo},         {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

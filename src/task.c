@@ -6,36 +6,37 @@
 
 #include "class.h"
 #include "error.h"
+#include "limit.h"
 #include "loop.h"
 #include "memory.h"
+#include "timeline.h"
 
 #define TASK "deployrt.Task"
 #define JOIN "deployrt.Join"
-#define HOOK_INTERVAL 100000
 
 typedef enum { TASK_NEW, TASK_READY, TASK_RUNNING, TASK_WAITING, TASK_DONE } TaskState;
 
 /*
- * A task is a userdata. `co` runs the body under pcall, so that an error never reaches lua_resume; the registry holds
- * the userdata while the task lives, and its user value holds {thread, locals, results}.
+ * A task is a userdata. `co` runs the body under pcall, so that an error never reaches lua_resume; the
+ * registry holds the userdata while the task lives, and its user value holds {thread, locals, results}.
  */
 struct Task {
   TaskState state; /* first resumed as TASK_NEW, with its arguments */
   lua_State *co;
   Task *parent;
-  int children;          /* live ones; the task is not done before they are */
+  int children; /* live ones; the task is not done before they are */
   Task *next_ready;
   Task *next, *previous; /* among the live ones */
   Waiter *waiter;        /* what it sleeps on */
   Waiter joining;        /* its own wait for its children */
   uv_timer_t *timer;     /* the deadline of the present wait */
+  Deadline deadline;     /* the same in virtual time */
   WakeReason reason;
   bool cancel_requested; /* delivered once, at the next wait */
   bool failed;
-  int reference;         /* registry slot while it lives */
-  double budget;         /* instructions it may run between two waits; 0: no limit */
-  double spent;
-  struct Join *joins;    /* other tasks that wait for this one */
+  int reference; /* registry slot while it lives */
+  Allowance allowance;
+  struct Join *joins; /* other tasks that wait for this one */
 };
 
 typedef struct Join {
@@ -71,6 +72,7 @@ static void wake(Task *t, WakeReason reason) {
   t->waiter = NULL;
   t->reason = reason;
   if (t->timer) uv_timer_stop(t->timer);
+  timeline_remove(&t->deadline);
   t->state = TASK_READY;
   ready_add(t);
 }
@@ -92,11 +94,17 @@ void check_can_wait(lua_State *L) {
   if (!running) luaL_error(L, "this call waits: make it inside core.run");
   if (L != running->co) luaL_error(L, "this call waits, and cannot do so inside a coroutine of your own");
   if (!lua_isyieldable(L)) {
-    luaL_error(L, "this call waits, and cannot do so inside a callback of table.sort, string.gsub or a metamethod");
+    luaL_error(
+        L, "this call waits, and cannot do so inside a callback of table.sort, string.gsub or a metamethod");
   }
 }
 
 static void start_deadline(Task *t, double timeout) {
+  if (timeline_on()) {
+    t->deadline.owner = t;
+    timeline_add(&t->deadline, timeout);
+    return;
+  }
   if (!t->timer) {
     t->timer = handle_new(sizeof *t->timer);
     uv_timer_init(loop_get(), t->timer);
@@ -124,24 +132,6 @@ int task_wait(lua_State *L, Waiter *w, double timeout, lua_KContext ctx, lua_KFu
 int push_interruption(lua_State *L, const char *host, const char *what) {
   if (task_reason() == WAKE_CANCEL) return push_error(L, "canceled", host, "%s: canceled", what);
   return push_error(L, "timeout", host, "%s: no answer within the time allowed", what);
-}
-
-static void on_count(lua_State *L, lua_Debug *ar) {
-  (void)ar;
-  Task *t = running;
-  if (!t || t->budget <= 0) return;
-  t->spent += HOOK_INTERVAL;
-  if (t->spent < t->budget) return;
-  lua_sethook(L, on_count, LUA_MASKCOUNT, 1); /* so that a pcall cannot carry on */
-  luaL_error(L, "ran %d million instructions without waiting: is this an endless loop?",
-             (int)(t->budget / 1e6));
-}
-
-static void set_budget(Task *t, double budget) {
-  t->budget = budget;
-  t->spent = 0;
-  if (budget > 0) lua_sethook(t->co, on_count, LUA_MASKCOUNT, HOOK_INTERVAL);
-  else lua_sethook(t->co, NULL, 0, 0);
 }
 
 static void push_slot(lua_State *L, Task *t, int slot) {
@@ -178,20 +168,24 @@ static void task_finish(Task *t) {
   t->joins = NULL;
   if (t->parent && --t->parent->children == 0) task_wake(&t->parent->joining);
   t->parent = NULL;
+  push_allowance_release(t->co, &t->allowance);
   luaL_unref(t->co, LUA_REGISTRYINDEX, t->reference);
   t->reference = LUA_NOREF;
   live_remove(t);
 }
 
-/* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that closes. */
+/* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that
+ * closes. */
 static int l_task_gc(lua_State *L) {
   Task *t = lua_touserdata(L, 1);
   handle_close(t->timer);
   t->timer = NULL;
+  timeline_remove(&t->deadline);
   if (t->waiter) t->waiter->task = NULL;
   t->waiter = NULL;
   if (t->state != TASK_DONE) live_remove(t);
   t->state = TASK_DONE;
+  push_allowance_release(L, &t->allowance);
   return 0;
 }
 
@@ -231,27 +225,45 @@ static void cancel_children(Task *parent) {
   }
 }
 
+static void ready_remove(Task *t) {
+  Task **p = &ready_first, *before = NULL;
+  for (; *p && *p != t; p = &(*p)->next_ready) before = *p;
+  if (!*p) return;
+  *p = t->next_ready;
+  if (ready_last == t) ready_last = before;
+}
+
+static void task_finish(Task *t);
+
+static Task *any_child(Task *parent) {
+  for (Task *t = live_first; t; t = t->next) {
+    if (t->parent == parent) return t;
+  }
+  return NULL;
+}
+
+/* Ends a task and all below it as a process dies: nothing of them runs any more, no handler and no __close.
+ */
+static void abandon(Task *t) {
+  if (t->waiter) t->waiter->task = NULL;
+  t->waiter = NULL;
+  timeline_remove(&t->deadline);
+  while (t->children > 0) abandon(any_child(t));
+  if (t->state == TASK_READY || t->state == TASK_NEW) ready_remove(t);
+  t->failed = true;
+  task_finish(t);
+}
+
 static int task_body_step(lua_State *L, int status, lua_KContext ctx) {
   Task *t = (Task *)ctx;
-  set_budget(t, 0);
+  push_allowance_rest(L, &t->allowance);
   t->failed = status != LUA_OK && status != LUA_YIELD;
+  const char *verdict = limit_verdict(t->allowance.limit, t->failed);
+  if (verdict) t->failed = true;
+  if (verdict) push_verdict_as_error(L, verdict);
   keep_results(t, t->failed ? 1 : lua_gettop(L) - 1); /* the handler lies below them */
   if (t->failed && t->children > 0) cancel_children(t);
   return join_children_step(L, 0, ctx);
-}
-
-/* Adds a trace to an error that is a string; error tables travel as they are. */
-static int l_on_error(lua_State *L) {
-  if (lua_type(L, 1) == LUA_TSTRING) {
-    lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
-    if (lua_isfunction(L, -1)) {
-      lua_pushvalue(L, 1);
-      lua_call(L, 1, 1);
-    } else {
-      lua_settop(L, 1);
-    }
-  }
-  return 1;
 }
 
 static int l_task_body(lua_State *L) {
@@ -269,8 +281,9 @@ static void resume_step(lua_State *L, Task *t) {
   running = t;
   int arguments = t->state == TASK_NEW ? lua_gettop(t->co) - 1 : 0;
   t->state = TASK_RUNNING;
-  t->spent = 0;
+  push_allowance_enter(L, &t->allowance, t->co);
   int status = lua_resume(t->co, L, arguments, &count);
+  push_allowance_leave(L, &t->allowance);
   running = before;
   if (status == LUA_YIELD) {
     lua_pop(t->co, count);
@@ -311,7 +324,7 @@ static int l_spawn(lua_State *L) {
   if (running) {
     t->parent = running;
     running->children++;
-    if (running->budget > 0) set_budget(t, running->budget);
+    t->allowance = push_allowance_inherit(t->co, &running->allowance);
   }
   ready_add(t);
   return 1;
@@ -321,7 +334,13 @@ static void ready_step(lua_State *L) {
   for (Task *t; (t = ready_take());) resume_step(L, t);
 }
 
+/* In virtual time nothing real is looked at while somebody waits for a moment: it is that moment at once. */
 static void poll_once(void) {
+  Deadline *next = timeline_on() ? timeline_next() : NULL;
+  if (next) {
+    wake(next->owner, WAKE_TIMEOUT);
+    return;
+  }
   polling = true;
   uv_run(loop_get(), UV_RUN_ONCE);
   polling = false;
@@ -400,6 +419,16 @@ static int l_task_cancel(lua_State *L) {
   return 0;
 }
 
+/* task:abandon() -- from outside of what it ends */
+static int l_task_abandon(lua_State *L) {
+  Task *t = check_task(L);
+  for (Task *each = running; each; each = each->parent) {
+    if (each == t) return luaL_error(L, "a task cannot abandon itself");
+  }
+  if (t->state != TASK_DONE) abandon(t);
+  return 0;
+}
+
 static int l_task_status(lua_State *L) {
   Task *t = check_task(L);
   lua_pushstring(L, t->state != TASK_DONE ? "running" : t->failed ? "failed" : "done");
@@ -412,17 +441,16 @@ static int l_locals(lua_State *L) {
   return 1;
 }
 
-static int l_budget(lua_State *L) {
-  double instructions = luaL_checknumber(L, 1);
-  if (running) set_budget(running, instructions);
+static int l_confine(lua_State *L) {
+  if (!running) return luaL_error(L, "core.confine is for a task");
+  check_allowance_confine(L, &running->allowance, running->co);
   return 0;
 }
 
-static int l_set_traceback(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TFUNCTION);
-  lua_settop(L, 1);
-  lua_setfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
-  return 0;
+static int l_exempt(lua_State *L) {
+  bool exempt = lua_toboolean(L, 1);
+  lua_pushboolean(L, running && push_allowance_exempt(L, &running->allowance, exempt));
+  return 1;
 }
 
 static int l_live_tasks(lua_State *L) {
@@ -434,12 +462,16 @@ void push_task_functions(lua_State *L) {
   static const luaL_Reg functions[] = {{"run", l_run},
                                        {"spawn", l_spawn},
                                        {"locals", l_locals},
-                                       {"budget", l_budget},
+                                       {"confine", l_confine},
+                                       {"exempt", l_exempt},
                                        {"set_traceback", l_set_traceback},
                                        {"live_tasks", l_live_tasks},
                                        {NULL, NULL}};
-  static const luaL_Reg methods[] = {
-      {"wait", l_task_wait}, {"cancel", l_task_cancel}, {"status", l_task_status}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"wait", l_task_wait},
+                                     {"cancel", l_task_cancel},
+                                     {"abandon", l_task_abandon},
+                                     {"status", l_task_status},
+                                     {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
   push_class(L, TASK, methods, l_task_gc);
   luaL_getmetatable(L, TASK);
