@@ -18,6 +18,12 @@ fail() { # code message
   return 1
 }
 
+unwritten() { # path message code -- says why a file was not written; a shell does not tell that a disk is full
+  room=$(df -Pk "${1%/*}" 2>/dev/null | { read -r _; read -r _ _ _ room _; echo "$room"; })
+  [ "${room:-99}" -ge 16 ] || set -- "$1" "No space left on device; make room there" full
+  fail "${3:-system}" "cannot write $1: $2"
+}
+
 facts() { # -- root, home, boot id, user
   printf '%s\t%s\t%s\t%s\n' "$root" "$HOME" "$boot" "$(id -un)"
 }
@@ -51,7 +57,8 @@ file_remove() { # path
 lock_take() { # run epoch owner life text -- the first of its epoch gets it; text begins the copy of the journal
   layout && mkdir -p "$root/runs/$1" || return 1
   mine=$root/.lock.$$
-  printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(date +%s)" "$4" > "$mine"
+  message=$({ printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(date +%s)" "$4" > "$mine" &&
+    printf '%s' "$5" > "$mine.copy"; } 2>&1) || { unwritten "$root/lock" "$message"; rm -f "$mine" "$mine.copy"; return 1; }
   if ln "$mine" "$root/lock" 2>/dev/null; then
     taken=0
   elif lock_held_by "$1" "$2" && [ "$holder_life" = "$4" ]; then
@@ -63,7 +70,7 @@ lock_take() { # run epoch owner life text -- the first of its epoch gets it; tex
     lock_read || fail system "cannot make $root/lock"
     taken=1
   fi
-  rm -f "$mine"
+  rm -f "$mine" "$mine.copy"
   [ $taken -eq 0 ] && rm -f "$root/runs/$1/control"
   [ $taken -eq 0 ] && [ -n "$5" ] && printf '%s' "$5" >> "$root/runs/$1/journal"
   return $taken
@@ -75,10 +82,10 @@ lock_held_by() { # run, and epoch where it matters
 }
 
 lock_read() { # -- locked: run epoch owner since life, beat, now, step; fails when nobody holds it
-  [ -e "$root/lock" ] || return 1
+  { IFS= read -r lock_text < "$root/lock" && lock_beaten=$(stat -c %Y "$root/lock"); } 2>/dev/null || return 1
   lock_step=''
   lock_held_by "" || { IFS= read -r lock_step < "$root/runs/$holder/step"; } 2>/dev/null
-  printf 'locked: %s\t%s\t%s\t%s\n' "$(cat "$root/lock")" "$(stat -c %Y "$root/lock")" "$(date +%s)" "$lock_step"
+  printf 'locked: %s\t%s\t%s\t%s\n' "$lock_text" "$lock_beaten" "$(date +%s)" "$lock_step"
 }
 
 lock_beat() { # run epoch step -- a sign of life; answers what was asked of the run: a word and its number
@@ -98,6 +105,12 @@ as() { # run epoch text function argument...
   lock_held_by "$1" "$2" || { superseded "$1"; return 1; }
   [ -z "$3" ] || printf '%s' "$3" >> "$root/runs/$1/journal"
   shift 3
+  "$@"
+}
+
+with() { # text function argument... -- of a library that few hosts ever need
+  eval "$1"
+  shift
   "$@"
 }
 
@@ -147,37 +160,38 @@ checksum() { # -- of standard input; openssl knows the processor's own instructi
   if command -v openssl > /dev/null; then openssl dgst -sha256 -r; else sha256sum; fi
 }
 
+# What arrives is first written down: a reader that keeps up, and no copies through pipes, cost less than half of a
+# checksum on the way.
 release_receive() { # version sha256 filter -- the archive on standard input
   layout || return 1
   part=$root/releases/.part.$1
-  rm -rf "$part" "$part".*
-  mkdir "$part" && mkfifo "$part.fifo" || { fail system "cannot make $part"; return 1; }
-  checksum < "$part.fifo" > "$part.sum" 2>/dev/null &
+  [ ! -e "$part" ] || rm -rf "$part" "$part".*
+  problem=$({ mkdir "$part" && cat > "$part.archive"; } 2>&1) || { release_refuse "$part" unpack "$problem"; return 1; }
+  checksum < "$part.archive" > "$part.sum" 2>/dev/null &
+  summing=$!
   problem=$({
-    tee "$part.fifo" | {
-      if [ "$3" ]; then $3 | tar -xopf - -C "$part"; else tar -xopf - -C "$part"; fi
-      unpacked=$?
-      cat > /dev/null
-      exit $unpacked
-    }
+    if [ "$3" ]; then $3 < "$part.archive" | tar -xopf - -C "$part"; else tar -xopf "$part.archive" -C "$part"; fi
   } 2>&1)
   unpacked=$?
-  wait
+  wait $summing
   read -r sum _ < "$part.sum"
-  if [ $unpacked -ne 0 ] || [ -n "$problem" ]; then
-    rm -rf "$part" "$part".*
-    fail unpack "$(printf '%s\n' "$problem" | tail -n 3 | tr '\n' ' ')"
-  elif [ "$sum" != "$2" ]; then
-    rm -rf "$part" "$part".*
-    fail checksum "what arrived has the SHA-256 $sum, not $2"
+  if [ "$sum" != "$2" ]; then
+    release_refuse "$part" checksum "what arrived has the SHA-256 $sum, not $2"
+  elif [ $unpacked -ne 0 ] || [ -n "$problem" ]; then
+    release_refuse "$part" unpack "$problem"
   else
     rm -f "$part".*
     release_settle "$1" "$2" "$part"
   fi
 }
 
+release_refuse() { # directory code message -- leaves nothing of it
+  rm -rf "$1" "$1".*
+  fail "$2" "$(printf '%s\n' "$3" | tail -n 3 | tr '\n' ' ')"
+}
+
 release_settle() { # version sha256 directory
-  rm -rf "$root/releases/$1"
+  [ ! -e "$root/releases/$1" ] || rm -rf "$root/releases/$1"
   printf '%s\t%s\n' "$2" "$boot" > "$root/releases/.$1.sha256" &&
     mv "$3" "$root/releases/$1" || { fail system "cannot rename $3"; return 1; }
   (setsid sh -c 'sync -f "$1" && printf "%s\tsynced\n" "$2" > "$1/../.$3.new" &&
@@ -213,38 +227,49 @@ process_read() { # port -- sets i_key i_pid i_start i_boot i_offset i_record
   { IFS=$tab read -r i_key i_pid i_start i_boot i_offset; IFS= read -r i_record; } < "$root/instances/$1"
 }
 
-# The start time tells a process from a later one with the same pid; a zombie is dead.
-process_alive() { # pid start boot
-  [ "$3" = "$boot" ] || return 1
+process_stat() { # pid -- sets s_state s_parent s_start
   { read -r stat < "/proc/$1/stat"; } 2>/dev/null || return 1
   # shellcheck disable=SC2086
-  set -- "$1" "$2" ${stat##*) }
-  [ "$3" != Z ] && [ "$3" != X ] && [ "${22}" = "$2" ]
+  set -- ${stat##*) }
+  s_state=$1 s_parent=$2 s_start=${20}
 }
 
-launcher='
-record=$1 key=$2 boot=$3 log=$4 directory=$5 text=$6
-shift 6
-read -r stat < /proc/$$/stat
-started() { shift 19; start=$1; }
-started ${stat##*) }
-offset=$(wc -c 2>/dev/null < "$log") || offset=0
-printf "%s\t%s\t%s\t%s\t%s\n%s\n" "$key" $$ "$start" "$boot" "$offset" "$text" > "$record.part" &&
-  mv "$record.part" "$record" || exit 1
-if [ -e "$record.secrets" ]; then
-  . "$record.secrets"
-  rm -f "$record.secrets"
-fi
-cd "$directory" || exit 1
-while [ "$1" != -- ]; do
-  export "$1"
+# The start time tells a process from a later one with the same pid; a zombie is dead.
+process_alive() { # pid start boot
+  [ "$3" = "$boot" ] && process_stat "$1" && [ "$s_state" != Z ] && [ "$s_state" != X ] && [ "$s_start" = "$2" ]
+}
+
+process_since() { # the fields of /proc/<pid>/stat after the name
+  shift 19
+  start_since=$1
+}
+
+# A copy of this shell records itself, tells its pid, and becomes the process: each program that it need not run on the
+# way is a millisecond less. What it exports may have any name, so afterwards only names of its own count.
+process_become() { # NAME=value... -- command...
+  read -r start_stat < /proc/self/stat
+  # shellcheck disable=SC2086
+  process_since ${start_stat##*) }
+  start_offset=0
+  [ ! -s "$start_log" ] || start_offset=$(wc -c < "$start_log")
+  printf '%s\t%s\t%s\t%s\t%s\n%s\n' "$start_key" "${start_stat%% *}" "$start_since" "$boot" "$start_offset" "$start_text" \
+    > "$record.part" && mv "$record.part" "$record" || exit 1
+  if [ -e "$record.secrets" ]; then
+    # shellcheck source=/dev/null
+    . "$record.secrets"
+    rm -f "$record.secrets"
+  fi
+  cd "$start_directory" || exit 1
+  while [ "$1" != -- ]; do
+    # shellcheck disable=SC2163 # NAME=value
+    export "$1"
+    shift
+  done
   shift
-done
-shift
-printf "%s\n" $$
-exec >> "$log" 2>&1
-exec "$@"
-'
+  printf '%s\n' "${start_stat%% *}"
+  exec >> "$start_log" 2>&1
+  exec "$start_setsid" "$@"
+}
 
 process_start() { # port key directory record secrets NAME=value... -- command... : prints the pid
   layout || return 1
@@ -255,25 +280,35 @@ process_start() { # port key directory record secrets NAME=value... -- command..
   fi
   # This very operation started it already, and it ended: that is an answer too.
   [ "$i_key" = "$2" ] && [ "$i_boot" = "$boot" ] && printf '%s\n' "$i_pid" && return 0
-  owner=$(port_owner "$1")
+  owner=''
+  port_free "$1" || owner=$(port_owner "$1")
   [ -z "$owner" ] || { fail stranger "$owner"; return 1; }
   [ -d "$3" ] || { fail missing "$3: no such directory"; return 1; }
   record=$root/instances/$1
-  [ -z "$5" ] || printf '%s' "$5" > "$record.secrets" || { fail system "cannot write below $root"; return 1; }
-  start_port=$1 start_key=$2 start_directory=$3 start_text=$4
+  [ -z "$5" ] || message=$({ printf '%s' "$5" > "$record.secrets"; } 2>&1) ||
+    { unwritten "$record.secrets" "$message"; rm -f "$record.secrets"; return 1; }
+  start_log=$root/logs/$1.log start_key=$2 start_directory=$3 start_text=$4
+  [ "${start_setsid:-}" ] || start_setsid=$(command -v setsid)
   shift 5
-  pid=$(setsid sh -c "$launcher" deployrt "$record" "$start_key" "$boot" "$root/logs/$start_port.log" \
-    "$start_directory" "$start_text" "$@" < /dev/null 2>&1 &)
+  pid=$(process_become "$@" < /dev/null 2>&1 &)
   case $pid in
-    '' | *[!0-9]*) rm -f "$record.secrets"; fail start "$pid" ;;
+    '' | *[!0-9]*) rm -f "$record.secrets" "$record.part"; unstarted "$record" "$pid" ;;
     *) printf '%s\n' "$pid" ;;
   esac
+}
+
+unstarted() { # record answer -- of a launcher that printed no pid
+  case $2 in *"$1"* | *printf*) unwritten "$1" "$2" start ;; *) fail start "$2" ;; esac
 }
 
 process_show() { # port -- port state pid key, and the record
   process_read "$1" || { printf '%s\tnone\t0\t\t\n' "$1"; return 0; }
   state=exited
-  process_alive "$i_pid" "$i_start" "$i_boot" && state=running
+  if process_alive "$i_pid" "$i_start" "$i_boot"; then
+    state=running told=''
+    [ ! -e "$root/instances/$1.told" ] || read -r told < "$root/instances/$1.told"
+    [ "$told" != "$i_pid $i_start" ] || state=ending
+  fi
   printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$state" "$i_pid" "$i_key" "$i_record"
 }
 
@@ -285,11 +320,18 @@ process_list() { # -- process_show of each, and the ports that are listened on
   done
   printf 'listening'
   port_list
+  printf '\norigins'
+  for r in "$root"/instances/*.origin; do
+    r=${r##*/}
+    [ "$r" = '*.origin' ] || printf '\t%s' "${r%.origin}"
+  done
   printf '\ncurrent\t%s\n' "$(current_get)"
 }
 
+# That it was told to end is noted first: who looks at it later must not take it for one that goes on.
 process_signal() { # port pid signal -- to its process group; prints sent or gone
   if process_read "$1" && [ "$i_pid" = "$2" ] && process_alive "$i_pid" "$i_start" "$i_boot"; then
+    { printf '%s %s\n' "$i_pid" "$i_start" > "$root/instances/$1.told"; } 2>/dev/null
     kill -s "$3" -- "-$i_pid" 2>/dev/null || kill -s "$3" "$i_pid" 2>/dev/null
     echo sent
   else
@@ -297,11 +339,11 @@ process_signal() { # port pid signal -- to its process group; prints sent or gon
   fi
 }
 
-process_forget() { # port pid -- after its end: what it left of its group goes, and the record
+process_forget() { # port pid -- what it left of its group goes, and the record; prints running while it does not end
   if process_read "$1" && [ "$i_pid" = "$2" ]; then
-    process_alive "$i_pid" "$i_start" "$i_boot" && { fail busy "pid $2 still runs"; return 1; }
+    process_alive "$i_pid" "$i_start" "$i_boot" && echo running && return 0
     [ "$i_boot" != "$boot" ] || [ -d "/proc/$2" ] || kill -s KILL -- "-$2" 2>/dev/null
-    rm -f "$root/instances/$1" "$root/instances/$1.secrets"
+    rm -f "$root/instances/$1" "$root/instances/$1.secrets" "$root/instances/$1.told"
   fi
   return 0
 }
@@ -313,15 +355,26 @@ process_log() { # port lines -- the end of what the present process wrote
 
 # --- ports
 
+# Sockets that listen come first in these files. Reading goes no further: a busy host has connections by the thousand.
+port_table() {
+  sed -n '/ 0[16] /q; / 0A /p' /proc/net/tcp 2>/dev/null
+  sed -n '/ 0[16] /q; / 0A /p' /proc/net/tcp6 2>/dev/null
+}
+
 port_list() { # -- each listened-on port after a tab
-  grep -h ' 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null | {
+  port_table | {
     while read -r _ where _; do printf '\t%d' "0x${where##*:}"; done
   }
 }
 
+port_free() { # port
+  port_hex=$(printf ':%04X' "$1")
+  ! grep -q "$port_hex [^ ]* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null
+}
+
 port_owner() { # port -- nothing when it is free; else who listens, as far as we may see
   hex=$(printf ':%04X ' "$1")
-  lines=$(grep -h "$hex.* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null) || return 0
+  lines=$(port_table | grep "$hex") || return 0
   printf '%s\n' "$lines" | {
     while read -r _ where _ state _ _ _ uid _ inode _; do
       [ "$state" = 0A ] && [ ":${where##*:} " = "$hex" ] || continue
@@ -366,13 +419,17 @@ mv "$marker/status.part" "$marker/status"
 
 operation_run() { # key directory input NAME=value... -- command... : once, however often it is asked for
   marker=$root/runs/$1
-  mkdir -p "${marker%/*}"
-  if mkdir "$marker" 2>/dev/null; then
-    printf '%s' "$3" > "$marker/in"
+  message=$(mkdir -p "${marker%/*}" 2>&1) || { fail system "$message"; return 1; }
+  if problem=$(mkdir "$marker" 2>&1); then
+    message=$({ printf '%s' "$3" > "$marker/in" && printf '%s\n' "$boot" > "$marker/boot"; } 2>&1) ||
+      { unwritten "$marker/in" "$message"; rm -rf "$marker"; return 1; }
     operation_directory=$2
     shift 3
     setsid sh -c "$supervisor" deployrt "$marker" "$operation_directory" "$@" > /dev/null 2>&1 &
     wait $!
+  elif [ ! -d "$marker" ]; then
+    fail system "$problem"
+    return 1
   else
     while [ ! -e "$marker/status" ] && operation_alive "$marker"; do sleep 0.1 2>/dev/null || sleep 1; done
   fi
@@ -381,13 +438,22 @@ operation_run() { # key directory input NAME=value... -- command... : once, howe
   cat "$marker/out" "$marker/err"
 }
 
-operation_alive() { # marker -- or only just begun
-  { read -r supervisor_pid < "$1/pid"; } 2>/dev/null || return 0
-  kill -0 "$supervisor_pid" 2>/dev/null || [ -e "$1/status" ]
+operation_of_this_boot() { # marker -- sets supervisor_pid; the pid may be another's after a boot
+  supervisor_boot=''
+  { read -r supervisor_boot < "$1/boot"; } 2>/dev/null && [ "$supervisor_boot" = "$boot" ] &&
+    { read -r supervisor_pid < "$1/pid"; } 2>/dev/null
+}
+
+operation_alive() { # marker -- or begun less than 10 s ago: who began it may be about to write boot and pid
+  if operation_of_this_boot "$1"; then
+    kill -0 "$supervisor_pid" 2>/dev/null || [ -e "$1/status" ]
+  else
+    [ "${supervisor_boot:-$boot}" = "$boot" ] && [ $(($(date +%s) - $(stat -c %Y "$1"))) -lt 10 ]
+  fi
 }
 
 operation_stop() { # key
-  { read -r supervisor_pid < "$root/runs/$1/pid"; } 2>/dev/null && kill -s TERM -- "-$supervisor_pid" 2>/dev/null
+  operation_of_this_boot "$root/runs/$1" && kill -s TERM -- "-$supervisor_pid" 2>/dev/null
   return 0
 }
 
