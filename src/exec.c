@@ -272,20 +272,6 @@ static Exec *push_dialing_exec(lua_State *L) {
   return e;
 }
 
-/* link:script(words) -> the command that calls a function of the host's library, for a program that carries it there */
-int l_link_script(lua_State *L) {
-  LinkBox *box = check_link(L, 1);
-  luaL_checktype(L, 2, LUA_TTABLE);
-  Buffer script = {0}, command = {0};
-  shell_library(box, &script);
-  check_words(L, 2, &script);
-  shell_wrap(box, &script, &command);
-  lua_pushstring(L, command.data);
-  buffer_free(&script);
-  buffer_free(&command);
-  return 1;
-}
-
 /* link:talk(address, port, request, options?) -> all that the peer answers until it closes | nil, err */
 int l_link_talk(lua_State *L) {
   size_t length;

@@ -33,10 +33,12 @@ static int push_success(lua_State *L) {
   return 1;
 }
 
-/* fs.mkdir(path) -> true | nil, err: makes one directory, mode 0700; an existing one is fine */
+/* fs.mkdir(path, mode) -> true | nil, err: makes one directory, mode 0700 by default; an existing one is fine
+ */
 static int l_mkdir(lua_State *L) {
   const char *path = luaL_checkstring(L, 1);
-  if (mkdir(path, 0700) != 0 && errno != EEXIST) return push_errno(L, path);
+  mode_t mode = (mode_t)luaL_optinteger(L, 2, 0700);
+  if (mkdir(path, mode) != 0 && errno != EEXIST) return push_errno(L, path);
   return push_success(L);
 }
 
@@ -128,6 +130,7 @@ static int l_realpath(lua_State *L) {
 typedef struct LogFile {
   int fd;
   uv_fs_t *request;
+  int synced; /* 0, or what the last sync failed with */
   Waiter waiter;
 } LogFile;
 
@@ -159,6 +162,7 @@ static void on_synced(uv_fs_t *request) {
   LogFile *f = request->data;
   if (f) {
     f->request = NULL;
+    f->synced = (int)request->result;
     task_wake(&f->waiter);
   }
   uv_fs_req_cleanup(request);
@@ -173,7 +177,9 @@ static int sync_step(lua_State *L, int status, lua_KContext ctx) {
     f->request = NULL;
     return push_interruption(L, NULL, "journal");
   }
-  return push_success(L);
+  if (f->synced == 0) return push_success(L);
+  errno = -f->synced;
+  return push_errno(L, "journal");
 }
 
 static int l_log_sync(lua_State *L) {

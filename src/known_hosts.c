@@ -5,8 +5,8 @@
 
 #include "ssh_session.h"
 
-/* Whether a line may be about the host: it has its name, or hides whose it is. With the file of a large fleet,
- * parsing all lines for each host would cost more than logging in. */
+/* Whether a line may be about the host: it has its name, or hides whose it is. With the file of a large
+ * fleet, parsing all lines for each host would cost more than logging in. */
 static bool may_concern(const SshLink *s, const char *line, size_t length) {
   return line[0] == '|' || memmem(line, length, s->known_as, strlen(s->known_as)) != NULL;
 }
@@ -45,11 +45,14 @@ void known_hosts_prefer(SshLink *s) {
   static const struct {
     int bits;
     const char *methods;
-  } orders[] = {
-      {LIBSSH2_KNOWNHOST_KEY_ED25519, "ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521"},
-      {LIBSSH2_KNOWNHOST_KEY_ECDSA_256, "ecdsa-sha2-nistp256,ssh-ed25519,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521"},
-      {LIBSSH2_KNOWNHOST_KEY_ECDSA_384, "ecdsa-sha2-nistp384,ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp521"},
-      {LIBSSH2_KNOWNHOST_KEY_ECDSA_521, "ecdsa-sha2-nistp521,ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384"}};
+  } orders[] = {{LIBSSH2_KNOWNHOST_KEY_ED25519,
+                 "ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521"},
+                {LIBSSH2_KNOWNHOST_KEY_ECDSA_256,
+                 "ecdsa-sha2-nistp256,ssh-ed25519,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521"},
+                {LIBSSH2_KNOWNHOST_KEY_ECDSA_384,
+                 "ecdsa-sha2-nistp384,ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp521"},
+                {LIBSSH2_KNOWNHOST_KEY_ECDSA_521,
+                 "ecdsa-sha2-nistp521,ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384"}};
   const char *best = orders[0].methods;
   for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
     struct libssh2_knownhost *found = NULL;
@@ -82,7 +85,8 @@ static bool remember(SshLink *s, LIBSSH2_KNOWNHOSTS *hosts, const char *key, siz
   snprintf(name, sizeof name, s->port == 22 ? "%s" : "[%s]:%d", s->known_as, s->port);
   int bits = LIBSSH2_KNOWNHOST_TYPE_PLAIN | LIBSSH2_KNOWNHOST_KEYENC_RAW | key_bits(type);
   if (libssh2_knownhost_addc(hosts, name, NULL, key, length, NULL, 0, bits, &entry) != 0) return false;
-  if (libssh2_knownhost_writeline(hosts, entry, line, sizeof line, &size, LIBSSH2_KNOWNHOST_FILE_OPENSSH) != 0) {
+  if (libssh2_knownhost_writeline(hosts, entry, line, sizeof line, &size, LIBSSH2_KNOWNHOST_FILE_OPENSSH) !=
+      0) {
     return false;
   }
   FILE *file = fopen(s->known_hosts[0], "a");
@@ -102,15 +106,19 @@ bool known_hosts_check(SshLink *s) {
   bool fine = verdict == LIBSSH2_KNOWNHOST_CHECK_MATCH;
   if (verdict == LIBSSH2_KNOWNHOST_CHECK_MISMATCH) {
     ssh_fail(s, "host_key",
-             "the host key of %s is not the one in %s: somebody may be listening in, or the machine was set up anew; "
-             "if you know why, remove the old key with: ssh-keygen -R '%s'", s->known_as, file, s->known_as);
+             "the host key of %s is not the one in %s: somebody may be listening in, or the machine was set "
+             "up anew; "
+             "if you know why, remove the old key with: ssh-keygen -R '%s'",
+             s->known_as, file, s->known_as);
   } else if (!fine && s->accept_new && s->known_hosts[0] && key && hosts) {
     fine = remember(s, hosts, key, length, type);
     if (!fine) ssh_fail(s, "host_key", "cannot write the new host key of %s to %s", s->known_as, file);
   } else if (!fine) {
-    ssh_fail(s, "host_key",
-             "the host key of %s is not in %s; connect once with ssh and check the fingerprint, or allow new keys "
-             "with 'known_hosts: accept-new' of the host", s->known_as, file);
+    ssh_fail(
+        s, "host_key",
+        "the host key of %s is not in %s; connect once with ssh and check the fingerprint, or allow new keys "
+        "with 'known_hosts: accept-new' of the host",
+        s->known_as, file);
   }
   if (hosts) libssh2_knownhost_free(hosts);
   return fine;

@@ -165,13 +165,14 @@ static int l_quote(lua_State *L) {
 }
 
 void push_link_functions(lua_State *L) {
-  static const luaL_Reg functions[] = {{"connect", l_connect},
+  static const luaL_Reg functions[] = {{"adopt_library", l_adopt_library},
+                                       {"connect", l_connect},
                                        {"pipe", l_pipe},
                                        {"quote", l_quote},
                                        {"ssh_concurrency", l_ssh_concurrency},
                                        {NULL, NULL}};
   static const luaL_Reg methods[] = {
-      {"script", l_link_script}, {"call", l_link_call},   {"exec", l_link_exec},   {"stream", l_link_stream},
+      {"call", l_link_call},   {"exec", l_link_exec},   {"stream", l_link_stream},
       {"talk", l_link_talk},   {"dial", l_link_dial},   {"forward", l_link_forward},
       {"state", l_link_state}, {"close", l_link_close}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);

@@ -40,10 +40,10 @@ void shell_wrap(const LinkBox *box, const Buffer *script, Buffer *command);
 /* Closes all shells and fails their calls. */
 void shells_close(LinkBox *box);
 
+int l_adopt_library(lua_State *L);
 int l_link_call(lua_State *L);
 int l_link_exec(lua_State *L);
 int l_link_stream(lua_State *L);
-int l_link_script(lua_State *L);
 int l_link_talk(lua_State *L);
 int l_link_dial(lua_State *L);
 int l_link_forward(lua_State *L);

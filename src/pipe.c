@@ -16,7 +16,7 @@
 
 #define PIPE "deployrt.Pipe"
 #define CHUNK (256 * 1024)
-#define HIGH_WATER (1024 * 1024)
+#define HIGH_WATER (256 * 1024)
 
 typedef struct Pipe Pipe;
 
@@ -256,8 +256,8 @@ static void check_side(lua_State *L, const char *name) {
   lua_settop(L, side - 1);
 }
 
-/* core.pipe{from = {file=} | {link=, command=}, to = the same, timeout?, hash?} -> {bytes, sha256, from, to} | nil,
- * err */
+/* core.pipe{from = {file=} | {link=, command=}, to = the same, timeout?, hash?} -> {bytes, sha256, from, to}
+ * | nil, err */
 int l_pipe(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "adopt_library.h"
 #include "class.h"
 #include "error.h"
 #include "host_library.h"
@@ -264,6 +265,12 @@ int l_link_call(lua_State *L) {
   shells_serve(box);
   if (c->done) return call_step(L, LUA_OK, (lua_KContext)c);
   return task_wait(L, &c->waiter, timeout, (lua_KContext)c, call_step);
+}
+
+/* core.adopt_library() -> text: what host.sh lacks for a service that was started by hand; see its with() */
+int l_adopt_library(lua_State *L) {
+  lua_pushlstring(L, adopt_library, sizeof adopt_library - 1);
+  return 1;
 }
 
 void push_shell_classes(lua_State *L) {

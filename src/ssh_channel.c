@@ -19,7 +19,8 @@ struct SshChannel {
   char *address;
   int port;
   Buffer out;
-  size_t sent; /* of out */
+  size_t sent;   /* of out */
+  size_t window; /* the largest that the peer granted */
   bool end_asked, end_sent, told, closed, paused;
   SshChannel *next;
 };
@@ -104,8 +105,16 @@ static int advance_exec(SshChannel *c) {
   return rc;
 }
 
+/* Whether the peer's command has taken enough of what was sent; its window grows when it does. */
+static bool has_room(SshChannel *c) {
+  size_t left = libssh2_channel_window_write_ex(c->handle, NULL);
+  if (left > c->window) c->window = left;
+  return c->ssh->ahead == 0 || c->window - left < c->ssh->ahead;
+}
+
 static int advance_write(SshChannel *c) {
   while (c->sent < c->out.length) {
+    if (!has_room(c)) return 0;
     ssize_t n = libssh2_channel_write(c->handle, c->out.data + c->sent, c->out.length - c->sent);
     if (n == LIBSSH2_ERROR_CHANNEL_CLOSED || n == LIBSSH2_ERROR_CHANNEL_EOF_SENT)
       n = (ssize_t)(c->out.length - c->sent);

@@ -45,6 +45,7 @@ typedef struct SshLink {
   bool again;      /* something was asked for meanwhile */
   bool closing;
   size_t received; /* bytes from the socket, ever */
+  size_t ahead;    /* most bytes on their way to one command, or 0: as many as the peer's window allows */
   SshChannel *channels;
   int sessions;         /* commands that run; sshd allows MaxSessions, 10 by default */
   SshChannel *blocker;  /* libssh2 wants this one's packet finished before any other */
