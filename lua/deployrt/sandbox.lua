@@ -1,13 +1,17 @@
--- sandbox.lua -- What a strategy script can name: enough to decide, nothing that is not repeatable.
+-- sandbox.lua -- What a strategy script can name, and what it may use: enough to decide, nothing that is not repeatable.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local library = require "deployrt.sandbox.library"
+local trace = require "deployrt.trace"
 
 local sandbox = {}
 
-local budget = 200e6 -- instructions between two waits: about two seconds
+--- Between two waits. A script that decides needs a thousandth of this.
+sandbox.limits = { instructions = 200e6, seconds = 5, memory = 256 << 20, text = 8 << 20, strings = library.strings }
+local longest_script = 1 << 20 -- bytes
 
 local function sorted_pairs(t)
-  local meta = getmetatable(t)
+  local meta = debug.getmetatable(t)
   if type(meta) == "table" and meta.__pairs then return meta.__pairs(t) end
   local keys = {}
   for key in next, t do keys[#keys + 1] = key end
@@ -22,25 +26,16 @@ local function sorted_pairs(t)
   end, t, nil
 end
 
-local function copy(library, without)
-  local out = {}
-  for name, value in pairs(library) do
-    if not (without and without[name]) then out[name] = value end
-  end
-  return out
-end
-
---- A fresh environment. `modules` are what its require knows.
----@param modules table<string, any>
+--- A fresh environment.
+---@param find fun(name: string): any  what its `require` gives for a name; nil: nothing is called so
 ---@param print_line fun(text: string)
 ---@return table
-function sandbox.environment(modules, print_line)
-  local env = {
-    assert = assert, error = error, ipairs = ipairs, pairs = sorted_pairs, pcall = pcall, xpcall = xpcall, select = select,
-    tonumber = tonumber, tostring = tostring, type = type, rawequal = rawequal, rawget = rawget, rawlen = rawlen, rawset = rawset,
-    setmetatable = setmetatable, _VERSION = _VERSION, string = copy(string, { dump = true }), table = copy(table),
-    math = copy(math, { random = true, randomseed = true }), utf8 = copy(utf8), coroutine = copy(coroutine),
-  }
+function sandbox.environment(find, print_line)
+  local env = library.new()
+  for name, value in pairs {
+    assert = assert, error = error, ipairs = ipairs, pairs = sorted_pairs, select = select, tonumber = tonumber, tostring = tostring,
+    type = type, rawequal = rawequal, rawget = rawget, rawlen = rawlen, rawset = rawset, _VERSION = _VERSION,
+  } do env[name] = value end
   env.next = function(t, key)
     local take = key == nil
     for each in sorted_pairs(t) do
@@ -48,38 +43,56 @@ function sandbox.environment(modules, print_line)
       take = rawequal(each, key)
     end
   end
-  env.getmetatable = function(value) return type(value) == "table" and getmetatable(value) or nil end
   env.print = function(...)
     local words = table.pack(...)
     for i = 1, words.n do words[i] = tostring(words[i]) end
-    print_line(table.concat(words, "\t"))
+    local line = table.concat(words, "\t")
+    core.charge(1000 + #line)
+    print_line(line)
   end
   env.require = function(name)
-    if modules[name] == nil then
-      error(("a strategy cannot require '%s': it may use deployrt.strategy and what the API gives it"):format(tostring(name)), 2)
-    end
-    return modules[name]
+    local module = type(name) == "string" and find(name)
+    if module then return module end
+    error(("a strategy cannot require '%s': it may use deployrt.strategy, Lua files beside it, and those of the libraries that app.yml requires"):format(
+      tostring(name)), 2)
   end
   env._G = env
   return env
 end
 
---- Loads and runs a chunk in an environment, under the instruction limit.
+--- Calls what a script made, in a task that is held to the limits. Raises what it raises, as an error.
 ---@async
----@param text string
----@param name string  of the file, for messages
----@param env table
-function sandbox.run(text, name, env)
-  local chunk, err = load(text, "@" .. name, "t", env)
-  if not chunk then errors.raise("strategy", err) end
-  local task = core.spawn(function()
-    core.budget(budget)
-    return chunk()
-  end)
+---@param fn fun(...): ...
+---@return any  the first result
+function sandbox.call(fn, ...)
+  local task = core.spawn(function(...)
+    core.confine(sandbox.limits)
+    return (fn(...))
+  end, ...)
   local ok, result = task:wait()
+  if ok == nil then -- this task was canceled
+    task:cancel()
+    task:wait()
+  end
   if ok then return result end
   error(errors.wrap(result), 0)
 end
 
-sandbox.budget = budget
+--- Loads and runs a chunk in an environment, and makes something of what it returns; all under the limits.
+---@async
+---@param text string
+---@param name string  of the file, for messages
+---@param env table
+---@param use? fun(result: any): any
+function sandbox.run(text, name, env, use)
+  if #text > longest_script then errors.raise("strategy", ("%s: a script has at most %d KB"):format(name, longest_script >> 10)) end
+  return sandbox.call(function()
+    trace.know(name, text)
+    local chunk, err = load(text, "@" .. name, "t", env)
+    if not chunk then errors.raise("strategy", err) end
+    local result = chunk()
+    return use and use(result) or result
+  end)
+end
+
 return sandbox

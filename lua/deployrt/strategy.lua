@@ -1,6 +1,12 @@
 -- strategy.lua -- What a strategy is: define, extend, find and load, and make one ready to run.
 local core = require "deployrt.core"
+local analysis_options = require "deployrt.analysis.options"
 local errors = require "deployrt.errors"
+local read = require("deployrt.file").read
+local library = require "deployrt.library"
+local membrane = require "deployrt.membrane"
+local permission = require "deployrt.permission"
+local route = require "deployrt.balancer.route"
 local sandbox = require "deployrt.sandbox"
 local suggest = require "deployrt.suggest"
 local verbs = require "deployrt.verbs"
@@ -8,7 +14,9 @@ local verbs = require "deployrt.verbs"
 local strategy = {}
 
 local api = 1
-local options_of_all = { timeout = { type = "duration", default = "1h", doc = "the whole run; past it everything is rolled back" } }
+local function options_of_all()
+  return { timeout = { type = "duration", default = "1h", doc = "the whole run; past it everything is rolled back" } }
+end
 
 local function check_definition(definition)
   if type(definition) ~= "table" then errors.raise("strategy", "strategy.define expects a table") end
@@ -20,37 +28,56 @@ local function check_definition(definition)
 end
 
 --- Defines a strategy; add its methods to what is returned.
----@param definition {name: string, api: integer, summary?: string, options?: table<string, table>}
+---@param definition {name: string, api: integer, summary?: string, options?: table<string, table>, needs?: deployrt.Capability[], groups?: boolean}
 ---@return deployrt.Strategy
 function strategy.define(definition)
   check_definition(definition)
   definition.options = definition.options or {}
-  for name, option in pairs(options_of_all) do definition.options[name] = definition.options[name] or option end
-  definition.__index = definition
-  return setmetatable(definition, { __index = verbs })
+  for name, option in pairs(options_of_all()) do definition.options[name] = definition.options[name] or option end
+  return setmetatable(definition, { __index = verbs, __metatable = "deployrt.Strategy" })
+end
+
+--- A strategy's own options and shared ones; its own win.
+local function together(own, shared)
+  local all = {}
+  for name, spec in pairs(shared) do all[name] = spec end
+  for name, spec in pairs(own or {}) do all[name] = spec end
+  return all
+end
+
+--- The options of a strategy that judges the new release by its traffic: its own, and those that `self:analyse` looks for.
+---@param own table<string, table>
+---@return table<string, table>
+function strategy.with_analysis(own)
+  return together(own, analysis_options.declared)
+end
+
+--- The options of a strategy that tells requests apart: its own, and those that go to `balancer:share`.
+---@param own table<string, table>
+---@return table<string, table>
+function strategy.with_routing(own)
+  return together(own, route.options)
 end
 
 --- A method of an extension sees its own parent as self.super, however deep the inheritance goes.
 local function with_super(parent, method)
   return function(self, ...)
-    local view = setmetatable({ super = parent }, { __index = self, __newindex = self })
+    local view = setmetatable({ super = parent }, { __index = self, __newindex = self, __metatable = "deployrt.Strategy" })
     return method(view, ...)
   end
 end
 
 --- Inherits from a strategy, given by name or as a value; methods defined on the result override it.
----@param parent string|deployrt.Strategy
+---@param parent deployrt.Strategy
 ---@param overrides {name: string, summary?: string, options?: table}
 ---@return deployrt.Strategy
-function strategy.extend(parent, overrides)
-  if type(parent) == "string" then parent = strategy.load(parent) end
+local function extend(parent, overrides)
   local options = {}
   for name, option in pairs(parent.options) do options[name] = option end
   for name, option in pairs(overrides.options or {}) do options[name] = option end
   local child = { name = overrides.name or parent.name, api = api, summary = overrides.summary or parent.summary, options = options, parent = parent }
-  child.__index = child
   setmetatable(child, {
-    __index = parent,
+    __index = parent, __metatable = "deployrt.Strategy",
     __newindex = function(t, key, value)
       rawset(t, key, type(value) == "function" and with_super(parent, value) or value)
     end,
@@ -59,14 +86,6 @@ function strategy.extend(parent, overrides)
     if child[key] == nil or type(value) == "function" then child[key] = value end
   end
   return child
-end
-
-local function read(path)
-  local file = io.open(path, "rb")
-  if not file then return nil end
-  local text = file:read("a")
-  file:close()
-  return text
 end
 
 --- Sets where the built-in strategies are: a directory, and a function that gives embedded files.
@@ -79,7 +98,7 @@ local function built_in(name)
   local share = strategy.share
   if not share then
     local here = package.searchpath("deployrt.strategy", package.path)
-    share = here and here:gsub("/?lua/deployrt/strategy.lua$", "")
+    share = here and here:gsub("/?lua/deployrt/strategy.lua$", ""):gsub("/lua/5%.4/deployrt/strategy%.lua$", "/deployrt")
     if share == "" then share = "." end
   end
   local path = share and share .. "/" .. file
@@ -102,53 +121,151 @@ function strategy.names()
   return list
 end
 
---- Finds a strategy by path, in ./strategies, then among the built-in ones.
+---@class deployrt.Source
+---@field text string
+---@field path string      as people are told of it
+---@field library? string  the shared library that it is of
+
+--- Finds a strategy by path, in ./strategies, in the shared libraries, then among the built-in ones.
 ---@param name string
----@return string text
----@return string path
-function strategy.find(name)
+---@param libraries? deployrt.Libraries
+---@return deployrt.Source
+--- Raises deployrt.Error: "strategy", "library".
+function strategy.find(name, libraries)
   if name:find("/", 1, true) or name:find("%.lua$") then
     local text = read(name)
     if not text and name:find("^strategies/") then text = strategy.embedded and strategy.embedded(name) end
-    if text then return text, name end
+    if text then return { text = text, path = name, library = library.of_path(name) } end
     errors.raise("strategy", ("%s: no such file"):format(name))
   end
   local text, path = read(("strategies/%s.lua"):format(name)), ("strategies/%s.lua"):format(name)
+  local shared = not text and libraries and libraries:strategy(name)
+  if shared then return shared end
   if not text then text, path = built_in(name) end
-  if text then return text, path end
+  if text then return { text = text, path = path } end
   local close = suggest.closest(name, strategy.names())
   errors.raise("strategy", ("no strategy is named '%s'%s; there are: %s"):format(name,
     close and (" (did you mean '%s'?)"):format(close) or "", table.concat(strategy.names(), ", ")))
 end
 
+--- The script of a name: of the run, when it keeps any.
+local function source_of(loading, name)
+  if not loading.kept then return strategy.find(name, loading.libraries) end
+  return loading.kept[name] or errors.raise("strategy", ("the run kept no strategy '%s'"):format(name))
+end
+
+--- The Lua file of a module: beside the script that asks for it, from the working directory on, or in a library.
+local function module_source(loading, name, from)
+  if not name:find("^[%w_][%w_.-]*$") then return nil end
+  if loading.kept then return loading.kept["module " .. name] end
+  local path = name:gsub("%.", "/") .. ".lua"
+  for _, place in ipairs(from.library and {} or { from.path:match("^(.*/)[^/]*$") or "", "" }) do
+    local text = read(place .. path)
+    if text then return { text = text, path = place .. path } end
+  end
+  return loading.libraries and loading.libraries:module(name, from.library)
+end
+
+local function text_of(value)
+  return type(value) == "string" and value or nil
+end
+
+--- What the runtime needs to know of a script's strategy, read once, under the script's limits: all else stays in `body`.
+local function describe(path)
+  return function(body)
+    if type(body) ~= "table" or type(body.deploy) ~= "function" then
+      errors.raise("strategy", ("%s: a strategy script returns what strategy.define gave it, with a method `deploy`"):format(path))
+    end
+    local check = body.check
+    return {
+      body = body, name = text_of(body.name) or path, summary = text_of(body.summary), options = membrane.import(body.options or {}),
+      needs = membrane.import(body.needs), groups = body.groups == true, deploy = body.deploy, check = type(check) == "function" and check or nil,
+      invariants = type(body.invariants) == "table" and body.invariants or nil,
+    }
+  end
+end
+
+--- The same function, for scripts: what it gives them is their own.
+local function copied(fn)
+  membrane.trust(fn {})
+  return function(own) return membrane.export(fn(membrane.import(own))) end
+end
+
+--- What scripts of one load share: each is loaded once, and none while it is being loaded.
+---@class deployrt.Loading
+---@field print_line fun(text: string)
+---@field kept? table<string, deployrt.Source>
+---@field libraries? deployrt.Libraries
+---@field grant? deployrt.Grant            what all of them may do
+---@field loaded table<string, deployrt.Loaded|false>
+---@field modules table<string, any>       what they returned
+---@field sources table<string, deployrt.Source>
+
+local load_script
+
+--- What `require` gives to a script; each module is loaded once.
+local function modules_for(loading, from)
+  local own = { define = strategy.define, extend = function(parent, overrides)
+    return extend(type(parent) == "string" and load_script(loading, parent).body or parent, overrides)
+  end, with_analysis = copied(strategy.with_analysis), with_routing = copied(strategy.with_routing) }
+  return function(name)
+    if name == "deployrt.strategy" then return own end
+    if loading.modules[name] == nil then
+      local source = module_source(loading, name, from)
+      if not source then return nil end
+      loading.modules[name] = false
+      loading.modules[name] = loading:take("module " .. name, source, function(result) return result == nil and true or result end)
+    end
+    return loading.modules[name] or errors.raise("strategy", ("the module '%s' requires itself"):format(name))
+  end
+end
+
+local Loading = {}
+Loading.__index = Loading
+
+--- Runs a script of this load, keeps its text, and narrows what all may do to what its library may.
+function Loading:take(key, source, use)
+  self.sources[key] = source
+  if self.libraries then self.grant = permission.both(self.grant, self.libraries:grant(source.library)) end
+  return sandbox.run(source.text, source.path, sandbox.environment(modules_for(self, source), self.print_line), use)
+end
+
+function load_script(loading, name)
+  if loading.loaded[name] then return loading.loaded[name] end
+  if loading.loaded[name] == false then errors.raise("strategy", ("the strategy '%s' inherits from itself"):format(name)) end
+  loading.loaded[name] = false
+  local source = source_of(loading, name)
+  loading.loaded[name] = loading:take(name, source, describe(source.path))
+  return loading.loaded[name]
+end
+
+---@class deployrt.Loaded   a strategy, ready to run
+---@field name string
+---@field summary? string
+---@field options table<string, table>
+---@field needs? deployrt.Capability[]  of the balancers
+---@field groups boolean     it takes over to another group of hosts, where there is one
+---@field deploy fun(self: deployrt.Strategy)
+---@field check? fun(self: deployrt.Strategy)
+---@field body table        what the script made: only to be touched in the sandbox
+---@field given string      the name or path that it was asked for by
+---@field path string
+---@field sources table<string, deployrt.Source>  all the scripts that it is made of, by name
+---@field grant? deployrt.Grant  what it may do, when a part of it comes from a library; else everything
+
 --- Loads a strategy script in a sandbox, and those that it extends.
 ---@async
 ---@param name string  a path or a bare name
----@param print_line? fun(text: string)
----@param kept? table<string, {text: string, path: string}>  scripts that a run keeps, by name
----@return deployrt.Strategy  its `sources` are all the scripts, by name
-function strategy.load(name, print_line, kept)
-  local text, path
-  if kept then
-    if not kept[name] then errors.raise("strategy", ("the run kept no strategy '%s'"):format(name)) end
-    text, path = kept[name].text, kept[name].path
-  else
-    text, path = strategy.find(name)
-  end
-  local sources = { [name] = { text = text, path = path } }
-  local function extend(parent, overrides)
-    if type(parent) == "string" then
-      parent = strategy.load(parent, print_line, kept)
-      for each, source in pairs(parent.sources) do sources[each] = source end
-    end
-    return strategy.extend(parent, overrides)
-  end
-  local modules = { ["deployrt.strategy"] = { define = strategy.define, extend = extend } }
-  local loaded = sandbox.run(text, path, sandbox.environment(modules, print_line or function() end))
-  if type(loaded) ~= "table" or type(loaded.deploy) ~= "function" then
-    errors.raise("strategy", ("%s: a strategy script returns what strategy.define gave it, with a method `deploy`"):format(path))
-  end
-  loaded.path, loaded.given, loaded.sources = path, name, sources
+---@param opts? {print_line?: fun(text: string), libraries?: deployrt.Libraries, kept?: table<string, deployrt.Source>}
+---  kept: scripts that a run keeps, by name; nothing is looked up then
+---@return deployrt.Loaded
+--- Raises deployrt.Error: "strategy", "library", "script".
+function strategy.load(name, opts)
+  opts = opts or {}
+  local loading = setmetatable({ print_line = opts.print_line or function() end, kept = opts.kept, libraries = opts.libraries,
+    loaded = {}, modules = {}, sources = {} }, Loading)
+  local loaded = load_script(loading, name)
+  loaded.path, loaded.given, loaded.sources, loaded.grant = loading.sources[name].path, name, loading.sources, loading.grant
   return loaded
 end
 
