@@ -1,11 +1,13 @@
 -- balancer.lua -- The verbs of traffic: attach, drain, detach, swap, switch, share.
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
+local route = require "deployrt.balancer.route"
 local shares = require "deployrt.balancer.shares"
 
 ---@class deployrt.Balancer
 ---@field slots table<string, {state: string, weight: integer, up: boolean, sessions: integer}>  as last read
-local Balancer = {}
+---@field route? deployrt.Route  who gets which slots, where requests are told apart
+local Balancer = { kind = "balancer" }
 Balancer.__index = Balancer
 
 local balancer = {}
@@ -13,17 +15,42 @@ local balancer = {}
 local full_weight = 100
 
 --- The balancers of the application as one; without any, instances serve as soon as they run.
-function balancer.new(configured, drain_timeout)
-  return setmetatable({ configured = configured, drain_timeout = drain_timeout, slots = {} }, Balancer)
+---@param count integer
+---@param drain? {timeout: number, long?: number}
+function balancer.new(count, drain)
+  return setmetatable({
+    configured = count > 0, several = count > 1, drain_timeout = drain and drain.timeout or 30, drain_long = drain and drain.long, slots = {},
+  }, Balancer)
 end
 
 --- Reads the states of the slots.
 ---@async
 function Balancer:refresh()
   if not self.configured then return end
-  self.slots = operation.observe({ name = "balancer.read", args = {} }).slots
+  local found = operation.observe { name = "balancer.read", args = {} }
+  self.slots, self.route = found.slots, found.route
 end
 
+--- Begins a run: all slots are made known, and what is found is what the balancers shall keep.
+---@async
+function Balancer:adopt()
+  if not self.configured then return end
+  operation.effect { name = "balancer.prepare", args = {} }
+  self:refresh()
+  local changes = {}
+  for name, slot in pairs(self.slots) do changes[#changes + 1] = { slot = name, state = slot.state, weight = slot.weight } end
+  table.sort(changes, function(a, b) return a.slot < b.slot end)
+  local back = self.several and { name = "balancer.agree", args = { back = true } } or nil
+  operation.effect { name = "balancer.adopt", quiet = true, args = { changes = changes }, undo = back }
+end
+
+--- Ends a run: of several balancers one may have been away, and each must have heard of everything.
+---@async
+function Balancer:agree()
+  if self.several then operation.observe { name = "balancer.agree", quiet = true, args = {} } end
+end
+
+--- Whether there are balancers at all.
 function Balancer:exists()
   return self.configured
 end
@@ -32,8 +59,19 @@ end
 ---@param instance deployrt.Instance
 ---@return boolean
 function Balancer:is_serving(instance)
+  if self:is_routed(instance) then return true end
   local slot = self.slots[instance.slot]
   return self.configured and slot ~= nil and slot.state == "ready" and slot.weight > 0
+end
+
+--- Whether the instance gets requests that are told apart.
+---@param instance deployrt.Instance
+---@return boolean
+function Balancer:is_routed(instance)
+  for _, name in ipairs(self.route and self.route.slots or {}) do
+    if name == instance.slot then return true end
+  end
+  return false
 end
 
 local function apply(self, changes, note)
@@ -41,7 +79,7 @@ local function apply(self, changes, note)
   operation.effect {
     name = "balancer.apply", kind = "repeat", args = { changes = changes }, find = "balancer.find", note = note,
     undo = function(found)
-      return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout }, note = note }
+      return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout, long = self.drain_long }, note = note }
     end,
   }
   for _, change in ipairs(changes) do
@@ -65,6 +103,23 @@ local function slots_of(list)
   return names
 end
 
+--- Tells requests apart as wanted, or not any more (nil).
+local function set_route(self, wanted, note)
+  operation.effect {
+    name = "balancer.route", find = "balancer.routed", args = { route = wanted or false, timeout = self.drain_timeout }, note = note,
+    undo = function(found)
+      return { name = "balancer.route", args = { route = found.route, timeout = self.drain_timeout }, note = note }
+    end,
+  }
+  self.route = wanted
+  operation.current().report_traffic()
+end
+
+--- Every instance is on its own again: called once those that were routed get their traffic as the others do.
+local function end_route(self)
+  if self.route then set_route(self, nil, "no request is told apart any more") end
+end
+
 local function set_state(list, state)
   for _, instance in ipairs(list) do instance.state = state end
 end
@@ -83,12 +138,13 @@ end
 local function await_drained(self, list)
   if self.configured and #list > 0 then
     local result = operation.observe {
-      name = "balancer.await_drained", args = { slots = slots_of(list), timeout = self.drain_timeout }, note = labels(list),
+      name = "balancer.await_drained", note = labels(list),
+      args = { slots = slots_of(list), timeout = self.drain_timeout, long = self.drain_long },
       instance = #list == 1 and list[1].label or nil,
     }
     if not result.drained then
       operation.current().emit { event = "warning", message = ("%s still has %d sessions after %gs: they will be cut"):format(
-        result.slot, result.sessions, self.drain_timeout) }
+        result.slot, result.sessions, result.seconds or self.drain_timeout) }
     end
     local changes = {}
     for _, instance in ipairs(list) do changes[#changes + 1] = { slot = instance.slot, state = "maint" } end
@@ -117,6 +173,7 @@ function Balancer:attach(instances)
   ready(list, changes)
   apply(self, changes, labels(list))
   set_state(list, "serving")
+  end_route(self)
 end
 
 --- Takes traffic away and waits until the requests in flight have ended.
@@ -150,6 +207,7 @@ function Balancer:switch(old, new, overlap)
   apply(self, changes, labels(into))
   set_state(into, "serving")
   set_state(out, "draining")
+  end_route(self)
   await_drained(self, out)
 end
 
@@ -159,22 +217,33 @@ function Balancer:swap(old, new)
   self:switch(old, new)
 end
 
---- Splits traffic exactly: `percent` of the requests go to the new instances, the rest to the old ones.
+--- Splits traffic exactly: `percent` of the requests go to the new instances, the rest to the old ones. With `route`, those
+--- that a rule fits go to the new ones whatever the percentage; with `sticky`, visitors stay on the side that they saw first.
 ---@async
 ---@param percent number  0 to 100
 ---@param new deployrt.Instance[]
 ---@param old deployrt.Instance[]
-function Balancer:share(percent, new, old)
+---@param opts? {route?: deployrt.RouteRule[], sticky?: boolean}  a strategy's options may be given as they are
+---@param leaving? deployrt.Instance[]  they get no new requests from the same change on; drain() waits for them
+function Balancer:share(percent, new, old, opts, leaving)
   if not self.configured then errors.raise("usage", "shares of traffic need a balancer: app.yml has none") end
-  local new_weights, old_weights = shares.weights(percent, #new, #old, 256)
+  local note = ("%g%% to the new release"):format(percent)
   local changes = {}
+  if route.is_wanted(opts) then
+    set_route(self, route.next(self.route, percent, new, old, opts), note)
+    close(leaving or {}, changes)
+    apply(self, changes, note)
+    return set_state(new, "serving")
+  end
+  local new_weights, old_weights = shares.weights(percent, #new, #old, 256)
   for i, instance in ipairs(new) do
     changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = new_weights[i] }
   end
   for i, instance in ipairs(old) do
     changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = old_weights[i] }
   end
-  apply(self, changes, ("%g%% to the new release"):format(percent))
+  close(leaving or {}, changes)
+  apply(self, changes, note)
   set_state(new, "serving")
 end
 

@@ -1,44 +1,13 @@
 -- haproxy.lua -- HAProxy through its runtime API: the user's own, or one that deployrt runs.
+local entries = require "deployrt.balancer.haproxy_entry"
 local errors = require "deployrt.errors"
 local config = require "deployrt.balancer.haproxy_config"
 local managed = require "deployrt.balancer.haproxy_managed"
+local outage = require "deployrt.balancer.outage"
+local routes = require "deployrt.balancer.haproxy_route"
+local route = require "deployrt.balancer.route"
 local runtime = require "deployrt.balancer.haproxy_runtime"
 local suggest = require "deployrt.suggest"
-
----@class deployrt.Driver
----@field check fun(self)    raises what would stop a run; changes nothing
----@field prepare fun(self)  makes every slot known to the balancer
----@field read fun(self): {slots: table<string, deployrt.DriverSlot>, instance: string}
----@field apply fun(self, changes: deployrt.SlotChange[])
----@field stats fun(self): table<string, deployrt.SlotStats>
----@field persist fun(self, wanted: table<string, {state?: string, weight?: integer}>)
----@field stop fun(self)
-
----@alias deployrt.SlotState "ready"|"drain"|"maint"
-
----@class deployrt.DriverSlot
----@field server string     the balancer's name of it
----@field state deployrt.SlotState
----@field up boolean        as the balancer's health check sees it; true without one
----@field weight integer
----@field sessions integer  requests in flight
----@field queue integer     requests that wait for it
-
----@class deployrt.Slot
----@field name string
----@field address string
----@field port integer
-
----@class deployrt.SlotChange
----@field slot string
----@field state? deployrt.SlotState
----@field weight? integer   0 to 256
-
----@class deployrt.SlotStats
----@field requests integer
----@field errors integer    5xx answers, failed connections and broken answers
----@field sessions integer
----@field latency number    seconds
 
 ---@class deployrt.HAProxy: deployrt.Driver
 ---@field options table   the entry of app.yml
@@ -46,11 +15,18 @@ local suggest = require "deployrt.suggest"
 local HAProxy = {}
 HAProxy.__index = HAProxy
 
-local haproxy = {}
+local haproxy = { keys = entries.keys, rules = entries.rules, help = entries.help }
+
+--- What HAProxy can do; one's own tells requests apart where it has the map for it.
+---@param entry table
+---@return table<deployrt.Capability, boolean>
+function haproxy.capabilities(entry)
+  return { many = true, share = true, stats = true, sessions = true, route = (entry.managed or entry.map) and true or false }
+end
 
 --- Opens a driver; nothing is asked of HAProxy yet.
 ---@param options table  type, socket, backend, managed, listen, drain
----@param context {app: string, host: deployrt.Connection, slots: deployrt.Slot[], health?: table}
+---@param context deployrt.DriverContext
 ---@return deployrt.HAProxy
 function haproxy.open(options, context)
   local self = { options = options, context = context, host = context.host, addresses = {} }
@@ -62,6 +38,7 @@ function haproxy.open(options, context)
   end
   self.paths = options.managed and managed.paths(context.host.root, options.socket)
   self.socket = options.socket or self.paths.socket
+  self.map = options.managed and self.paths.map or options.map
   return self
 end
 
@@ -108,27 +85,35 @@ local function own_name(slot)
   return "deployrt-" .. config.identifier(slot.name)
 end
 
-local function is_at(self, slot, row)
-  if row.fqdn == slot.address then return row.endpoint:match("%d+$") == tostring(slot.port) end
-  for _, address in ipairs(addresses_of(self, slot)) do
-    if row.endpoint == config.endpoint { address = address, port = slot.port } then return true end
+--- Rows by address, by the host name that the configuration gives, and by their own name: many slots find theirs at once.
+local function index_of(rows)
+  local index = { ends = {}, hosts = {}, names = {} }
+  for _, row in ipairs(rows) do
+    local host = row.fqdn and row.fqdn .. ":" .. row.endpoint:match("%d*$")
+    for key, list in pairs { [row.endpoint] = index.ends, [host or ""] = index.hosts } do
+      list[key] = list[key] or {}
+      table.insert(list[key], row)
+    end
+    index.names[row.server] = row
   end
-  return false
+  return index
 end
 
 --- The servers that are the slot: by address, whatever they are called, else the one that is named like it.
-local function servers_of(self, slot, rows)
-  local found, named = {}, nil
-  for _, row in ipairs(rows) do
-    if is_at(self, slot, row) then found[#found + 1] = row end
-    if row.server == config.identifier(slot.name) then named = row end
+local function servers_of(self, slot, index)
+  local found = index.hosts[slot.address .. ":" .. slot.port]
+  if found then return found end
+  found = {}
+  for _, address in ipairs(addresses_of(self, slot)) do
+    local rows = index.ends[config.endpoint { address = address, port = slot.port }] or {}
+    table.move(rows, 1, #rows, #found + 1, found)
   end
-  return #found > 0 and found or { named }
+  return #found > 0 and found or { index.names[config.identifier(slot.name)] }
 end
 
 local function match_slots(self, rows)
-  local slots = {}
-  for _, slot in ipairs(self.context.slots) do slots[slot.name] = servers_of(self, slot, rows)[1] end
+  local slots, index = {}, index_of(rows)
+  for _, slot in ipairs(self.context.slots) do slots[slot.name] = servers_of(self, slot, index)[1] end
   return slots
 end
 
@@ -136,14 +121,24 @@ local function observations(self)
   return { "show servers state " .. self.backend, ("show stat %s 6 -1"):format(self.backend), "show info" }
 end
 
+--- The servers of the routed backend, by slot; none where there is no such backend.
+local function routed_slots(self, text)
+  return match_slots(self, runtime.rows_of(text, routes.backend(self.backend)))
+end
+
 --- What HAProxy says now, in one round trip: rows by slot, all rows, and who answered.
 ---@package
 function HAProxy:look()
-  local text = self:ask(observations(self))
-  local rows, pid = runtime.rows_of(text), text:match("\nPid: (%d+)")
+  local request = observations(self)
+  if self.map then table.move(routes.observations(self.backend, self.map), 1, 3, #request + 1, request) end
+  local text = self:ask(request)
+  local rows, pid = runtime.rows_of(text, self.backend), text:match("\nPid: (%d+)")
   if not pid then self:fail("what answers there is not HAProxy's runtime API", text:sub(1, 300)) end
+  local routed, slots = routed_slots(self, text), match_slots(self, rows)
+  for name, row in pairs(slots) do slots[name] = routes.merge(row, routed[name]) end
   return {
-    exists = text:find("# be_id", 1, true) ~= nil, rows = rows, slots = match_slots(self, rows), pid = pid,
+    exists = text:find("# be_id", 1, true) ~= nil, rows = rows, slots = slots, pid = pid,
+    routed = routed, route = routes.read(text, routed),
     instance = pid .. "/" .. (text:match("\nStart_time_sec: (%d+)") or "?"),
     version = text:match("\nVersion: ([%d.]+)") or "?", description = text:match("\ndescription: ([^\n]*)"),
   }
@@ -165,27 +160,37 @@ local function nothing_runs(self)
   return { slots = slots, instance = "none" }
 end
 
+--- Upgraded connections by server, where they have a time of their own and there may be some: HAProxy has to list them all.
+local function tunnels_of(self, seen)
+  local draining = false
+  for _, row in pairs(seen.slots) do draining = draining or row.state ~= "ready" and row.sessions > 0 end
+  if not draining or not (self.options.drain and self.options.drain.long) then return {} end
+  return runtime.tunnels(self:ask { "show sess" }, self.backend)
+end
+
 --- States, weights and sessions of the slots. A slot that HAProxy does not know is absent; a managed HAProxy that
 --- does not run has all of them, out of service.
 --- Raises deployrt.Error: "balancer"; "missing", "refused", "denied", "timeout" where HAProxy is not to be had.
 ---@async
----@return {slots: table<string, deployrt.DriverSlot>, instance: string}  another instance: restarted, reloaded
+---@return {slots: table<string, deployrt.DriverSlot>, instance: string, route?: deployrt.Route}  another instance: restarted, reloaded
 function HAProxy:read()
   local ok, seen = pcall(look_at_backend, self)
   local gone = not ok and (seen.code == "missing" or seen.code == "refused")
   if gone and self.options.managed then return nothing_runs(self) end
   if not ok then error(seen, 0) end
-  local slots = {}
+  local slots, tunnels = {}, tunnels_of(self, seen)
   for name, row in pairs(seen.slots) do
     slots[name] = {
       server = row.server, state = row.state, up = row.up, weight = row.weight,
-      sessions = row.sessions, queue = row.queue,
+      sessions = row.sessions, long = tunnels[row.server] and math.min(tunnels[row.server], row.sessions), queue = row.queue,
     }
   end
-  return { slots = slots, instance = seen.instance }
+  return { slots = slots, instance = seen.instance, route = seen.route }
 end
 
---- Counters of the slots since HAProxy started, and the mean latency of the last 1024 requests.
+local window = 512 -- TIME_STATS_SAMPLES: the mean gives each request's time that share, whatever the manual says of 1024
+
+--- Counters of the slots since HAProxy started, and the mean latency of the last requests.
 ---@async
 ---@return table<string, deployrt.SlotStats>
 function HAProxy:stats()
@@ -194,7 +199,7 @@ function HAProxy:stats()
     local function number(column) return runtime.number(row.stat, column) end
     slots[name] = {
       requests = number("stot"), errors = number("hrsp_5xx") + number("econ") + number("eresp"),
-      sessions = row.sessions, latency = number("rtime") / 1000,
+      sessions = row.sessions, latency = number("rtime") / 1000, window = window,
     }
   end
   return slots
@@ -227,46 +232,6 @@ local function all_commands(self, slots, changes)
   return commands
 end
 
---- Slots that get traffic after the changes and did not before.
-local function entering(slots, changes)
-  local names = {}
-  for _, change in ipairs(changes) do
-    local enters = change.state == "ready" and slots[change.slot].state ~= "ready"
-    if enters then names[#names + 1] = change.slot end
-  end
-  return names
-end
-
-local function takes_traffic(slots, changes)
-  for _, change in ipairs(changes) do
-    local row = slots[change.slot]
-    local leaves = (change.state or "ready") ~= "ready" or change.weight == 0
-    if leaves and row.state == "ready" and row.weight > 0 and row.up then return true end
-  end
-  return false
-end
-
-local function slot_named(self, name)
-  for _, slot in ipairs(self.context.slots) do
-    if slot.name == name then return slot end
-  end
-end
-
---- Before traffic moves: HAProxy counts a server as up until its first check, so its host connects to each one
---- itself. The change is refused when nobody who is to take over can be reached from there.
-local function refuse_outage(self, slots, changes)
-  local names, reached, why = entering(slots, changes), false, nil
-  if #names == 0 or not takes_traffic(slots, changes) then return end
-  for _, name in ipairs(names) do
-    local slot = slot_named(self, name)
-    local ok, err = self.host:reaches(slot.address, slot.port, 2)
-    reached, why = reached or ok, why or err
-  end
-  if reached then return end
-  self:fail(("it cannot reach %s, so traffic stays where it is: can %s connect to it?"):format(
-    table.concat(names, ", "), self.host.name), type(why) == "table" and why.message or why)
-end
-
 local function describe(self, change, row)
   if not row then return ("%s has no server any more"):format(change.slot) end
   return ("%s (%s/%s) should be %s with weight %d and is %s with weight %d"):format(change.slot, self.backend,
@@ -288,7 +253,7 @@ local function outcome(changes)
 end
 
 local function verify(self, text, changes)
-  local slots, wrong = match_slots(self, runtime.rows_of(text)), {}
+  local slots, wrong = match_slots(self, runtime.rows_of(text, self.backend)), {}
   local final, order = outcome(changes)
   for _, name in ipairs(order) do
     local change, row = final[name], slots[name]
@@ -333,7 +298,8 @@ end
 function HAProxy:apply(changes)
   local slots = look_for(self, changes)
   if #all_commands(self, slots, changes) == 0 then return end
-  refuse_outage(self, slots, changes)
+  local problem, detail = outage.expected(self.context, slots, changes)
+  if problem then self:fail(problem, detail) end
   local request = all_commands(self, slots, changes)
   table.move(observations(self), 1, 2, #request + 1, request)
   verify(self, self:ask(request), changes)
@@ -396,8 +362,9 @@ local function check_slots(self, rows, text)
     self:fail(("backend '%s' has no server for %s, and adding one at runtime needs HAProxy 2.4: add the lines "
       .. "below to it"):format(self.backend, missing[1].name), server_lines(missing))
   end
+  local index = index_of(rows)
   for _, slot in ipairs(self.context.slots) do
-    local found = servers_of(self, slot, rows)
+    local found = servers_of(self, slot, index)
     if #found > 1 then
       self:fail(("servers %s and %s of backend '%s' are the same instance (%s): remove one of them"):format(
         found[1].server, found[2].server, self.backend, found[1].endpoint))
@@ -405,12 +372,20 @@ local function check_slots(self, rows, text)
   end
 end
 
+--- With a map, one's own HAProxy has what tells requests apart.
+local function check_route(self)
+  if not self.map or look_at_backend(self).route then return end
+  self:fail(("it has no map %s, or no backend '%s' with these servers: it needs the lines below"):format(self.map,
+    routes.backend(self.backend)), routes.lines_for_own(self.backend, self.map))
+end
+
 local function check_own(self)
   local text = self:ask({ "show cli level", "show stat", "show servers state " .. self.backend,
     ("add server %s/deployrt-probe"):format(self.backend) })
   check_level(self, text)
   check_weights(self, text, check_backend(self, runtime.parse_stat(text)))
-  check_slots(self, runtime.rows_of(text), text)
+  check_slots(self, runtime.rows_of(text, self.backend), text)
+  check_route(self)
 end
 
 --- Whether HAProxy is there and will do what a run asks of it. Changes nothing.
@@ -448,7 +423,7 @@ local function add_missing(self)
   end
   table.move(observations(self), 1, 2, #request + 1, request)
   local text = self:ask(request)
-  local left = missing_slots(self, match_slots(self, runtime.rows_of(text)))
+  local left = missing_slots(self, match_slots(self, runtime.rows_of(text, self.backend)))
   if #left == 0 then return end
   self:fail(("backend '%s' has no server for %s (%s), and adding one failed: add the lines below to it, and "
     .. "reload"):format(self.backend, left[1].name, config.endpoint(left[1])),
@@ -462,11 +437,39 @@ function HAProxy:prepare()
   if self.options.managed then managed.prepare(self) else add_missing(self) end
 end
 
---- Managed: a restart comes up with these states and weights. One's own configuration is left alone.
+--- Brings the routed servers and the percentage to what is wanted, and reads them back.
+local function set_route(self, wanted)
+  local seen = look_at_backend(self)
+  self:ask(routes.commands(self.backend, self.map, seen.routed, wanted))
+  local now = look_at_backend(self).route
+  if route.is_same(now, wanted) then return end
+  self:fail(("%g%% of the requests should be routed to %s, and %s are: does somebody else change it too?"):format(wanted.percent,
+    table.concat(wanted.slots, ", "), now and ("%g%% to %s"):format(now.percent, table.concat(now.slots, ", ")) or "none"))
+end
+
+--- Who gets the routed slots; nil: nobody is told apart. The rules of one's own HAProxy stand in its configuration.
+--- Raises deployrt.Error: "balancer", and those of read.
+---@async
+---@param wanted? deployrt.Route
+function HAProxy:route(wanted)
+  self.routing = wanted
+  if self.options.managed then managed.prepare(self) end
+  if wanted then
+    set_route(self, wanted)
+  elseif not self.options.managed then
+    set_route(self, { slots = {}, percent = 0, rules = {} })
+  end
+end
+
+--- A restart comes up with these states and weights: by the configuration of a managed HAProxy, by the state file of one's
+--- own; without one, one's own is left alone.
 ---@async
 ---@param wanted table<string, {state?: deployrt.SlotState, weight?: integer}>  by slot
 function HAProxy:persist(wanted)
-  if self.options.managed then managed.persist(self, wanted) end
+  if self.options.managed then return managed.persist(self, wanted) end
+  if not self.options.state_file then return end
+  local text = self:ask { "show servers state" }
+  if text:find("# be_id", 1, true) then self.host:write(self.options.state_file, text, "644") end
 end
 
 --- Managed: ends HAProxy once its requests are done, and removes its files. One's own is left alone.

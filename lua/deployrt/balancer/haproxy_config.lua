@@ -27,16 +27,37 @@ defaults
 frontend %s-in
     bind %s
     http-request disable-l7-retry unless METH_GET
-    default_backend %s
+%s    default_backend %s
 
 backend %s
     balance roundrobin
 ]]
 
+local routed_head = [[
+
+backend %s
+    balance roundrobin
+]]
+
+local stats_lines = [[
+frontend deployrt-stats
+    bind %s
+    monitor-uri /monitor
+    http-request use-service prometheus-exporter if { path /metrics }
+    stats enable
+    stats uri /
+    stats refresh 5s
+
+]]
+
 --- Words of the configuration in single quotes, where nothing is expanded.
-local function quote(word)
+---@param word string
+---@return string
+function haproxy_config.quote(word)
   return "'" .. word:gsub("'", "'\\''") .. "'"
 end
+
+local quote = haproxy_config.quote
 
 --- Codes that mean healthy, as `http-check expect status` lists them.
 local function statuses(wanted)
@@ -46,6 +67,11 @@ local function statuses(wanted)
     list[i] = type(each) == "table" and ("%d-%d"):format(each.from or each[1], each.to or each[2]) or each
   end
   return table.concat(list, ",")
+end
+
+local function maintenance_line(path)
+  if not path then return "" end
+  return ('    http-error status 503 content-type "text/html; charset=utf-8" file %s hdr Retry-After 10 hdr Cache-Control no-store\n'):format(quote(path))
 end
 
 local function check_lines(health)
@@ -86,8 +112,23 @@ end
 ---@field listen string
 ---@field backend string
 ---@field health? table          app.health
+---@field maintenance? string    path of the page that is shown while nothing serves
+---@field stats? string          where its statistics are to be had
 ---@field maxconn integer
 ---@field hard_stop integer      seconds that an old process may live on after a reload
+---@field routing? string        lines of the frontend that tell requests apart
+---@field routed? string         the backend that they lead to
+
+local function server_lines(slots, wanted)
+  local lines = {}
+  for i, slot in ipairs(slots) do
+    local state = wanted[slot.name] or {}
+    lines[i] = ("    server %s %s check inter 500ms fall 3 rise 1 weight %d%s\n"):format(
+      haproxy_config.identifier(slot.name), haproxy_config.endpoint(slot), state.weight or 100,
+      state.state == "ready" and "" or " disabled")
+  end
+  return table.concat(lines)
+end
 
 --- The text of the configuration.
 ---@param settings deployrt.HAProxyConfig
@@ -95,15 +136,14 @@ end
 ---@param wanted table<string, {state?: string, weight?: integer}>  slots that are absent come up disabled
 ---@return string
 function haproxy_config.text(settings, slots, wanted)
+  local checks = check_lines(settings.health)
   local lines = { head:format(settings.app, settings.maxconn, settings.hard_stop, quote(settings.socket),
-    haproxy_config.identifier(settings.app), settings.listen, settings.backend, settings.backend) }
-  lines[#lines + 1] = check_lines(settings.health)
-  for _, slot in ipairs(slots) do
-    local state = wanted[slot.name] or {}
-    lines[#lines + 1] = ("    server %s %s check inter 500ms fall 3 rise 1 weight %d%s\n"):format(
-      haproxy_config.identifier(slot.name), haproxy_config.endpoint(slot), state.weight or 100,
-      state.state == "ready" and "" or " disabled")
+    haproxy_config.identifier(settings.app), settings.listen, settings.routing or "", settings.backend, settings.backend),
+    maintenance_line(settings.maintenance), checks, server_lines(slots, wanted) }
+  if settings.routed then
+    table.move({ routed_head:format(settings.routed), checks, server_lines(slots, {}) }, 1, 3, #lines + 1, lines)
   end
+  if settings.stats then lines[#lines + 1] = "\n" .. stats_lines:format(settings.stats) end
   local text = table.concat(lines)
   return (text:gsub("    noreuseport\n", "%0    description " .. haproxy_config.fingerprint(text) .. "\n", 1))
 end
@@ -113,7 +153,8 @@ end
 ---@return table<string, {state: string, weight: integer}>
 function haproxy_config.wanted(text)
   local wanted = {}
-  for name, weight, rest in text:gmatch("\n    server (%S+) [^\n]- weight (%d+)([^\n]*)") do
+  local own = text:match("^(.-\nbackend .-)\nbackend ") or text
+  for name, weight, rest in own:gmatch("\n    server (%S+) [^\n]- weight (%d+)([^\n]*)") do
     local state = rest:find("disabled", 1, true) and "maint" or "ready"
     wanted[name] = { weight = math.tointeger(weight), state = state }
   end

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local config = require "deployrt.balancer.haproxy_config"
+local routes = require "deployrt.balancer.haproxy_route"
 
 local haproxy_managed = {}
 
@@ -22,11 +23,19 @@ local function find_program(host)
   return program, math.max(100, math.min(20000, (files - 200) // 2))
 end
 
+-- The lines of /proc about sockets that listen: they come first, and reading goes no further, for there may be connections
+-- by the thousand.
+local listening = [[
+listening() {
+  for table in /proc/net/tcp /proc/net/tcp6; do sed -n '/ 0[16] /q; / 0A /p' $table 2>/dev/null; done
+}
+]]
+
 -- Prints "pid name" of who listens on a port (hexadecimal, $1), "0" when that cannot be seen. Addresses that do
 -- not collide with ours ($2, as /proc writes it; empty: any) are left out.
-local owner_script = [[
-sockets=$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v port=":$1" -v ours="$2" '
-  $4 == "0A" && substr($2, length($2) - 4) == port {
+local owner_script = listening .. [[
+sockets=$(listening | awk -v port=":$1" -v ours="$2" '
+  substr($2, length($2) - 4) == port {
     address = substr($2, 1, length($2) - 5)
     if (ours == "" || address == ours || address ~ /^0+$/) print $10
   }')
@@ -85,7 +94,7 @@ end
 --- Whether a process still accepts connections: after a reload the old one does for a moment.
 ---@param pid string
 local function is_listening(host, pid)
-  return shell(host, [[{ cat /proc/net/tcp /proc/net/tcp6; ls -l "/proc/$1/fd"; } 2>/dev/null | awk '
+  return shell(host, listening .. [[{ listening; ls -l "/proc/$1/fd" 2>/dev/null; } | awk '
     $4 == "0A" { listening[$10] = 1 }
     match($0, /socket:\[[0-9]+\]/) && (substr($0, RSTART + 8, RLENGTH - 9) in listening) { found = 1 }
     END { exit !found }']], pid).status == 0
@@ -93,8 +102,8 @@ end
 
 --- Removes what a stopped HAProxy leaves behind.
 local function remove(host, paths)
-  return shell(host, 'rm -f -- "$1" "$2" "$3" && { rmdir -- "$4" "$5" 2>/dev/null; true; }',
-    paths.config, paths.pid, paths.socket, paths.socket_directory, paths.directory)
+  return shell(host, 'rm -f -- "$1" "$2" "$3" "$4" "$6"/maintenance-*.html && { rmdir -- "$5" "$6" 2>/dev/null; true; }',
+    paths.config, paths.pid, paths.socket, paths.map, paths.socket_directory, paths.directory)
 end
 
 --- Where its files are, below the application's directory; a socket whose path would be too long is in /tmp.
@@ -104,6 +113,7 @@ function haproxy_managed.paths(root, socket)
   local directory = root .. "/balancer"
   local paths = { directory = directory }
   paths.config, paths.pid = directory .. "/haproxy.cfg", directory .. "/haproxy.pid"
+  paths.map = directory .. "/route.map"
   paths.socket_directory, paths.socket = directory, socket or directory .. "/haproxy.sock"
   if #paths.socket > socket_limit and not socket then
     paths.socket_directory = "/tmp/deployrt-" .. core.sha256(directory):sub(1, 16)
@@ -143,17 +153,35 @@ local function check_listen(driver, running)
     driver.options.listen, owner.text))
 end
 
+--- The page of balancer.maintenance, and where it lies beside the configuration: another page has another name.
+---@return string? path
+---@return string? page
+local function maintenance_of(driver)
+  local source = driver.options.maintenance
+  if not source then return nil end
+  local file, problem = io.open(source, "rb")
+  if not file then driver:fail("balancer.maintenance: " .. problem) end
+  local page = file:read("a")
+  file:close()
+  return ("%s/maintenance-%s.html"):format(driver.paths.directory, core.sha256(page):sub(1, 12)), page
+end
+
 ---@param driver deployrt.HAProxy
 function haproxy_managed.check(driver)
   require_program(driver)
+  maintenance_of(driver)
   check_listen(driver, look(driver))
 end
 
 local function text_of(driver, wanted)
+  local routing = driver.routing
   local hard_stop = math.max(60, math.ceil(driver.options.drain and driver.options.drain.timeout or 0))
   return config.text({
-    app = driver.context.app, socket = driver.paths.socket, listen = driver.options.listen,
+    app = driver.context.app, socket = driver.paths.socket, listen = driver.options.listen, stats = driver.options.stats,
+    maintenance = (maintenance_of(driver)),
     backend = driver.backend, health = driver.context.health, maxconn = driver.maxconn, hard_stop = hard_stop,
+    routing = routing and routes.frontend(driver.context.app, driver.backend, driver.map, routing),
+    routed = routing and routes.backend(driver.backend),
   }, driver.context.slots, wanted)
 end
 
@@ -167,6 +195,9 @@ local function put_in_place(driver, text)
     driver:fail(("%s is not a directory of ours: remove it"):format(driver.paths.socket_directory),
       output(made))
   end
+  local path, page = maintenance_of(driver)
+  if path then driver.host:write(path, page, "600") end
+  if driver.routing then driver.host:write(driver.map, routes.map(driver.routing), "600") end
   local result = install(driver.host, driver.paths, text)
   if result.status ~= 0 then
     driver:fail("it refuses the configuration that deployrt wrote for it", output(result))

@@ -27,30 +27,48 @@ local function split_csv(line)
   return split(line:gsub('"[^"]*"', function(quoted) return (quoted:sub(2, -2):gsub(",", ";")) end), ",")
 end
 
---- The rows of a table in an answer. How HAProxy parts the answers of several commands is not to be relied upon
---- (some errors come without the empty line), but each table has its own header and ends at an empty line.
-local function parse_table(text, first, split_line)
-  local at = text:find("# " .. first, 1, true)
-  local rows, names = {}, nil
-  for line in (at and text:sub(at + 2) or ""):gmatch("([^\n]*)\n") do
-    if line == "" then break end
-    local fields, row = split_line(line), {}
-    for i, name in ipairs(names or {}) do row[name] = fields[i] end
-    if names then rows[#rows + 1] = row end
-    names = names or fields
+--- The rows of all tables of a kind in an answer. How HAProxy parts the answers of several commands is not to be relied
+--- upon (some errors come without the empty line), but each table has its own header and ends at an empty line.
+local function parse_table(text, first, read_line)
+  local rows, at = {}, 1
+  while true do
+    at = text:find("# " .. first, at, true)
+    if not at then return rows end
+    at = at + 2
+    local names
+    for line in text:sub(at):gmatch("([^\n]*)\n") do
+      if line == "" then break end
+      if names then rows[#rows + 1] = read_line(line, names) end
+      names = names or split(line, line:find(",", 1, true) and "," or " ")
+    end
   end
-  return rows
+end
+
+local function named(fields, names, row)
+  for i, name in ipairs(names) do row[name] = fields[i] end
+  return row
 end
 
 local function parse_states(text)
-  return parse_table(text, "be_id", function(line) return split(line, " ") end)
+  return parse_table(text, "be_id", function(line, names) return named(split(line, " "), names, {}) end)
+end
+
+--- A row of `show stat`, most of whose hundred columns are read when the first of them is asked for.
+local function stat_row(line, names)
+  local row = {}
+  row.pxname, row.svname, row.qcur, row.scur = line:match("^([^,]*),([^,]*),([^,]*),[^,]*,([^,]*)")
+  return setmetatable(row, { __index = function(_, name)
+    setmetatable(row, nil)
+    named(split_csv(line), names, row)
+    return row[name]
+  end })
 end
 
 --- The rows of `show stat`, by the names of its columns.
 ---@param text string
 ---@return table<string, string>[]
 function haproxy_runtime.parse_stat(text)
-  return parse_table(text, "pxname", split_csv)
+  return parse_table(text, "pxname", stat_row)
 end
 
 --- A column as an integer; 0 where it is empty or absent.
@@ -80,14 +98,32 @@ local function row_of(state, stat)
   }
 end
 
---- The servers of an answer that holds `show servers state` and `show stat` of one backend.
+--- The servers of one backend, of an answer that holds its `show servers state` and `show stat`.
 ---@param text string
+---@param backend string
 ---@return deployrt.HAProxyServer[]
-function haproxy_runtime.rows_of(text)
+function haproxy_runtime.rows_of(text, backend)
   local stats, rows = {}, {}
-  for _, stat in ipairs(haproxy_runtime.parse_stat(text)) do stats[stat.svname] = stat end
-  for i, state in ipairs(parse_states(text)) do rows[i] = row_of(state, stats[state.srv_name]) end
+  for _, stat in ipairs(haproxy_runtime.parse_stat(text)) do
+    if stat.pxname == backend then stats[stat.svname] = stat end
+  end
+  for _, state in ipairs(parse_states(text)) do
+    if state.be_name == backend then rows[#rows + 1] = row_of(state, stats[state.srv_name]) end
+  end
   return rows
+end
+
+--- Connections that HAProxy only passes on, such as WebSockets: nothing analyses them any more in either direction.
+---@param text string  of `show sess`
+---@param backend string
+---@return table<string, integer>  by server
+function haproxy_runtime.tunnels(text, backend)
+  local counts = {}
+  for line in text:gmatch("[^\n]+") do
+    local server = line:match(" be=(%S+) ") == backend and line:match(" srv=(%S+) ")
+    if server and line:find(" rq%[[^%]]*an=00h[^%]]*%] rp%[[^%]]*an=00h") then counts[server] = (counts[server] or 0) + 1 end
+  end
+  return counts
 end
 
 --- What HAProxy said to the commands, before the tables that were asked with them.

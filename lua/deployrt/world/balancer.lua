@@ -1,17 +1,45 @@
 -- world/balancer.lua -- All balancers of the application, kept alike.
 local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local route = require "deployrt.balancer.route"
 
 local balancer = {}
 
---- States of the slots: {slots = {name -> {state, weight, up, sessions}}}, of the first balancer.
+local away = { refused = true, missing = true, lost = true, unreachable = true, timeout = true }
+
+local function is_away(err)
+  return type(err) == "table" and away[err.code] == true
+end
+
+--- What the first balancer that answers says.
+local function read_one(context)
+  local problem
+  for _, driver in ipairs(context.drivers) do
+    local ok, seen = pcall(driver.read, driver)
+    if ok then return seen end
+    if not is_away(seen) then error(seen, 0) end
+    problem = problem or seen
+  end
+  error(problem, 0)
+end
+
+--- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route}. All balancers are kept alike, so one is
+--- asked.
 function balancer.read(context)
-  return { slots = context.drivers[1]:read().slots }
+  local seen = read_one(context)
+  return { slots = seen.slots, route = seen.route }
+end
+
+--- Who is told apart now: what the run wants counts more than what is seen.
+function balancer.routed(context)
+  if context.route ~= nil then return { route = context.route } end
+  return { route = read_one(context).route or false }
 end
 
 --- The state that slots should have now, as changes that would bring it back. What the run wants of a slot counts more
 --- than what is seen there: an earlier life of the run may have begun to change it.
 function balancer.find(context, _, args)
-  local slots, found = context.drivers[1]:read().slots, {}
+  local slots, found = read_one(context).slots, {}
   for i, change in ipairs(args.changes) do
     local slot = context.wanted[change.slot] or slots[change.slot]
     found[i] = { slot = change.slot, state = slot and slot.state or "maint", weight = slot and slot.weight or 0 }
@@ -19,14 +47,29 @@ function balancer.find(context, _, args)
   return found
 end
 
---- Lets one task at a time change the balancers: an operation, or the monitor that mends them.
-function balancer.exclusively(context, action)
-  while context.changing do context.changing:wait() end
-  context.changing = core.event()
+--- Lets one task at a time do something of a kind.
+local function alone(context, kind, action)
+  while context[kind] do context[kind]:wait() end
+  context[kind] = core.event()
   local ok, err = pcall(action)
-  context.changing:set()
-  context.changing = nil
+  context[kind]:set()
+  context[kind] = nil
   if not ok then error(err, 0) end
+end
+
+--- Lets one task at a time change the balancers: an operation, or what mends them.
+local function exclusively(context, action)
+  alone(context, "changing", action)
+end
+
+--- Lets one task at a time write the files of balancers. States change meanwhile.
+local function writing(context, action)
+  alone(context, "writing", action)
+end
+
+--- Both: for what may write files, and sets states.
+local function reshaping(context, action)
+  writing(context, function() exclusively(context, action) end)
 end
 
 local function want(context, changes)
@@ -36,10 +79,18 @@ local function want(context, changes)
   end
 end
 
+--- The states that a balancer was last known to have, to be compared when it is away.
+local function snapshot(context)
+  local copy = {}
+  for name, state in pairs(context.wanted) do copy[name] = { state = state.state, weight = state.weight } end
+  return copy
+end
+
 --- The states that the run begins with: what is to be kept, and brought back when others change it.
 function balancer.adopt(context, _, args)
   want(context, args.changes)
   context.unsaved = true
+  for index in ipairs(context.drivers) do context.has[index] = snapshot(context) end
   return {}
 end
 
@@ -47,86 +98,316 @@ end
 ---@async
 function balancer.save(context)
   if not context.unsaved then return end
-  context.unsaved = false
-  for _, driver in ipairs(context.drivers) do driver:persist(context.wanted) end
+  writing(context, function()
+    context.unsaved = false
+    for _, driver in ipairs(context.drivers) do
+      local ok, err = pcall(driver.persist, driver, context.wanted)
+      context.unsaved = context.unsaved or not ok
+      if not ok and not is_away(err) then error(err, 0) end
+    end
+  end)
 end
 
 balancer.remember = {
+  route = function(context, args) context.route = args.route end,
   adopt = function(context, args) want(context, args.changes) end,
   apply = function(context, args) want(context, args.changes) end,
   restore = function(context, args) want(context, args.changes) end,
 }
 
-local away = { refused = true, missing = true, lost = true, unreachable = true, timeout = true }
-
---- A balancer that is being restarted is given time to come back.
-local function patiently(action)
-  local deadline = core.now() + 15
+--- Tries until it succeeds, or a balancer that is being restarted has had its time to come back.
+---@return deployrt.Error? err  of one that is away
+local function patiently(seconds, action)
+  local deadline = core.now() + seconds
   while true do
     local ok, err = pcall(action)
-    if ok then return end
-    if type(err) ~= "table" or not away[err.code] or core.now() > deadline then error(err, 0) end
+    if ok then return nil end
+    if not is_away(err) then error(err, 0) end
+    if core.now() >= deadline then return err end
     core.sleep(0.1)
   end
 end
 
---- Sets states and weights; each driver sends them as one request and reads them back.
-function balancer.apply(context, _, args)
+local patience_alone, patience_beside, patience_at_end = 15, 2, 15 -- seconds
+
+local function name_of(context, index)
+  local entry = context.app.balancers[index]
+  return ("balancer %d (%s%s)"):format(index, entry.type, entry.host and " on " .. entry.host or "")
+end
+
+--- Changes one balancer. One that is away while others are there stays behind, and is brought up to date when it returns.
+local function change_one(context, index, action)
+  local behind = context.behind[index]
+  local patience = #context.drivers == 1 and patience_alone or behind and 0 or patience_beside
+  local err = patiently(patience, function() action(context.drivers[index]) end)
+  if not err and not behind then context.has[index] = snapshot(context) end
+  if err and not behind then
+    context.behind[index] = err
+    context.warn(("%s is away, and will be brought up to date when it returns: %s"):format(name_of(context, index), err.message))
+  end
+  return err
+end
+
+--- Changes all of them; when none is there, that is an error.
+local function change_all(context, action)
+  local done, problem = false, nil
+  for index in ipairs(context.drivers) do
+    local err = change_one(context, index, action)
+    done, problem = done or not err, err or problem
+  end
+  if not done and problem then error(problem, 0) end
+end
+
+--- Sets states everywhere; `look` has a last look while nobody else changes anything, and may raise.
+local function set(context, changes, look)
   context.check_lock()
-  balancer.exclusively(context, function()
-    want(context, args.changes)
+  exclusively(context, function()
+    if look then look() end
+    want(context, changes)
     context.unsaved = true
-    for _, driver in ipairs(context.drivers) do
-      patiently(function() driver:apply(args.changes) end)
-    end
+    change_all(context, function(driver) driver:apply(changes) end)
   end)
   return {}
 end
 
+--- Sets states and weights; each driver sends them as one request and reads them back.
+function balancer.apply(context, _, args)
+  return set(context, args.changes)
+end
+
+--- What a balancer does differently from what the run wants of it, as changes.
+local function differences(seen, wanted)
+  local slots, changes = seen.slots, {}
+  for name, state in pairs(wanted) do
+    local slot = slots[name]
+    if not slot or slot.state ~= state.state or (state.weight and slot.state == "ready" and slot.weight ~= state.weight) then
+      changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight }
+    end
+  end
+  table.sort(changes, function(a, b) return a.slot < b.slot end)
+  return changes
+end
+
+local function mend_one(context, index)
+  local driver = context.drivers[index]
+  local seen = driver:read()
+  local changes = differences(seen, context.wanted)
+  local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
+  if rerouted then driver:route(context.route or nil) end
+  if #changes > 0 then
+    driver:prepare()
+    driver:apply(changes)
+  end
+  if #changes > 0 or rerouted then
+    context.warn(context.behind[index] and ("%s is back: %d slots brought up to date"):format(name_of(context, index), #changes)
+      or ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes))
+  end
+  context.behind[index], context.has[index] = nil, snapshot(context)
+end
+
+--- Brings each balancer that was restarted, changed by others, or away, to the wanted states. One that does not answer is
+--- the operations' business.
+---@async
+function balancer.mend(context)
+  if context.changing or context.writing then return end
+  context.check_lock()
+  reshaping(context, function()
+    for index in ipairs(context.drivers) do pcall(mend_one, context, index) end
+  end)
+end
+
+local function same(one, other)
+  for name, state in pairs(other) do
+    local has = one and one[name]
+    if not has or has.state ~= state.state or has.weight ~= state.weight then return false end
+  end
+  return true
+end
+
+--- All balancers have the wanted states: one that is still away gets time to return, and is then an error. On the way back
+--- it is none if it never heard of anything else.
+---@async
+function balancer.agree(context, _, args)
+  local deadline = core.now() + (args.back and patience_beside or patience_at_end)
+  while next(context.behind) and core.now() < deadline do
+    balancer.mend(context)
+    if next(context.behind) then core.sleep(0.2) end
+  end
+  for index, err in pairs(context.behind) do
+    if not args.back or not same(context.has[index], context.wanted) then
+      errors.raise("balancer", ("%s is away, and does not have the states of the others: %s"):format(name_of(context, index), err.message),
+        { host = err.host, detail = err.detail })
+    end
+  end
+  return {}
+end
+
+--- The first of the slots that has sessions, the long ones apart.
 local function busy_slot(context, names)
-  for _, driver in ipairs(context.drivers) do
-    local slots = driver:read().slots
+  for index, driver in ipairs(context.drivers) do
+    local ok, seen = pcall(driver.read, driver)
+    if not ok and not is_away(seen) then error(seen, 0) end
+    if not ok and not context.behind[index] then return names[1], 1, 1 end -- nobody knows: it gets its time
     for _, name in ipairs(names) do
-      local slot = slots[name]
-      if slot and slot.sessions > 0 then return name, slot.sessions end
+      local slot = ok and seen.slots[name]
+      if slot and slot.sessions > 0 then return name, slot.sessions, slot.sessions - (slot.long or 0) end
     end
   end
 end
 
---- Waits until slots have no session left, or the time is over: long connections are then cut by the stop.
+--- Whether all balancers know the requests in flight; where one does not, a drain lasts its whole time.
+local function knows_sessions(context)
+  for _, driver in ipairs(context.drivers) do
+    if driver.can and not driver.can.sessions then return false end
+  end
+  return true
+end
+
+--- Waits until slots have no session left, or the time is over: what is still open is then cut by the stop. Connections
+--- that are long by nature have a time of their own.
 function balancer.await_drained(context, _, args)
-  local deadline, pause = core.now() + args.timeout, 0.005
+  local began, pause, can_tell = core.now(), 0.005, knows_sessions(context)
   while true do
-    local name, sessions = busy_slot(context, args.slots)
-    if not name then return { drained = true } end
-    if core.now() > deadline then return { drained = false, slot = name, sessions = sessions } end
+    local name, sessions, short = busy_slot(context, args.slots)
+    if not name and (can_tell or core.now() - began >= args.timeout) then return { drained = true } end
+    local allowed = (short or 1) > 0 and args.timeout or math.max(args.timeout, args.long or 0)
+    if name and core.now() - began > allowed then return { drained = false, slot = name, sessions = sessions, seconds = allowed } end
     context.check_stop()
     core.sleep(pause)
     pause = math.min(pause * 1.5, 0.1)
   end
 end
 
---- Brings back states that were found: what gets no traffic any more is drained before the slot is closed.
-function balancer.restore(context, _, args)
-  local first, leaving = {}, {}
-  for i, change in ipairs(args.changes) do
-    local leaves = change.state ~= "ready"
-    first[i] = { slot = change.slot, state = leaves and "drain" or "ready", weight = change.weight }
-    if leaves then leaving[#leaving + 1] = change.slot end
+--- The slots that get routed requests now, and not in what is wanted.
+local function left_out(before, wanted)
+  local kept, list = {}, {}
+  for _, name in ipairs(wanted and wanted.slots or {}) do kept[name] = true end
+  for _, name in ipairs(before and before.slots or {}) do
+    if not kept[name] then list[#list + 1] = name end
   end
-  balancer.apply(context, nil, { changes = first })
-  balancer.await_drained(context, nil, { slots = leaving, timeout = args.timeout })
-  return balancer.apply(context, nil, args)
+  return list
 end
 
---- Requests, errors and mean latency of slots, summed over the balancers: name -> {requests, errors, latency}.
+--- Has every balancer tell requests apart as wanted.
+local function reroute(context, wanted)
+  reshaping(context, function()
+    context.route = wanted
+    change_all(context, function(driver)
+      if driver.route then driver:route(wanted or nil) end
+    end)
+  end)
+end
+
+--- Slots of a list that get no requests but routed ones.
+local function only_routed(context, names)
+  local slots, list = read_one(context).slots, {}
+  for _, name in ipairs(names) do
+    if not slots[name] or slots[name].state ~= "ready" then list[#list + 1] = name end
+  end
+  return list
+end
+
+--- Tells requests apart, or not any more (false). Slots that get none any more are drained first, while the balancer
+--- still knows of what it sent them.
+---@async
+function balancer.route(context, _, args)
+  context.check_lock()
+  local wanted, before = args.route, read_one(context).route
+  local leaving = left_out(before, wanted)
+  if #leaving > 0 then
+    local closing = { rules = {} }
+    for key, value in pairs(context.route or {}) do closing[key] = value end
+    closing.slots, closing.percent = wanted and wanted.slots or {}, wanted and wanted.percent or 0
+    reroute(context, closing)
+    balancer.await_drained(context, nil, { slots = only_routed(context, leaving), timeout = args.timeout })
+  end
+  reroute(context, wanted)
+  return {}
+end
+
+local function raise_held(slots)
+  local names = {}
+  for name in pairs(slots) do names[#names + 1] = name end
+  table.sort(names)
+  errors.raise("held", ("%s: no traffic goes there, because what ran there could not be started again"):format(table.concat(names, ", ")))
+end
+
+--- The name of an instance's slot.
+---@param label string  "web1:8080"
+---@return string
+function balancer.slot_of(label)
+  return (label:gsub(":(%d+)$", "-%1"))
+end
+
+--- Whether changes would leave nothing that serves, where something does.
+local function ends_service(context, changes)
+  local slots, before, after = read_one(context).slots, 0, 0
+  local changed = {}
+  for _, change in ipairs(changes) do changed[change.slot] = change end
+  for name, slot in pairs(slots) do
+    local change = changed[name] or slot
+    if slot.state == "ready" and slot.weight > 0 then before = before + 1 end
+    if change.state == "ready" and (change.weight or slot.weight) > 0 then after = after + 1 end
+  end
+  return before > 0 and after == 0
+end
+
+--- What serves instead of something that could not be put back goes on serving.
+local function refuse(context, changes)
+  for _, change in ipairs(changes) do
+    if change.state ~= "ready" then context.kept_open[change.slot] = true end
+  end
+  raise_held(context.held_back)
+end
+
+--- Changes without those that would send traffic to a slot whose process could not be put back. When nothing else would
+--- open, the change is refused.
+local function without_held_back(context, changes)
+  local kept, held, opening = {}, {}, 0
+  for _, change in ipairs(changes) do
+    local holds = change.state == "ready" and context.held_back[change.slot]
+    if holds then held[change.slot] = true elseif change.state == "ready" then opening = opening + 1 end
+    kept[#kept + 1] = (holds or change.state == "ready" and context.gone[change.slot]) and { slot = change.slot, state = "maint" } or change
+  end
+  if next(held) and opening == 0 then refuse(context, changes) end
+  return kept, held
+end
+
+--- Brings back states that were found: who gets traffic comes first, so that at no instant nobody does, and what gets none
+--- any more is drained before the slot is closed.
+function balancer.restore(context, _, args)
+  local changes, held = without_held_back(context, args.changes)
+  if next(context.gone) and ends_service(context, changes) then return {} end -- a step on the way back to what is there already
+  local first, drains, leaving = {}, {}, {}
+  for _, change in ipairs(changes) do
+    local leaves = change.state ~= "ready"
+    table.insert(leaves and drains or first, { slot = change.slot, state = leaves and "drain" or "ready", weight = change.weight })
+    if leaves then leaving[#leaving + 1] = change.slot end
+  end
+  table.move(drains, 1, #drains, #first + 1, first)
+  set(context, first, function()
+    if next(context.held_back) and ends_service(context, first) then refuse(context, first) end
+  end)
+  balancer.await_drained(context, nil, { slots = leaving, timeout = args.timeout, long = args.long })
+  balancer.apply(context, nil, { changes = changes })
+  if next(held) then raise_held(held) end
+  return {}
+end
+
+--- Requests, errors and mean latency of slots, summed over the balancers: name -> {requests, errors, latency}. `counted`
+--- tells which balancers are in a sum, a bit each: sums of others cannot be compared.
 function balancer.stats(context)
   local sums = {}
-  for _, driver in ipairs(context.drivers) do
-    for name, slot in pairs(driver:stats()) do
+  for i, driver in ipairs(context.drivers) do
+    local ok, stats = pcall(driver.stats, driver)
+    if not ok and (#context.drivers == 1 or not is_away(stats)) then error(stats, 0) end
+    for name, slot in pairs(ok and stats or {}) do
       local sum = sums[name] or { requests = 0, errors = 0, latency = 0 }
       sum.requests, sum.errors = sum.requests + slot.requests, sum.errors + slot.errors
       sum.latency = math.max(sum.latency, slot.latency or 0)
+      sum.seconds = slot.seconds and (sum.seconds or 0) + slot.seconds
+      sum.window = #context.drivers == 1 and slot.window or nil
+      sum.counted = (sum.counted or 0) | 1 << i
       sums[name] = sum
     end
   end
@@ -135,14 +416,18 @@ end
 
 --- Starts what deployrt manages itself, and adds the slots that a balancer does not know.
 function balancer.prepare(context)
-  for _, driver in ipairs(context.drivers) do driver:prepare() end
+  writing(context, function()
+    for _, driver in ipairs(context.drivers) do driver:prepare() end
+  end)
   return {}
 end
 
 --- Stops the balancers that deployrt itself started.
 function balancer.stop(context)
-  context.unsaved = false
-  for _, driver in ipairs(context.drivers) do driver:stop() end
+  writing(context, function()
+    context.unsaved = false
+    for _, driver in ipairs(context.drivers) do driver:stop() end
+  end)
   return {}
 end
 

@@ -1,0 +1,58 @@
+-- haproxy_entry.lua -- What app.yml says of a HAProxy: its keys, what cannot work, and what a user must have there.
+local haproxy_entry = { keys = { "socket", "backend", "managed", "listen", "map", "stats", "state_file", "maintenance" } }
+
+haproxy_entry.help = [[
+haproxy: deployrt works through HAProxy's runtime API; nothing is reloaded. HAProxy 2.4 or newer adds servers at runtime.
+
+Managed -- deployrt writes the configuration, starts HAProxy and leaves it running:
+    balancer: {type: haproxy, managed: true, listen: "127.0.0.1:8000", stats: "127.0.0.1:8404"}
+  maintenance: page.html, what clients see (with status 503) while nothing serves; your own has `errorfile 503 FILE` for that.
+  stats: where the statistics page (/), Prometheus metrics (/metrics) and a sign of life (/monitor) are to be had.
+
+Your own, on this machine or on a host (`host:`):
+    balancer: {type: haproxy, socket: /run/haproxy/admin.sock, backend: shop}
+  In its configuration:
+    global
+      stats socket /run/haproxy/admin.sock mode 660 level admin expose-fd listeners
+    backend shop
+      balance roundrobin
+  Servers of the backend are found by their address, whatever they are called (also those of a server-template); a slot
+  without one is added at runtime. A reload forgets added servers, and a run adds them again: servers
+  that are to outlive a reload between runs belong into the configuration. A reload or restart forgets states and weights too, unless deployrt keeps them for it:
+    balancer: {type: haproxy, socket: /run/haproxy/admin.sock, backend: shop, state_file: /var/lib/haproxy/server-state}
+    global
+      server-state-file /var/lib/haproxy/server-state
+    defaults
+      load-server-state-from-file global
+  With a master process (-W) the socket is the new worker's after a reload; requests that old workers finish are not counted.
+
+Other keys:
+  drain: {timeout: 30s, long: 5m}
+              requests get `timeout` to end; upgraded connections (WebSocket, CONNECT) get `long`.
+]]
+
+--- Combinations of keys that cannot work.
+---@param entry table
+---@param path string  "balancer", "balancer[2]"
+---@param fail deployrt.config.Fail
+function haproxy_entry.rules(entry, path, fail)
+  local own = entry.socket or entry.backend
+  if entry.managed and own then
+    fail(path, ("%s: either `managed: true` with `listen`, or `socket` and `backend` of your own HAProxy, not both"):format(path))
+  elseif entry.managed and not entry.listen then
+    fail(path, ("%s.listen is missing: where shall the managed HAProxy listen? Such as \"127.0.0.1:8000\""):format(path))
+  elseif entry.managed and entry.state_file then
+    fail(path .. ".state_file", ("%s.state_file is for your own HAProxy; a managed one keeps its states in its configuration"):format(path))
+  elseif not entry.managed and entry.maintenance then
+    fail(path .. ".maintenance", ("%s.maintenance is for `managed: true`; your own HAProxy has `errorfile 503`"):format(path))
+  elseif not entry.managed and entry.stats then
+    fail(path .. ".stats", ("%s.stats is for `managed: true`; your own HAProxy shows what its configuration says"):format(path))
+  elseif not entry.managed and entry.listen then
+    fail(path .. ".listen", ("%s.listen is for `managed: true`; your own HAProxy listens where its configuration says"):format(path))
+  elseif not entry.managed and not (entry.socket and entry.backend) then
+    fail(path, ("%s: %s of your HAProxy %s needed, or `managed: true` with `listen`"):format(path,
+      entry.socket and "`backend`" or entry.backend and "`socket`" or "`socket` and `backend`", own and "is" or "are"))
+  end
+end
+
+return haproxy_entry
