@@ -1,73 +1,185 @@
--- analysis.lua -- Is the new release worse than the old one? Thresholds on the balancer's own counters.
+-- analysis.lua -- Is the new release worse than the old one? Both get a part of the same traffic; what was counted on both
+-- sides is compared while it comes in.
 local errors = require "deployrt.errors"
+local judge = require "deployrt.analysis.judge"
 local operation = require "deployrt.operation"
+local options = require "deployrt.analysis.options"
+local permission = require "deployrt.permission"
+local sources = require "deployrt.analysis.sources"
+local thresholds = require "deployrt.analysis.thresholds"
 
 local analysis = {}
 
-local look_every = 0.5 -- seconds
+local look_every = 0.5                 -- seconds
+local beta = 0.05                      -- chance that a release that is too bad passes a look before the end
+local slow_margin = 0.05               -- as many more requests may be slow, where hardly any of the old ones are
+local by_default = { { source = "balancer" } }
 
-local function sum(stats, list)
-  local total = { requests = 0, errors = 0, latency = 0 }
-  for _, member in ipairs(list) do
-    local slot = stats[member.slot]
-    if slot then
-      total.requests, total.errors = total.requests + slot.requests, total.errors + slot.errors
-      total.latency = math.max(total.latency, slot.latency)
+---@class deployrt.AnalyseOptions
+---@field new deployrt.Instance[]
+---@field old deployrt.Instance[]
+---@field seconds number       at most so long; evidence that suffices ends it earlier
+---@field gate? "evidence"|"thresholds"
+---@field errors? number       percentage points
+---@field latency? number      a factor
+---@field minimum? integer     requests
+---@field alpha? number        shared by all metrics
+---@field metrics? table[]     default: the balancer's counters
+---@field inconclusive? "pass"|"hold"|"ask"|"fail"  default: nothing follows from it
+
+local asks = { http = "http", prometheus = "http", command = "host.run" }
+
+--- Metrics that app.yml names are the user's wish; for others a shared library needs the permission.
+local function check_allowed(metrics, opts)
+  local of_user = operation.current().app.strategy or {}
+  if opts.metrics == nil and of_user.metrics ~= nil then return end
+  for _, declared in ipairs(metrics or {}) do
+    if asks[declared.source] then permission.check(asks[declared.source]) end
+  end
+end
+
+--- What a call says, else the strategy's own options, else the defaults of the gate.
+local function settings_of(script, opts)
+  local settings = { seconds = opts.seconds, new = opts.new, old = opts.old }
+  for name, spec in pairs(options.declared) do
+    local value = opts[name]
+    if value == nil then value = (script.options or {})[name] end
+    if value == nil and name ~= "inconclusive" then value = spec.default end
+    settings[name] = value
+  end
+  for _, declared in ipairs(settings.metrics or {}) do
+    local problem = options.problem(declared)
+    if problem then errors.raise("strategy", "analyse: " .. problem) end
+  end
+  check_allowed(settings.metrics, opts)
+  return settings
+end
+
+local function judges_of(settings, declared, kind)
+  local common = {
+    name = declared.name or declared.source, kind = kind, beta = beta, latency = settings.latency, minimum = settings.minimum,
+    margin = kind == "buckets" and slow_margin or settings.errors / 100, sampled = declared.source ~= "balancer",
+  }
+  if settings.gate == "thresholds" then return { thresholds.open(common) } end
+  if declared.source ~= "balancer" then return { kind == "seconds" and judge.means(common) or judge.counts(common) } end
+  local times = { name = "latency", advisory = true, beta = beta, latency = settings.latency, minimum = settings.minimum }
+  common.name = "errors"
+  return { judge.counts(common), judge.means(times) }
+end
+
+--- Sources with their judges, who share alpha.
+local function convene(script, settings)
+  local bench, count = {}, 0
+  for i, declared in ipairs(settings.metrics or by_default) do
+    local kind = options.kind(declared)
+    bench[i] = { source = sources.open(declared, kind, script, settings), judges = judges_of(settings, declared, kind), name = declared.name or declared.source }
+    count = count + #bench[i].judges
+  end
+  for _, seat in ipairs(bench) do
+    for _, each in ipairs(seat.judges) do each.options.alpha = settings.alpha / count end
+  end
+  return bench
+end
+
+--- One look at each source, whose interval goes to its judges.
+local function look(bench)
+  for _, seat in ipairs(bench) do
+    local interval, problem = seat.source:take()
+    seat.problem = problem
+    if interval then
+      seat.last = interval
+      for _, each in ipairs(seat.judges) do each:add(interval, seat.source) end
     end
   end
-  return total
 end
 
---- What came in since `before`; counters that went backwards mean that the balancer was restarted.
-local function since(before, now)
-  local requests, failed = now.requests - before.requests, now.errors - before.errors
-  if requests < 0 or failed < 0 then requests, failed = now.requests, now.errors end
-  return { requests = requests, errors = failed, latency = now.latency, rate = requests > 0 and failed / requests or 0 }
+local function named(bench, seat, reason)
+  if #bench == 1 or not reason then return reason end
+  return ("%s: %s"):format(seat.name, reason)
 end
 
---- Compares two sides: "pass", "fail" with a reason, or "waiting" when there is too little to tell.
----@param new {requests: integer, rate: number, latency: number}
----@param old {requests: integer, rate: number, latency: number}
----@param limits {errors: number, latency: number, minimum: integer}  errors: percentage points above the old side; latency: a factor
----@return "pass"|"fail"|"waiting" verdict
+--- What all of them say together: one that fails is enough, and all must pass; once the time is over, those that are
+--- only advisory need not.
+---@return deployrt.Verdict verdict
 ---@return string? reason
-function analysis.compare(new, old, limits)
-  if new.requests < limits.minimum then return "waiting" end
-  local excess = 100 * (new.rate - old.rate)
-  if excess > limits.errors then
-    return "fail", ("the new release fails %.1f%% of its requests, the old one %.1f%% (%d of %d; allowed: %g points more)"):format(
-      100 * new.rate, 100 * old.rate, new.errors or 0, new.requests, limits.errors)
+---@return table[] metrics  each with name, verdict and evidence, for who watches
+local function agree(bench, over)
+  local metrics, failure, lacking = {}, nil, nil
+  for _, seat in ipairs(bench) do
+    for _, each in ipairs(seat.judges) do
+      local verdict, reason = each:verdict(over)
+      metrics[#metrics + 1] = { name = each.options.name, verdict = verdict, evidence = math.exp(math.min(each:log_e(), 13.8)) }
+      if verdict == "fail" then failure = failure or named(bench, seat, reason) end
+      if verdict == "waiting" and not (over and each.options.advisory) then lacking = lacking or named(bench, seat, seat.problem or reason) end
+    end
   end
-  if old.requests >= limits.minimum and old.latency > 0 and new.latency > limits.latency * old.latency and new.latency > 0.005 then
-    return "fail", ("the new release takes %.0f ms, the old one %.0f ms (allowed: %g times as long)"):format(
-      1000 * new.latency, 1000 * old.latency, limits.latency)
-  end
-  return "pass"
+  return failure and "fail" or lacking and "waiting" or "pass", failure or lacking, metrics
 end
 
---- Watches for `seconds`; raises as soon as the new side is too bad.
----@async
----@param balancer deployrt.Balancer
----@param opts {seconds: number, new: deployrt.Instance[], old: deployrt.Instance[], errors: number, latency: number, minimum?: integer}
----@return "pass"|"waiting" verdict  waiting: there were too few requests to tell
-function analysis.watch(balancer, opts)
+local function shown(seat, side)
+  local sum, last = seat.judges[1][side], seat.last and seat.last[side] or {}
+  return {
+    requests = sum.requests, errors = sum.errors, rate = sum.requests > 0 and sum.errors / sum.requests or 0,
+    latency = last.latency or (sum.requests > 0 and sum.seconds / sum.requests) or 0,
+  }
+end
+
+local function tell(bench, settings, verdict, reason, metrics)
+  operation.current().emit {
+    event = "analysis", verdict = verdict, reason = reason, new = shown(bench[1], "new"), old = shown(bench[1], "old"),
+    metrics = settings.gate == "evidence" and metrics or nil,
+  }
+end
+
+--- What follows from an end without enough evidence.
+local function go_on(script, consequence, reason)
   local run = operation.current()
-  local limits = { errors = opts.errors, latency = opts.latency, minimum = opts.minimum or 20 }
-  local stats, deadline = balancer:stats(), operation.now() + opts.seconds
-  local old_before, new_before = sum(stats, opts.old), sum(stats, opts.new)
-  local verdict, reason
-  repeat
-    operation.sleep(math.min(look_every, math.max(0, deadline - operation.now())))
-    stats = balancer:stats()
-    local new, old = since(new_before, sum(stats, opts.new)), since(old_before, sum(stats, opts.old))
-    verdict, reason = analysis.compare(new, old, limits)
-    run.emit { event = "analysis", verdict = verdict, reason = reason, new = new, old = old }
-    if verdict == "fail" then errors.raise("analysis", reason) end
-  until operation.now() >= deadline
-  if verdict == "waiting" then
-    run.emit { event = "warning", message = "too few requests to judge the new release by its traffic" }
+  if consequence == "pass" then
+    run.emit { event = "warning", message = ("too little evidence to judge the new release: %s; going on all the same (inconclusive: pass)"):format(reason) }
+  elseif consequence == "fail" then
+    errors.raise("analysis", ("too little evidence to judge the new release: %s (inconclusive: fail)"):format(reason))
+  elseif consequence == "ask" then
+    script:approve(("too little evidence to judge the new release: %s. Go on?"):format(reason))
   end
-  return verdict
+end
+
+--- Whether to look on after the time is over. A rehearsal has no traffic to wait for.
+local function holds(settings, verdict)
+  return settings.inconclusive == "hold" and verdict == "waiting" and not operation.current().rehearsing
+end
+
+local function announce_hold(run, reason)
+  run.emit { event = "log", message = ("too little evidence so far (%s): looking on, until there is enough or the run's timeout (inconclusive: hold)"):format(reason) }
+end
+
+--- Watches until the evidence suffices or the time is over; raises when the new side is worse.
+---@async
+---@param script deployrt.Strategy
+---@param opts deployrt.AnalyseOptions
+---@return "pass"|"inconclusive" verdict
+--- Raises deployrt.Error: "analysis".
+function analysis.watch(script, opts)
+  local settings, run = settings_of(script, opts), operation.current()
+  local bench, held = convene(script, settings), false
+  look(bench)
+  local deadline = operation.now() + settings.seconds
+  while true do
+    local left = deadline - operation.now()
+    operation.sleep(held and look_every or math.min(look_every, math.max(0, left)))
+    look(bench)
+    local over = operation.now() >= deadline
+    local verdict, reason, metrics = agree(bench, over)
+    if verdict == "waiting" and over and not holds(settings, verdict) then
+      tell(bench, settings, "inconclusive", reason, metrics)
+      go_on(script, settings.inconclusive, reason)
+      return "inconclusive"
+    end
+    tell(bench, settings, verdict, verdict ~= "waiting" and reason or nil, metrics)
+    if verdict == "fail" then errors.raise("analysis", reason) end
+    if verdict == "pass" and (over or settings.gate == "evidence") then return "pass" end
+    if over and not held then announce_hold(run, reason) end
+    held = held or over
+  end
 end
 
 return analysis
