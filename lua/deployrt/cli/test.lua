@@ -1,0 +1,100 @@
+-- cli/test.lua -- deployrt test STRATEGY [APP.yml]: simulate with faults and check the invariants.
+local cjson = require "cjson"
+local common = require "deployrt.cli.common"
+local config = require "deployrt.config"
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local faults = require "deployrt.sim.faults"
+local sim = require "deployrt.sim"
+local units = require "deployrt.units"
+
+local json = cjson.new()
+
+local function whole_number(flags, name, least)
+  if flags[name] == nil then return nil end
+  local number = math.tointeger(tonumber(flags[name]))
+  if not number or number < least then errors.raise("usage", ("--%s needs a whole number from %d: '%s'"):format(name, least, flags[name])) end
+  return number
+end
+
+--- Options of the strategy from `--set strategy.hold=1s`, where there is no app.yml.
+local function options_from(set)
+  local options = {}
+  for _, text in ipairs(set or {}) do
+    local name, value = text:match("^strategy%.([%w_]+)=(.*)$")
+    if not name then errors.raise("usage", ("--set %s: without APP.yml only keys of the strategy can be set: strategy.NAME=VALUE"):format(text)) end
+    options[name] = errors.check(core.yaml.parse(value, "--set"))
+  end
+  return options
+end
+
+local function options_of(command)
+  local flags, path = command.flags, command.operands[2]
+  local seed = whole_number(flags, "seed", 0)
+  local seconds = flags.time and units.duration(flags.time)
+  return {
+    app = path and config.load(path, { set = flags.set, release = flags.release, hosts = flags.host }) or nil,
+    options = not path and options_from(flags.set) or nil, first = seed or 1, fault = flags.fault, fleet = whole_number(flags, "fleet", 2), seconds = seconds,
+    seeds = seed and 1 or whole_number(flags, "seeds", 1) or (seconds and math.maxinteger or 100),
+  }
+end
+
+--- The command that plays one seed again.
+local function replay(command, seed)
+  local words = { "deployrt", "test", command.operands[1] }
+  words[#words + 1] = command.operands[2]
+  for _, name in ipairs { "fault", "fleet", "release" } do
+    if command.flags[name] then words[#words + 1] = ("--%s=%s"):format(name, command.flags[name]) end
+  end
+  for _, name in ipairs { "set", "host" } do
+    for _, value in ipairs(command.flags[name] or {}) do words[#words + 1] = ("--%s=%s"):format(name, value) end
+  end
+  words[#words + 1] = ("--seed=%d"):format(seed)
+  return core.quote(words)
+end
+
+local function outcomes_text(outcomes)
+  local parts = {}
+  for name, count in pairs(outcomes) do parts[#parts + 1] = ("%s %d"):format(name:gsub("_", " "), count) end
+  table.sort(parts)
+  return table.concat(parts, ", ")
+end
+
+local function show(command, name, summary, seconds)
+  if summary.violation then
+    command.write(sim.report.violation(summary.violation, replay(command, summary.violation.seed)))
+  elseif not command.flags.quiet then
+    command.write(("%s: %d seed%s, every invariant holds (%s; %.1fs)\n"):format(name, summary.seeds, summary.seeds == 1 and "" or "s",
+      outcomes_text(summary.outcomes), seconds))
+  end
+end
+
+local function encode(command, name, summary, seconds)
+  local found, broken = summary.violation, nil
+  if found then
+    broken = { seed = found.seed, invariant = found.violation.invariant, message = found.violation.message, at = found.violation.at,
+      replay = replay(command, found.seed), events = sim.report.trace(found), faults = {} }
+    for i, fault in ipairs(found.faults) do broken.faults[i] = faults.describe(fault) end
+  end
+  command.write(json.encode { event = "test.finished", strategy = name, seeds = summary.seeds, outcomes = summary.outcomes, holds = found == nil,
+    violation = broken, seconds = seconds } .. "\n")
+end
+
+return function(command)
+  local name = command.operands[1]
+  if not name then errors.raise("usage", "which strategy? For example: deployrt test canary") end
+  local options, started = options_of(command), core.now()
+  if options.app and options.app.inventory then
+    errors.raise("usage", ("the hosts of %s come from a command, and none is touched here: leave the file out, or set hosts"):format(options.app.file))
+  end
+  local loaded = common.strategy(command, name, options.app)
+  if command.flags.seed and not command.flags.json and not command.flags.quiet then
+    function options.on_seed(result)
+      command.write(table.concat(sim.report.trace(result), "\n") .. "\n")
+    end
+  end
+  local summary = sim.test(loaded, options)
+  local seconds = core.now() - started
+  if command.flags.json then encode(command, loaded.name, summary, seconds) else show(command, loaded.name, summary, seconds) end
+  return summary.violation and 1 or 0
+end

@@ -1,0 +1,220 @@
+-- sim/balancer.lua -- A simulated balancer, its driver, and the traffic that it spreads over slots.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local machine = require "deployrt.sim.machine"
+
+---@class deployrt.sim.Slot
+---@field name string
+---@field host string
+---@field port integer
+---@field state "ready"|"drain"|"maint"
+---@field weight integer
+---@field since number     when its state or weight last changed
+---@field drained_at number  when the last request of those that it had ends
+---@field requests number
+---@field errors number
+
+---@class deployrt.sim.Balancer
+---@field slots deployrt.sim.Slot[]
+---@field named table<string, deployrt.sim.Slot>
+---@field demand number    requests a second
+---@field dirty boolean    somebody else changed it, and nobody has set all of it right yet
+local Balancer = {}
+Balancer.__index = Balancer
+
+local balancer = {}
+
+local check_takes = 2   -- seconds until a balancer's own health check takes a dead slot out
+local patience = 10     -- seconds in which a change must be seen
+
+---@param world deployrt.sim.World
+---@return deployrt.sim.Balancer
+function balancer.new(world)
+  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, counted = 0, dirty = false, random = world:stream("balancer") }, Balancer)
+  for _, host in ipairs(world.machines) do
+    for _, port in ipairs(world.ports) do
+      local slot = {
+        name = ("%s-%d"):format(host.name, port), host = host.name, machine = host, port = port, state = "maint", weight = 100, since = 0,
+        drained_at = 0, left_at = 0, requests = 0, errors = 0,
+      }
+      self.slots[#self.slots + 1], self.named[slot.name] = slot, slot
+    end
+  end
+  return self
+end
+
+--- Whether the balancer sends requests to a slot: its own health check needs a moment to see a dead one.
+function Balancer:feeds(slot)
+  if slot.state ~= "ready" or slot.weight == 0 then return false end
+  local process = slot.machine:running(slot.port)
+  if process and (process.ready_at <= core.now() or process.sick_from) then return true end
+  return core.now() - math.max(slot.since, process and process.started or slot.died_at or 0) < check_takes
+end
+
+--- Counts the requests of the time that has passed.
+function Balancer:count()
+  local now = core.now()
+  local seconds, total = now - self.counted, 0
+  self.counted = now
+  if seconds <= 0 then return end
+  for _, slot in ipairs(self.slots) do
+    slot.fed = self:feeds(slot)
+    if slot.fed then total = total + slot.weight end
+  end
+  for _, slot in ipairs(self.slots) do
+    if slot.fed then
+      local requests = self.demand * seconds * slot.weight / total
+      local process = slot.machine:running(slot.port)
+      local rate = machine.is_healthy(process, now) and (process.error_rate or 0) or 1
+      slot.requests, slot.errors = slot.requests + requests, slot.errors + requests * rate
+    end
+  end
+end
+
+local function sessions(slot, fed, now)
+  if fed then return 2 end
+  return now < slot.drained_at and 1 or 0
+end
+
+--- Sets states at once, whoever asks.
+---@param changes {slot: string, state?: string, weight?: integer}[]
+---@param by string   "run", or a fault
+function Balancer:set(changes, by)
+  self:count()
+  local now, before = core.now(), {}
+  for i, change in ipairs(changes) do
+    local slot = self.named[change.slot]
+    local fed = self:feeds(slot)
+    before[i] = { state = slot.state, weight = slot.weight }
+    slot.state, slot.weight = change.state or slot.state, change.weight or slot.weight
+    if before[i].state ~= slot.state or before[i].weight ~= slot.weight then slot.since = now end
+    if fed and not (slot.state == "ready" and slot.weight > 0) then
+      slot.left_at, slot.drained_at = now, now + self.world.faults:session_length(self.random)
+    end
+  end
+  self.world:note("traffic", { changes = changes, before = before, by = by })
+end
+
+local function snapshot(self)
+  local slots, now = {}, core.now()
+  for _, slot in ipairs(self.slots) do
+    local fed = self:feeds(slot)
+    slots[slot.name] = { state = slot.state, weight = slot.weight, up = fed, sessions = sessions(slot, fed, now) }
+  end
+  return slots
+end
+
+--- The driver: what the runtime holds of it.
+---@class deployrt.sim.Driver
+local Driver = {}
+Driver.__index = Driver
+
+--- What the runtime talks to: a driver of this balancer.
+---@return deployrt.Driver
+function balancer.driver(self)
+  return setmetatable({ balancer = self, world = self.world }, Driver)
+end
+
+local function reach(self)
+  self.world:hold()
+  core.sleep(self.balancer.random:uniform(0.0005, 0.005))
+  self.world:hold()
+  if self.balancer.down then errors.raise("refused", "the balancer's socket refuses the connection") end
+end
+
+function Driver:check()
+  reach(self)
+end
+
+function Driver:prepare()
+  reach(self)
+end
+
+--- A stale answer is that of a moment ago.
+function Driver:read()
+  reach(self)
+  local now = core.now()
+  if self.balancer.stale and now < self.balancer.stale.till then return { slots = self.balancer.stale.slots } end
+  return { slots = snapshot(self.balancer) }
+end
+
+local function agrees(slots, changes)
+  for _, change in ipairs(changes) do
+    local slot = slots[change.slot]
+    if change.state and slot.state ~= change.state or change.weight and slot.weight ~= change.weight then return false end
+  end
+  return true
+end
+
+--- What the run asks for is not somebody else's any more.
+local function clean(self, changes)
+  for _, change in ipairs(changes) do self.named[change.slot].dirty = nil end
+  self.dirty = false
+  for _, slot in ipairs(self.slots) do self.dirty = self.dirty or slot.dirty == true end
+end
+
+--- Somebody else sets states.
+---@param by string
+function Balancer:disturb(changes, by)
+  for _, change in ipairs(changes) do
+    local slot = self.named[change.slot]
+    if slot.state ~= (change.state or slot.state) or slot.weight ~= (change.weight or slot.weight) then slot.dirty, self.dirty = true, true end
+  end
+  self:set(changes, by)
+end
+
+local function different(self, changes)
+  local list = {}
+  for _, change in ipairs(changes) do
+    local slot = self.named[change.slot]
+    if (change.state and slot.state ~= change.state) or (change.weight and slot.weight ~= change.weight) then list[#list + 1] = change end
+  end
+  return list
+end
+
+--- Sets states, and returns when they are seen.
+function Driver:apply(changes)
+  reach(self)
+  local owner, started = self.balancer, core.now()
+  local fate = self.world.faults:on_apply(owner)
+  local function effect()
+    local list = different(owner, changes)
+    if #list > 0 then owner:set(list, "run") end
+    if owner.dirty then clean(owner, changes) end
+  end
+  if fate.stale then owner.stale = { slots = snapshot(owner), till = core.now() + fate.stale } end
+  if fate.late then self.world.agenda:after(fate.late, effect) else effect() end
+  if fate.timeout then
+    core.sleep(5)
+    errors.raise("timeout", "the balancer's socket: no answer within the time allowed")
+  end
+  while not agrees(self:read().slots, changes) do
+    if core.now() - started > patience then errors.raise("timeout", "the balancer does not do what it was asked") end
+    core.sleep(0.1)
+  end
+end
+
+--- What a restart comes up with.
+function Driver:persist(wanted)
+  reach(self)
+  self.balancer.kept = {}
+  for name, state in pairs(wanted) do self.balancer.kept[name] = state end
+end
+
+--- Counters: name -> {requests, errors, latency}.
+function Driver:stats()
+  reach(self)
+  self.balancer:count()
+  local stats = {}
+  for _, slot in ipairs(self.balancer.slots) do
+    local process = slot.machine:running(slot.port)
+    stats[slot.name] = {
+      requests = math.floor(slot.requests), errors = math.floor(slot.errors), latency = process and process.latency or 0.02,
+    }
+  end
+  return self.world.faults:on_stats(stats)
+end
+
+function Driver:stop() end
+
+return balancer

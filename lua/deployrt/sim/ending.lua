@@ -1,0 +1,90 @@
+-- sim/ending.lua -- The end of a simulated run: what is there must be what the exit code says.
+local machine = require "deployrt.sim.machine"
+local core = require "deployrt.core"
+
+local ending = {}
+
+--- What a slot holds and gets, in one word for each.
+local function fingerprint(slot)
+  local process = slot.machine:running(slot.port)
+  local fed = slot.state == "ready" and slot.weight > 0
+  return process and process.release or "nothing", fed, process
+end
+
+--- Each slot as it is now: what is put back must look so again.
+---@param world deployrt.sim.World
+---@return table<string, {release: string, fed: boolean, state: string, weight: integer}>
+function ending.remember(world)
+  local found = {}
+  for _, slot in ipairs(world.balancer.slots) do
+    local release, fed = fingerprint(slot)
+    found[slot.name] = { release = release, fed = fed, state = slot.state, weight = slot.weight }
+  end
+  return found
+end
+
+--- The end in one line: what each slot runs and gets.
+---@param world deployrt.sim.World
+---@return string
+function ending.describe(world)
+  local parts = {}
+  for i, slot in ipairs(world.balancer.slots) do
+    local release, fed = fingerprint(slot)
+    parts[i] = ("%s %s %s"):format(slot.name, release, fed and slot.weight or "-")
+  end
+  return table.concat(parts, ", ")
+end
+
+--- Why the world is not all-new; nil when it is. `spared` are hosts that faults took instances of.
+---@param world deployrt.sim.World
+---@param spared table<string, boolean>
+---@return string?
+function ending.not_new(world, spared)
+  for _, host in ipairs(world.machines) do
+    local serving = 0
+    for _, port in ipairs(world.ports) do
+      local slot = world.balancer.named[host.name .. "-" .. port]
+      local release, fed, process = fingerprint(slot)
+      if fed and release ~= world.target.release and not spared[host.name] then return ("%s gets traffic and runs %s"):format(slot.name, release) end
+      if process and not fed and not world.keeps_old and not spared[host.name] then return ("%s runs %s and gets no traffic"):format(slot.name, release) end
+      if fed then serving = serving + 1 end
+      if fed and process and not process.hurt and not machine.is_healthy(process, core.now()) then return slot.name .. " gets traffic and is not healthy" end
+    end
+    if serving ~= world.app.process.instances and not spared[host.name] then
+      return ("%d instances serve on %s, and app.yml says %d"):format(serving, host.name, world.app.process.instances)
+    end
+    if host.current ~= world.target.release then return ("current points to %s on %s"):format(tostring(host.current), host.name) end
+  end
+end
+
+--- What a slot is not as it was; nil when it is.
+local function difference(world, slot)
+  local was = world.initial[slot.name]
+  local release, fed, process = fingerprint(slot)
+  if release ~= was.release then return ("%s runs %s; before: %s"):format(slot.name, release, was.release) end
+  if fed ~= was.fed then return ("%s %s traffic; before the run it did%s"):format(slot.name, fed and "gets" or "gets no", was.fed and "" or " not") end
+  if fed and slot.weight ~= was.weight then return ("%s has the weight %d; before: %d"):format(slot.name, slot.weight, was.weight) end
+  if process and fed and not process.hurt and not process.was_ready and not machine.is_healthy(process, core.now()) then
+    return slot.name .. " is not healthy"
+  end
+end
+
+--- Hosts that are not as they were before the run, each with why.
+---@param world deployrt.sim.World
+---@param spared table<string, boolean>
+---@return {host: string, why: string}[]
+function ending.not_old(world, spared)
+  local list = {}
+  for _, host in ipairs(world.machines) do
+    if not spared[host.name] then
+      local why
+      for _, port in ipairs(world.ports) do why = why or difference(world, world.balancer.named[host.name .. "-" .. port]) end
+      if host.current ~= world.previous then why = why or ("current points to %s on %s"):format(tostring(host.current), host.name) end
+      if host.releases[world.target.release] then why = why or ("release %s is still on %s"):format(world.target.release, host.name) end
+      if why then list[#list + 1] = { host = host.name, why = why } end
+    end
+  end
+  return list
+end
+
+return ending

@@ -1,0 +1,193 @@
+-- sim/invariants.lua -- What must hold at every moment of a simulated run, and at its end.
+local core = require "deployrt.core"
+local machine = require "deployrt.sim.machine"
+
+local invariants = {}
+
+---@class deployrt.sim.View  a world as an invariant sees it
+---@field time number         seconds since the run began
+---@field instances {host: string, port: integer, name: string, state: string, weight: integer, share: number, release?: string,
+---  new: boolean, running: boolean, healthy: boolean, hurt: boolean}[]  what runs or gets traffic; share in percent
+---@field demand number       requests a second
+---@field capacity number     requests a second that one instance can serve
+---@field target string       the new release
+
+local slack = 1.02 -- weights are whole numbers
+
+--- Sides of the fleet: weight, and how many of it can serve.
+local function sides(view)
+  local new, old = { weight = 0, able = 0, name = "new" }, { weight = 0, able = 0, name = "old" }
+  for _, each in ipairs(view.instances) do
+    local side = each.new and new or old
+    side.weight = side.weight + each.weight
+    if each.weight > 0 and (each.healthy or each.hurt or each.slot.hurt) then side.able = side.able + 1 end
+  end
+  return new, old
+end
+
+--- Nobody but the run has changed what serves.
+local function is_undisturbed(world)
+  return not world.hurt and not world.balancer.dirty and not world.faults:has("old-broken")
+end
+
+local checks = {}
+
+--- Each side's share of the demand is at most what that side can carry.
+checks["capacity"] = { on = { traffic = true, exit = true }, look = function(world, event, view)
+  if world.crippled or not is_undisturbed(world) or (event.kind == "exit" and event.why ~= "stopped") then return end
+  local new, old = sides(view)
+  local total = new.weight + old.weight
+  for _, side in ipairs { new, old } do
+    local load = total > 0 and view.demand * side.weight / total or 0
+    if load > view.capacity * side.able * slack then
+      return ("the %s side gets %.0f requests a second, and its %d instances that are ready can serve %.0f"):format(
+        side.name, load, side.able, view.capacity * side.able)
+    end
+  end
+  if total == 0 and not world.allow_gap then return "nothing serves" end
+end }
+
+local function is_fed(world, event)
+  local slot = world.balancer.named[event.host .. "-" .. event.port]
+  return slot.state == "ready" and slot.weight > 0, slot
+end
+
+--- Whether a slot that is opened holds a process that was ready at some time.
+local function opened_too_early(world, change, before)
+  local slot = world.balancer.named[change.slot]
+  local opens = slot.state == "ready" and slot.weight > 0 and not (before.state == "ready" and before.weight > 0)
+  if not opens or slot.hurt then return end
+  local process = slot.machine:running(slot.port)
+  if not process then return ("%s gets traffic, and nothing runs there"):format(slot.name) end
+  if process.hurt or process.was_ready or process.ready_at <= core.now() then return end
+  return ("%s gets traffic before release %s is ready there"):format(slot.name, process.release)
+end
+
+--- Traffic goes only to what is ready: neither to what starts, nor to what is being stopped, nor to an empty slot.
+checks["traffic only to ready instances"] = { on = { traffic = true, start = true, signal = true }, look = function(world, event)
+  if event.kind == "traffic" then
+    if event.by ~= "run" then return end
+    for i, change in ipairs(event.changes) do
+      local problem = opened_too_early(world, change, event.before[i])
+      if problem then return problem end
+    end
+    return
+  end
+  if world.balancer.dirty or event.process.hurt then return end
+  local fed, slot = is_fed(world, event)
+  if not fed or slot.hurt then return end
+  return event.kind == "start" and ("release %s is started on %s:%d, which gets traffic already"):format(event.release, event.host, event.port)
+    or ("%s:%d is stopped while it gets traffic"):format(event.host, event.port)
+end }
+
+--- A process is stopped once its requests have ended, or the drain's time is over.
+checks["stopped only when drained"] = { on = { signal = true }, look = function(world, event)
+  local slot = world.balancer.named[event.host .. "-" .. event.port]
+  local now = core.now()
+  if event.process.hurt or event.signal == "KILL" or now >= slot.drained_at or now >= slot.left_at + world.drain_timeout then return end
+  return ("%s:%d is stopped, and %.2fs of its requests are still to come"):format(event.host, event.port, slot.drained_at - now)
+end }
+
+--- Instances that serve well, or would if no fault had hit them.
+local function serving_and_healthy(world)
+  local count, now = 0, core.now()
+  for _, slot in ipairs(world.balancer.slots) do
+    local process = slot.machine:running(slot.port)
+    local fit = slot.hurt or (process and process.hurt) or machine.is_healthy(process, now)
+    if slot.state == "ready" and slot.weight > 0 and fit then count = count + 1 end
+  end
+  return count
+end
+
+--- The last instance that serves well is not taken out of traffic; that nothing is stopped which serves, others see to.
+checks["the last healthy instance stays"] = { on = { traffic = true }, look = function(world, event)
+  local before = world.serving_before
+  world.serving_before = serving_and_healthy(world)
+  if event.by ~= "run" or world.allow_gap or not is_undisturbed(world) or not before or before == 0 or world.serving_before > 0 then return end
+  for _, change in ipairs(event.changes) do
+    local slot = world.balancer.named[change.slot]
+    if slot.state == "ready" and slot.weight > 0 then return end -- it goes to something, if not to something healthy: said elsewhere
+  end
+  return "the last healthy instance was taken out of traffic"
+end }
+
+local function new_share(view)
+  local share, fed = 0, 0
+  for _, each in ipairs(view.instances) do
+    if each.new then share = share + each.share end
+    if each.new and each.weight > 0 then fed = fed + 1 end
+  end
+  return share, fed
+end
+
+--- Whether a change takes traffic from a slot altogether: the others' shares grow then.
+local function closes_something(event)
+  for i, change in ipairs(event.changes) do
+    if event.before[i].state == "ready" and change.state and change.state ~= "ready" then return true end
+  end
+  return false
+end
+
+--- Once a run is being taken back, the new release gets no instance more, and no greater share.
+checks["no rise after an abort"] = { on = { traffic = true, rollback = true }, look = function(world, event, view)
+  local before, fed_before = world.new_share or 0, world.new_fed or 0
+  world.new_share, world.new_fed = new_share(view)
+  if event.kind == "rollback" then world.backwards = true end
+  if event.kind ~= "traffic" or event.by ~= "run" or not world.backwards or world.balancer.dirty or world.hurt then return end
+  if world.new_fed > fed_before or (world.new_share > before + 1 and not closes_something(event)) then
+    return ("the new release's share rises from %.0f%% to %.0f%% while the run is being rolled back"):format(before, world.new_share)
+  end
+end }
+
+--- An analysis that cannot tell, or that fails, lets no more traffic to the new release.
+checks["no promotion without evidence"] = { on = { traffic = true, analysis = true, rollback = true }, look = function(world, event, view)
+  if event.kind == "analysis" then
+    world.verdict = event.verdict
+    return
+  end
+  local before, now = world.judged_share or 0, new_share(view)
+  world.judged_share = now
+  if not world.must_judge or world.backwards or event.by ~= "run" or world.balancer.dirty or world.hurt then return end
+  if now > before + 0.5 and before > 0 and world.verdict ~= "pass" then
+    return ("the new release's share rises from %.0f%% to %.0f%%, and the last verdict is '%s'"):format(before, now, tostring(world.verdict))
+  end
+  world.verdict = nil
+end }
+
+--- The checks of each kind of event, the author's own among them.
+---@param own? table<string, fun(view: deployrt.sim.View): boolean?, string?>
+---@return fun(world: deployrt.sim.World, event: table)
+function invariants.checker(own)
+  local by_kind, names = {}, {}
+  for name in pairs(checks) do names[#names + 1] = name end
+  table.sort(names)
+  local function add(kind, name, look)
+    by_kind[kind] = by_kind[kind] or {}
+    table.insert(by_kind[kind], { name = name, look = look })
+  end
+  for _, name in ipairs(names) do
+    for kind in pairs(checks[name].on) do add(kind, name, checks[name].look) end
+  end
+  local own_names = {}
+  for name in pairs(own or {}) do own_names[#own_names + 1] = name end
+  table.sort(own_names)
+  for _, name in ipairs(own_names) do
+    for _, kind in ipairs { "traffic", "start", "ready", "exit", "signal", "finished" } do
+      add(kind, name, function(_, _, view)
+        local holds, why = own[name](view)
+        if holds == false then return why or "it does not hold" end
+      end)
+    end
+  end
+  return function(world, event)
+    local list = by_kind[event.kind]
+    if not list or not world.watched or world.violation then return end
+    local view = world:view()
+    for _, each in ipairs(list) do
+      local problem = each.look(world, event, view)
+      if problem then world:violate(each.name, problem) end
+    end
+  end
+end
+
+return invariants

@@ -1,0 +1,289 @@
+-- sim/scenario.lua -- One seed: a world that serves, a run in it with its faults, and an operator who sees it through.
+local core = require "deployrt.core"
+local ending = require "deployrt.sim.ending"
+local errors = require "deployrt.errors"
+local memory = require "deployrt.sim.memory"
+local resume = require "deployrt.resume"
+local run = require "deployrt.run"
+local units = require "deployrt.units"
+local worlds = require "deployrt.sim.world"
+
+local scenario = {}
+
+local midnight = 1700000000 -- the time of day at which every simulation begins
+local capacity = 100        -- requests a second that an instance can serve
+local longest = 2 * 3600    -- seconds in which a controller must have come to an end
+local attempts = 6          -- of an operator, until a run must have ended
+
+---@class deployrt.sim.Scenario
+---@field seed integer
+---@field strategy deployrt.Strategy
+---@field values table                  its options
+---@field app deployrt.App
+---@field faults deployrt.sim.Fault[]
+---@field check fun(world: deployrt.sim.World, event: table)
+
+---@class deployrt.sim.Result
+---@field seed integer
+---@field strategy string        its name
+---@field outcome string         "succeeded", "rolled_back", "interrupted", "refused", "locked"
+---@field violation? {invariant: string, message: string, at: number}
+---@field events table[]
+---@field seconds number         virtual ones, until all was over
+---@field records integer        of journals
+---@field ending string          what each slot runs and gets in the end
+---@field reason? string         why it was rolled back or refused
+
+--- What the strategy promises to keep serving: all, but for a batch where it has batches.
+local function demand_of(plan)
+  local count = #plan.app.hosts * plan.app.process.instances
+  local batch = plan.values.batch and units.resolve_amount(plan.values.batch, count) or 0
+  return capacity * math.max(0, count - batch)
+end
+
+--- The old release serves on every host.
+local function populate(world, plan)
+  local broken = world.faults:of("old-broken")[1]
+  local launch = { release = "1.0", settings = "old", command = { "./serve" }, packed = true, env = {} }
+  local text = require("cjson").encode(launch)
+  world.previous, world.launches[text] = launch.release, launch
+  for _, host in ipairs(world.machines) do
+    host.releases[launch.release] = { sha256 = ("0"):rep(64), time = midnight - 1000 }
+    host.current = launch.release
+    for i = 1, plan.app.process.instances do
+      local port = world.ports[i]
+      local process = host:start(port, "before", launch, text)
+      process.ready_at, process.was_ready = broken and math.huge or 0, true
+      if broken and broken.dead then host:kill(port, "broken") end
+      local slot = world.balancer.named[host.name .. "-" .. port]
+      slot.state = "ready"
+    end
+  end
+end
+
+local function begin(plan)
+  local target = { release = "2.0", sha256 = ("1"):rep(64), packed = true, command = { "./serve" }, env = {}, settings = "new" }
+  local world = worlds.new(plan.seed, plan.app, { target = target, faults = plan.faults, check = plan.check })
+  populate(world, plan)
+  world.capacity, world.balancer.demand = capacity, demand_of(plan)
+  world.allow_gap, world.keeps_old = plan.values.allow_gap, plan.values.keep
+  world.must_judge = plan.values.inconclusive ~= nil and plan.values.inconclusive ~= "pass"
+  world.drain_timeout = plan.app.balancers[1] and plan.app.balancers[1].drain.timeout or 30
+  world.initial = ending.remember(world)
+  local app = setmetatable({ site = world:site() }, { __index = plan.app })
+  return world, app, target
+end
+
+--- What people and invariants learn of a run.
+local function hear(world, life)
+  return function(event)
+    if event.event == "op" and event.effect then
+      world.crippled = world.crippled or life.rolled_back_at ~= nil and not event.ok
+      world:note("op", { text = event.op, host = event.host, instance = event.instance, ok = event.ok, error = event.error })
+    elseif event.event == "step.started" then
+      world:note("step", { text = event.step })
+    elseif event.event == "analysis" then
+      world:note("analysis", { verdict = event.verdict, text = event.reason })
+    elseif event.event == "rollback.started" then
+      life.rolled_back_at, world.reason = core.now(), event.reason
+      world:note("rollback", { text = event.reason })
+    elseif event.event == "run.finished" then
+      life.outcome, life.left = event.outcome, event.left
+      world:note("finished", { text = ("%s, exit %d"):format(event.outcome, event.exit), left = event.left })
+    elseif event.event == "warning" then
+      world:note("warning", { text = event.message })
+    end
+  end
+end
+
+--- What a controller needs besides its application.
+local function options_of(world, plan, life, state)
+  return {
+    strategy = plan.strategy, values = plan.values, state = state, kind = "deploy", yes = true, unwatched = true, emit = hear(world, life),
+    signals = function()
+      return setmetatable({ next = function()
+        if not life.signal:wait() then return nil end
+        life.signal:clear()
+        return "INT"
+      end }, { __close = function() end })
+    end,
+    leave = function(err)
+      world:note("left", { text = err and errors.text(err) or "left at once" })
+      world:die(life, "left")
+      world:hold()
+    end,
+  }
+end
+
+--- The life of a controller, to its end or its death.
+---@async
+local function live(world, body)
+  local life = { ended = core.event(), signal = core.event() }
+  world.life = life
+  life.task = core.spawn(function()
+    core.locals().life = life
+    local ok, result = pcall(body, life)
+    life.finished, life.exit, life.error = true, ok and result or nil, not ok and errors.wrap(result) or nil
+    life.ended:set()
+  end)
+  if not life.ended:wait(longest) then
+    world:violate("deadlines fire", ("a controller has not come to an end in %d seconds"):format(longest))
+    life.dead, life.why = true, "stuck"
+  end
+  if life.dead then life.task:abandon() end
+  if life.error then
+    world:note("refused", { text = errors.text(life.error) })
+    if life.error.code == "script" then world:violate("scripts do not fail", life.error.message) end
+  end
+  return life
+end
+
+local function deploy(world, plan, app, target, state)
+  return live(world, function(life)
+    local options = options_of(world, plan, life, state)
+    options.target = function(session)
+      session.archive = { sha256 = target.sha256, bytes = 0 }
+      return target
+    end
+    return run.execute(app, options)
+  end)
+end
+
+local function take_up(world, plan, app, state, verb)
+  world:note("operator", { text = "deployrt " .. verb })
+  return live(world, function(life)
+    local then_app, options = resume.prepare(app, state, {
+      abort = verb == "abort", yes = true, restore = function() return app, { strategy = plan.strategy, values = plan.values } end,
+    })
+    if not then_app then
+      world:note("finished", { text = options.text })
+      life.outcome = options.outcome
+      return options.exit
+    end
+    for key, value in pairs(options_of(world, plan, life, state)) do options[key] = options[key] or value end
+    return run.execute(then_app, options)
+  end)
+end
+
+--- Hosts that faults took instances of: nobody can say how they must look in the end.
+local function spared(world)
+  local set = {}
+  for _, slot in ipairs(world.balancer.slots) do
+    local process = slot.machine.processes[slot.port]
+    if slot.hurt or slot.dirty or (process and process.hurt) then set[slot.host] = true end
+  end
+  return set
+end
+
+--- Exit 3 names every host that is not as it was.
+local function check_left(world, life)
+  local named = {}
+  for _, each in ipairs(life.left or {}) do named[each.host] = true end
+  for _, each in ipairs(ending.not_old(world, spared(world))) do
+    if not named[each.host] and not named.balancer then
+      world:violate("exit 3 tells the truth", ("what is left does not name %s: %s"):format(each.host, each.why))
+    end
+  end
+end
+
+local function check_locks(world)
+  for _, host in ipairs(world.machines) do
+    if host.lock and not world.faults:has("host-off") and not world.faults:has("host-cut") and not world.faults:has("ssh-hang") then
+      world:violate("no lock is left behind", ("%s is locked by run %s"):format(host.name, host.lock.run))
+    end
+  end
+end
+
+--- All-new or all-old, as the last life says.
+local function check_end(world, life)
+  local outcome, unheard = life.outcome, life.error and life.error.code == "nothing"
+  if unheard and not ending.not_new(world, spared(world)) then return end -- it had ended, and died before it said so
+  if outcome == "succeeded" then
+    local why = ending.not_new(world, spared(world))
+    if why then world:violate("the end is all-new or all-old", "it succeeded, but " .. why) end
+  else
+    local first = ending.not_old(world, spared(world))[1]
+    if first then world:violate("the end is all-new or all-old", ("it ended '%s', but %s"):format(outcome or "refused", first.why)) end
+  end
+  check_locks(world)
+end
+
+local function ended(life)
+  return life.finished and (life.exit == 0 or life.exit == 1 or life.exit == 130)
+end
+
+--- When no fault goes on any more.
+local function calm(plan)
+  local till = 0
+  for _, fault in ipairs(plan.faults) do
+    if fault.at then till = math.max(till, fault.at + (fault.seconds or 0)) end
+  end
+  return till
+end
+
+--- What an operator does about a run that did not end: first what the fault says, in the end an abort.
+local function see_through(world, plan, app, life, state)
+  for i = 1, attempts do
+    if world.violation or ended(life) then return life end
+    if life.finished and life.exit == 3 then check_left(world, life) end
+    if life.error and (life.error.code == "nothing" or not life.resumed and i == 1) then return life end
+    local crash = life.why == "crash" and world.crash
+    local wait = crash and crash.pause or 40
+    if i > 1 then wait = math.max(wait, calm(plan) + 1 - (core.now() - world.began)) end
+    core.sleep(wait)
+    if crash and crash.elsewhere then state = memory.state("other" .. i, function(when) world:on_record(when) end) end
+    life = take_up(world, plan, app, state, crash and i == 1 and crash.verb or i > 2 and "abort" or "resume")
+    life.resumed = true
+  end
+  if not ended(life) then
+    world:violate("all converges once the faults are over", ("after %d attempts: %s"):format(attempts,
+      life.error and errors.text(life.error) or life.outcome or tostring(life.why)))
+  end
+  return life
+end
+
+local function play(world, plan, app, target)
+  local state = memory.state("run", function(when) world:on_record(when) end)
+  core.spawn(world.agenda.serve, world.agenda)
+  core.sleep(0)
+  world.began, world.watched = core.now(), true
+  world.faults:arm()
+  local life = see_through(world, plan, app, deploy(world, plan, app, target, state), state)
+  world.over = true
+  if not world.violation then check_end(world, life) end
+  return life
+end
+
+local function outcome_of(life)
+  if life.outcome then return life.outcome end
+  return life.error and life.error.code == "locked" and "locked" or "refused"
+end
+
+--- Plays one seed.
+---@async
+---@param plan deployrt.sim.Scenario
+---@return deployrt.sim.Result
+function scenario.play(plan)
+  core.virtual_time(midnight)
+  local done, world, life, problem = core.event(), nil, nil, nil
+  local root = core.spawn(function()
+    local ok, err = xpcall(function()
+      local app, target
+      world, app, target = begin(plan)
+      life = play(world, plan, app, target)
+    end, function(err) return type(err) == "table" and err or debug.traceback(err) end)
+    if not ok then problem = err end
+    done:set()
+  end)
+  done:wait()
+  local seconds = core.now()
+  root:abandon()
+  core.virtual_time(nil)
+  if problem then error(problem, 0) end
+  return {
+    seed = plan.seed, strategy = plan.strategy.name, outcome = outcome_of(life), violation = world.violation, events = world.events, seconds = seconds, records = world.records,
+    ending = ending.describe(world), reason = life.error and errors.text(life.error) or world.reason, faults = plan.faults,
+  }
+end
+
+return scenario

@@ -1,0 +1,85 @@
+-- trace.lua -- Where a script went wrong: its file and line, and the script's own frames below, none of the runtime's.
+local errors = require "deployrt.errors"
+
+local trace = {}
+
+local scripts = {}                                   -- source -> the lines of its text
+local positions = {}                                 -- how messages write a script's path
+local callers = setmetatable({}, { __mode = "kv" })  -- coroutine of a task -> that of the task that waits for it
+local deepest, most = 200, 12                        -- frames that are looked at, and that are shown
+
+--- Makes a script known: frames of its text are shown, and named as its text names them.
+---@param path string
+---@param text string
+function trace.know(path, text)
+  local lines = {}
+  for line in (text .. "\n"):gmatch("([^\n]*)\n") do lines[#lines + 1] = line end
+  scripts["@" .. path] = lines
+end
+
+--- Says who waits for the running task, so that a trace goes on there.
+---@param caller thread
+function trace.called_from(caller)
+  callers[coroutine.running()] = caller
+end
+
+--- A function as its script names it.
+local function name_of(info)
+  if info.what == "main" then return "in main chunk" end
+  local head = scripts[info.source][info.linedefined] or ""
+  local owner, name = head:match("function%s+[%w_.]-([%w_]*):([%w_]+)%s*%(")
+  if owner then return ("in method '%s'"):format(name) end
+  name = head:match("function%s+([%w_.]+)%s*%(")
+  return name and ("in function '%s'"):format(name) or ("in function <%s:%d>"):format(info.short_src, info.linedefined)
+end
+
+--- Adds the script's frames of a coroutine; returns what the topmost of them called.
+local function collect(co, frames)
+  local called
+  for level = 0, deepest do
+    local info = debug.getinfo(co, level, "Snl")
+    if not info then return called end
+    if scripts[info.source] then
+      positions[info.short_src] = true
+      frames[#frames + 1] = { place = ("%s:%d"):format(info.short_src, info.currentline), name = name_of(info) }
+    elseif #frames == 0 then
+      called = info.name
+    end
+  end
+  frames.cut = true
+  return called
+end
+
+--- What a script's own programming error says. Where it was raised below a verb that the script called wrongly, the place is the call.
+local function located(message, frames, called)
+  local place, rest = message:match("^([^\n]-):%d+: (.*)$")
+  if not place or positions[place] then return message end
+  return ("%s: %s%s"):format(frames[1].place, rest, called and (", in '%s'"):format(called) or "")
+end
+
+--- A message handler: makes an error of a text that was raised, with the trace as its detail. `traceback` has all frames, the
+--- runtime's too. A text that no script has to do with is a fault of the runtime, and stays with its whole trace.
+---@param raised any
+---@return any
+function trace.handler(raised)
+  if type(raised) ~= "string" then return raised end
+  local frames, co = {}, coroutine.running()
+  local called = collect(co, frames)
+  local traceback = debug.traceback("", 2):gsub("^\n", "")
+  if #frames == 0 and not callers[co] then return raised .. "\n" .. traceback end
+  while callers[co] and #frames <= most do
+    co = callers[co]
+    collect(co, frames)
+  end
+  if #frames == 0 then return raised .. "\n" .. traceback end
+  local lines = {}
+  for i, frame in ipairs(frames) do
+    if i <= most then lines[i] = ("%s: %s"):format(frame.place, frame.name) end
+  end
+  if #frames > most or frames.cut then lines[#lines + 1] = "..." end
+  local err = errors.new("script", located(raised, frames, called), { detail = table.concat(lines, "\n") })
+  err.traceback = traceback
+  return err
+end
+
+return trace
