@@ -1,0 +1,47 @@
+-- cli/repl.lua -- deployrt repl APP.yml: verbs by hand, from a terminal or a pipe.
+local common = require "deployrt.cli.common"
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local repl = require "deployrt.repl"
+
+--- Reads on while a line is executed: what was typed meanwhile is next.
+local function listen(console, lines)
+  return core.spawn(function()
+    for line in function() return (lines:next()) end do
+      console.lines[#console.lines + 1] = line
+      console.arrived:set()
+    end
+    console.lines.ended = true
+    console.arrived:set()
+  end)
+end
+
+--- core.signals, less those that the conversation sees to itself.
+local function filtered(hear)
+  return function(...)
+    local signals = core.signals(...)
+    local function following()
+      local name = signals:next()
+      while name and hear(name) do name = signals:next() end
+      return name
+    end
+    return setmetatable({ next = following }, { __close = function() signals:close() end })
+  end
+end
+
+return function(command)
+  if command.flags.json then errors.raise("usage", "repl is for people: it has no --json") end
+  local app = common.app(command)
+  local lines <close> = core.lines(0)
+  local console = { interactive = core.terminal(0) ~= nil, write = command.write, lines = {}, arrived = core.event() }
+  local proceed, hear = repl.open(console)
+  local listening = listen(console, lines)
+  local ok, exit = pcall(common.execute, command, app, {
+    strategy = repl, values = repl.values, kind = "repl", proceed = proceed, done = "kept, as :commit says", signals = filtered(hear),
+    mode = command.flags.quiet and "quiet" or "lines",
+  })
+  listening:cancel()
+  listening:wait()
+  if ok then return exit end
+  error(exit, 0)
+end
