@@ -3,10 +3,15 @@ local errors = require "deployrt.errors"
 
 local host_room = {}
 
+--- A secret that a command prints is no more to be read by a script than any other.
+local function mask(context, text)
+  return context.secrets and context.secrets:mask(text) or text
+end
+
 --- Runs a command exactly once; a cut connection neither loses nor repeats it.
-function host_room.run(_, host, args, key)
+function host_room.run(context, host, args, key)
   local result = host:execute_once(key, args.command, { timeout = args.timeout, stdin = args.stdin, env = args.env, cwd = args.cwd })
-  return { status = result.status, signal = result.signal, stdout = result.stdout, stderr = result.stderr }
+  return { status = result.status, signal = result.signal, stdout = mask(context, result.stdout), stderr = mask(context, result.stderr) }
 end
 
 --- Ends a command that may be running still.

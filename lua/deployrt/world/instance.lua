@@ -17,23 +17,25 @@ end
 local function parse(host, line)
   local port, state, pid, key, record = line:match("^(%d+)\t(%l+)\t(%d+)\t([^\t]*)\t(.*)$")
   local ok, launch = pcall(json.decode, record or "")
+  local ending = state == "ending"
   return {
-    host = host.name, port = math.tointeger(port), state = state, pid = math.tointeger(pid), key = key,
-    launch = ok and type(launch) == "table" and launch or nil,
+    host = host.name, port = math.tointeger(port), state = ending and "running" or state, ending = ending or nil,
+    pid = math.tointeger(pid), key = key, launch = ok and type(launch) == "table" and launch or nil,
   }
 end
 
---- What runs in one slot: {state = "running"|"exited"|"none", pid, launch}.
+--- What runs in one slot: {state = "running"|"exited"|"none", pid, launch}; ending: it was told to end, and runs still.
 function instance.show(_, host, args)
   return parse(host, (host:call("process_show", { tostring(args.port) }):gsub("\n$", "")))
 end
 
 --- What runs in all slots of a host, which ports are listened on, and what `current` points to.
 function instance.list(_, host)
-  local found = { slots = {}, listening = {}, current = nil }
+  local found = { slots = {}, listening = {}, origins = {}, current = nil }
   for line in host:call("process_list"):gmatch("[^\n]+") do
-    if line:find("^listening") then
-      for port in line:gmatch("\t(%d+)") do found.listening[#found.listening + 1] = math.tointeger(port) end
+    local kind = line:match("^%l+")
+    if kind == "listening" or kind == "origins" then
+      for port in line:gmatch("\t(%d+)") do table.insert(found[kind], math.tointeger(port)) end
     elseif line:find("^current") then
       found.current = line:match("\t(.+)$")
     else
@@ -62,14 +64,25 @@ local function log_end(host, port, lines)
   return ok and text or nil
 end
 
+--- Directory and command; what was adopted has a script on its host that becomes the same program again.
+local function program_of(host, port, launch, values)
+  if not launch.adopted then return values.dir, template.expand_all(launch.command, values) end
+  if launch.obstacle then
+    errors.raise("adopted", ("%s:%d: what was adopted there cannot be started again (%s): start it by hand"):format(host.name, port, launch.obstacle),
+      { host = host.name })
+  end
+  return "/", { "env", "-i", "/bin/sh", ("%s/instances/%d.origin"):format(host.root, port) }
+end
+
 --- Starts a launch in a slot; done already when the slot runs what this very operation started.
 function instance.start(context, host, args, key)
   local launch = args.launch
   local values = values_of(host, args.port, launch)
-  local words = { tostring(args.port), key, values.dir, json.encode(launch), secrets_text(context, launch) }
+  local directory, command = program_of(host, args.port, launch, values)
+  local words = { tostring(args.port), key, directory, json.encode(launch), secrets_text(context, launch) }
   for name, value in pairs(launch.env or {}) do words[#words + 1] = name .. "=" .. template.expand(tostring(value), values) end
   words[#words + 1] = "--"
-  for _, word in ipairs(launch.command) do words[#words + 1] = template.expand(word, values) end
+  table.move(command, 1, #command, #words + 1, words)
   local ok, answer = pcall(host.call, host, "process_start", words)
   if ok then return { pid = math.tointeger(answer:match("%d+")) } end
   if answer.code == "stranger" then
@@ -83,24 +96,35 @@ local function died(host, port, launch)
     { host = host.name, detail = log_end(host, port) })
 end
 
+--- How long to wait before the next probe: soon after the start it is worth looking often, and what is found late is
+--- late by a fifth of the start at most.
+local function pause_after(elapsed, settings)
+  return math.min(math.max(0.005, elapsed / 5), settings.interval)
+end
+
+local show_every = 0.02 -- seconds: looking whether the process lives costs as much as a probe
+
 --- Waits until so many probes in a row succeed. A process that exits fails at once, with the end of its log.
 function instance.await_healthy(context, host, args)
   local settings, launch = args.health, args.launch
   local values = values_of(host, args.port, launch)
-  local started, successes, why, pause = core.now(), 0, "no probe yet", 0.01
+  local started, shown, successes, why = core.now(), 0, 0, "no probe yet"
   while true do
     local healthy, reason = health.probe(host, args.port, settings, values)
     successes = healthy and successes + 1 or 0
     why = reason or why
     if successes >= settings.successes then return { seconds = core.now() - started } end
-    if not healthy and instance.show(context, host, args).state ~= "running" then died(host, args.port, launch) end
-    if core.now() - started > settings.deadline then
+    if not healthy and core.now() - shown >= show_every then
+      if instance.show(context, host, args).state ~= "running" then died(host, args.port, launch) end
+      shown = core.now()
+    end
+    local elapsed = core.now() - started
+    if elapsed > settings.deadline then
       errors.raise("unhealthy", ("%s:%d: release %s is not healthy after %gs: %s"):format(
         host.name, args.port, launch.release, settings.deadline, why), { host = host.name, detail = log_end(host, args.port) })
     end
     context.check_stop()
-    core.sleep(healthy and settings.interval or math.min(pause, settings.interval))
-    pause = pause * 1.5 -- soon after the start it is worth looking often
+    core.sleep(healthy and settings.interval or pause_after(elapsed, settings))
   end
 end
 
@@ -111,37 +135,60 @@ function instance.probe(context, host, args)
   return { healthy = healthy, reason = reason }
 end
 
---- Signals until the process is gone: first the polite signal, at the deadline KILL.
-function instance.stop(context, host, args)
-  local found = instance.show(context, host, args)
-  if found.state == "none" or (args.pid and found.pid ~= args.pid) then return { stopped = false } end
-  local port, pid = tostring(args.port), tostring(found.pid)
-  local started, pause, killed = core.now(), 0.002, false
-  if found.state == "running" then host:call("process_signal", { port, pid, args.signal }) end
-  while found.state == "running" do
-    core.sleep(pause)
-    pause = math.min(pause * 2, 0.1)
-    found = instance.show(context, host, args)
-    if found.state == "running" and not killed and core.now() - started > args.timeout then
-      host:call("process_signal", { port, pid, "KILL" })
-      killed = true
-    elseif killed and core.now() - started > args.timeout + 10 then
-      errors.raise("stuck", ("%s:%s: pid %s survives SIGKILL; is its disk or network file system hanging?"):format(host.name, port, pid),
-        { host = host.name })
-    end
-  end
-  host:call("process_forget", { port, pid })
-  return { stopped = true, killed = killed, seconds = core.now() - started }
-end
-
 local function is_same(a, b)
   return a ~= nil and a.release == b.release and a.settings == b.settings
 end
 
---- Puts back what was found in a slot: starts it again if it ran and runs no more, and waits for its health.
+--- The pid that is to end, and whether there is one: the run's own, or what the slot holds. What runs there instead is
+--- left alone.
+local function pid_to_stop(context, host, args)
+  if args.pid then return args.pid end
+  local found = instance.show(context, host, args)
+  local another = args.settings and found.launch and not is_same(found.launch, args)
+  return found.state ~= "none" and not another and found.pid or nil
+end
+
+--- Signals until the process is gone: first the polite signal, at the deadline KILL.
+---@param stop {signal: string, timeout: number}
+local function end_process(host, port, pid, stop)
+  local words = { tostring(port), tostring(pid) }
+  local function signal(name) return host:call("process_signal", { words[1], words[2], name }):find("sent", 1, true) ~= nil end
+  local started, pause, killed = core.now(), 0.001, false
+  local stopped = signal(stop.signal)
+  while host:call("process_forget", words):find("running", 1, true) do
+    if not killed and core.now() - started > stop.timeout then
+      signal("KILL")
+      killed = true
+    elseif killed and core.now() - started > stop.timeout + 10 then
+      errors.raise("stuck", ("%s:%s: pid %s survives SIGKILL; is its disk or network file system hanging?"):format(host.name, port, pid),
+        { host = host.name })
+    end
+    core.sleep(pause)
+    pause = math.min(pause * 2, 0.1)
+  end
+  return { stopped = stopped, killed = killed, seconds = core.now() - started }
+end
+
+--- Ends the process of a slot; nothing to do when it is gone.
+function instance.stop(context, host, args)
+  local pid = pid_to_stop(context, host, args)
+  if not pid then return { stopped = false } end
+  if context.kept_open[("%s-%d"):format(host.name, args.port)] then
+    errors.raise("serving", ("%s:%d still gets traffic, because what it replaced could not be put back"):format(host.name, args.port), { host = host.name })
+  end
+  return end_process(host, args.port, pid, args)
+end
+
+--- Puts back what was found in a slot: starts it again if it ran and runs no more, and waits for its health. A process that
+--- was told to end, by a life of the run that ended first, does so, and is started anew.
 function instance.restore(context, host, args, key)
   local found = instance.show(context, host, args)
-  if found.state == "running" and is_same(found.launch, args.launch) then return { pid = found.pid } end
+  context.gone[("%s-%d"):format(host.name, args.port)] = nil
+  if found.ending then
+    end_process(host, args.port, found.pid, context.app.process.stop)
+  elseif found.state == "running" and is_same(found.launch, args.launch) then
+    return { pid = found.pid }
+  end
   if found.state == "exited" then host:call("process_forget", { tostring(args.port), tostring(found.pid) }) end
   local started = instance.start(context, host, args, key)
   if args.health then instance.await_healthy(context, host, args) end

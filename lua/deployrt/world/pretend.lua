@@ -12,10 +12,13 @@ Pretend.__index = Pretend
 
 local pretend = {}
 
+local calm = 30 -- turns of the loop without an operation, after which everybody waits for time to pass
+
 ---@param real? deployrt.World
+---@param begin? {hosts: table<string, table>, balancer: table}  what is known without looking
 ---@return deployrt.Pretend
-function pretend.new(real)
-  return setmetatable({ real = real, hosts = {}, time = 0, waiting = {}, active = true, pids = 0 }, Pretend)
+function pretend.new(real, begin)
+  return setmetatable({ real = real, hosts = begin and begin.hosts or {}, balancer = begin and begin.balancer, time = 0, waiting = {}, active = true, pids = 0 }, Pretend)
 end
 
 function Pretend:now()
@@ -30,8 +33,13 @@ end
 ---@async
 function Pretend:rest(seconds)
   if seconds <= 0 then return end
-  local event = core.event()
-  table.insert(self.waiting, { at = self.time + math.max(seconds, 1e-6), event = event }) -- time moves, however little is left
+  local event, at = core.event(), self.time + math.max(seconds, 1e-6) -- time moves, however little is left
+  local first, past = 1, #self.waiting + 1 -- who waits till the same moment comes behind those that were there
+  while first < past do
+    local middle = (first + past) // 2
+    if self.waiting[middle].at <= at then first = middle + 1 else past = middle end
+  end
+  table.insert(self.waiting, first, { at = at, event = event })
   event:wait()
 end
 
@@ -43,13 +51,12 @@ function Pretend:serve(is_busy)
   while self.active do
     core.sleep(0)
     idle = is_busy() and 0 or idle + 1
-    if idle >= 3 and self.waiting[1] then
+    if idle >= calm and self.waiting[1] then
       idle = 0
-      table.sort(self.waiting, function(a, b) return a.at < b.at end)
       local first = table.remove(self.waiting, 1)
       self.time = math.max(self.time, first.at)
       first.event:set()
-    elseif idle > 3 then
+    elseif idle > calm then
       core.sleep(0.001) -- somebody looks at the real world
     end
   end
@@ -68,7 +75,7 @@ end
 local function host_of(self, host)
   local known = self.hosts[host.name]
   if not known then
-    known = look(self, { name = "instance.list", host = host, args = {} }, { slots = {}, listening = {} })
+    known = look(self, { name = "instance.list", host = host, args = {} }, { slots = {}, listening = {}, origins = {} })
     known.releases = look(self, { name = "release.list", host = host, args = {} }, {})
     known.name, self.hosts[host.name] = host.name, known
   end
@@ -86,10 +93,10 @@ local function slot_at(known, port)
   end
 end
 
-local rooms = { instance = {}, release = {}, balancer = {}, host = {} }
+local rooms = { instance = {}, release = {}, balancer = {}, host = {}, stranger = {}, metric = {} }
 
 function rooms.instance:list(known)
-  return { slots = table.move(known.slots, 1, #known.slots, 1, {}), listening = known.listening, current = known.current }
+  return { slots = table.move(known.slots, 1, #known.slots, 1, {}), listening = known.listening, origins = known.origins, current = known.current }
 end
 
 function rooms.instance:show(known, args)
@@ -149,7 +156,22 @@ function rooms.release:activate(known, args)
 end
 
 function rooms.balancer:read()
-  return { slots = slots_of(self) }
+  local copy = {}
+  for name, slot in pairs(slots_of(self)) do
+    copy[name] = { state = slot.state, weight = slot.weight, up = slot.up, sessions = slot.sessions }
+  end
+  return { slots = copy, route = self.balancer.route }
+end
+
+function rooms.balancer:routed()
+  slots_of(self)
+  return { route = self.balancer.route or false }
+end
+
+function rooms.balancer:route(_, args)
+  slots_of(self)
+  self.balancer.route = args.route or nil
+  return {}
 end
 
 function rooms.balancer:find(_, args)
@@ -185,7 +207,22 @@ function rooms.balancer:prepare()
   return {}
 end
 
-rooms.balancer.stop = rooms.balancer.prepare
+rooms.balancer.stop, rooms.balancer.agree = rooms.balancer.prepare, rooms.balancer.prepare
+
+function rooms.stranger:look(_, args, spec)
+  return look(self, { name = "stranger.look", host = spec.host, args = args }, nil)
+end
+
+function rooms.stranger:adopt(known, args)
+  table.insert(known.slots, { host = known.name, port = args.port, state = "running", pid = args.process.pid, launch = args.launch })
+  return { pid = args.process.pid }
+end
+
+rooms.stranger.disown = rooms.instance.stop
+
+function rooms.stranger:forget()
+  return {}
+end
 
 function rooms.host:run()
   return { status = 0, stdout = "", stderr = "" }
@@ -193,6 +230,10 @@ end
 
 function rooms.host:hook()
   return { output = "" }
+end
+
+function rooms.metric:read()
+  return { problem = "nothing is counted in a plan" }
 end
 
 --- Performs one operation in this world.

@@ -13,12 +13,8 @@ function release.list(_, host)
   return found
 end
 
-local much = 16 << 20 -- bytes from which a connection of their own pays
-
---- Brings the archive into a function of the host's library; the way for much data comes first, where it works.
-local function send(context, host, archive, call)
-  local poured = archive.bytes >= much and host:pour(context.controller, archive:source_line(), call)
-  if poured then return poured end
+--- Brings the archive into a function of the host's library.
+local function send(host, archive, call)
   local result = errors.check(host:with_link(function(link)
     return core.pipe {
       from = archive:source(), to = { link = link, library = true, command = call },
@@ -31,14 +27,14 @@ local function send(context, host, archive, call)
   return result.to
 end
 
---- Streams the archive to a host, unpacked aside, checked there by SHA-256, and renamed.
+--- Streams the archive to a host, where it is checked by SHA-256, unpacked aside, and renamed.
 function release.upload(context, host, args)
   local archive = context.archive
   if not archive then
     errors.raise("archive", ("%s lacks release %s, and release.path does not hold it any more: bring its files back, or roll back with `deployrt abort`"):format(
       host.name, args.release), { host = host.name })
   end
-  local result = send(context, host, archive, { "release_receive", args.release, args.sha256, archive.filter })
+  local result = send(host, archive, { "release_receive", args.release, args.sha256, archive.filter })
   if result.status ~= 0 then
     local code, message = result.output:match("([%l_]+): ([^\n]*)")
     local full = result.output:find("No space left", 1, true)

@@ -1,0 +1,52 @@
+-- controller.lua -- Commands of app.yml that this machine runs before a run begins, or after it is over.
+local connection = require "deployrt.connection"
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+
+local controller = {}
+
+local longest = 3600 -- seconds
+
+--- Does `action()`, and gives it up at SIGINT or SIGTERM: what it started on this machine is ended with it.
+local function until_signal(what, action)
+  local signal
+  local work = core.spawn(action)
+  local listening = core.spawn(function()
+    local signals <close> = core.signals("INT", "TERM")
+    signal = signals:next()
+    if signal then work:cancel() end
+  end)
+  local ok, result = work:wait()
+  listening:cancel()
+  listening:wait()
+  if signal then errors.raise("interrupted", ("%s was interrupted by SIG%s: nothing was changed"):format(what, signal)) end
+  if not ok then error(result, 0) end
+  return result
+end
+
+--- Runs a command in the directory of app.yml, and waits for its end, whatever that is.
+---@async
+---@param app deployrt.App
+---@param command string|string[]  a line for /bin/sh, or program and arguments
+---@param opts {what: string, env?: table<string, string>, stdin?: string}  what: the key of app.yml, for messages
+---@return {status: integer, signal?: string, stdout: string, stderr: string}
+--- Raises deployrt.Error: "interrupted".
+function controller.run(app, command, opts)
+  if type(command) == "string" then command = { "/bin/sh", "-c", command } end
+  local line = connection.new({ name = "local" }, app.app)
+  local closing <close> = setmetatable({}, { __close = function() line:close() end })
+  local env = { APP = app.app, RELEASE = app.release.version or "" }
+  for name, value in pairs(opts.env or {}) do env[name] = value end
+  return until_signal(opts.what, function()
+    return line:execute(command, { cwd = app.dir, timeout = longest, env = env, stdin = opts.stdin })
+  end)
+end
+
+--- How a command ended, in words; nil when it did well.
+---@return string?
+function controller.failure(result)
+  if result.signal then return "was ended by SIG" .. result.signal end
+  return result.status ~= 0 and "failed with status " .. result.status or nil
+end
+
+return controller

@@ -1,0 +1,60 @@
+-- stopping.lua -- What ends a run before its time: signals, its timeout, an abort. What is in flight finishes first.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+
+local stopping = {}
+
+--- Asks a run to stop: everything is rolled back.
+---@param run table
+---@param err deployrt.Error  the reason
+function stopping.stop(run, err)
+  if run.stopping then return end
+  if not run.turns.live then -- a replay goes to its end first
+    run.stop_when_live = run.stop_when_live or err
+    return
+  end
+  pcall(run.journal.write, run.journal, { type = "SIGNAL", code = err.code, message = err.message })
+  run.stopping = err
+  run.stop_event:set()
+end
+
+--- The same, as the journal has it.
+---@param run table
+---@param record table
+function stopping.stop_again(run, record)
+  run.stopping = errors.new(record.code, record.message)
+  run.stop_event:set()
+end
+
+--- Hears signals, from before the lock is taken until the task is canceled. Losing the terminal stops no run.
+---@param run table
+---@param options {leave: fun(), signals?: function}  leave: ends the process, as a second signal asks; signals: default core.signals
+---@return table task
+function stopping.listen(run, options)
+  return core.spawn(function()
+    local signals <close> = (options.signals or core.signals)("INT", "TERM", "HUP")
+    while true do
+      local name = signals:next()
+      if not name then return end
+      if name ~= "HUP" then
+        if run.stopping or run.undoing or run.stop_when_live then options.leave() end
+        stopping.stop(run, errors.new("interrupted", "interrupted by SIG" .. name))
+      end
+    end
+  end)
+end
+
+--- Stops a run that has worked for longer than it may, over all its lives.
+---@param run table
+---@param seconds number
+---@return table task
+function stopping.limit(run, seconds)
+  return core.spawn(function()
+    run.turns:await_live()
+    if core.sleep(math.max(0, seconds - run.clock:now())) then
+      stopping.stop(run, errors.new("timeout", ("the run took longer than its timeout of %gs"):format(seconds)))
+    end
+  end)
+end
+
+return stopping
