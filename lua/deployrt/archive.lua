@@ -37,13 +37,6 @@ function Archive:source()
   return { link = errors.check(self.controller:link()), command = words }
 end
 
---- The same as a line for this machine's shell.
----@return string
-function Archive:source_line()
-  if not self.is_directory then return core.quote { "cat", self.path } end
-  return core.quote(self:source().command)
-end
-
 --- Refuses what would be unpacked outside of its directory, and what cannot be read.
 local function check_names(self)
   local result = self.controller:execute({ "tar", "-tf", self.path }, { timeout = 600 })

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local arguments = require "deployrt.arguments"
 local errors = require "deployrt.errors"
+local trace = require "deployrt.trace"
 
 local cli = {}
 
@@ -11,27 +12,31 @@ cli.version = "0.1.0"
 cli.commands = {
   { "run", "STRATEGY APP.yml", "deploy (the word `run` may be left out)" },
   { "plan", "STRATEGY APP.yml", "what run would do; changes nothing anywhere" },
-  { "check", "APP.yml", "validate the file; --connect also tries hosts and balancer" },
+  { "test", "STRATEGY [APP.yml]", "simulate with faults and check the invariants" },
+  { "check", "APP.yml", "validate the file (with STRATEGY before it: what that needs, too); --connect also tries hosts and balancer" },
   { "status", "APP.yml", "what runs where, and what takes traffic" },
   { "rollback", "APP.yml [--to V]", "back to what served before the last successful run" },
   { "resume", "APP.yml", "carry on with a run that was interrupted" },
   { "abort", "APP.yml", "roll back a run that was interrupted" },
   { "pause", "APP.yml", "hold a run at its next step" },
-  { "approve", "APP.yml", "let a run go on that waits for a person" },
+  { "approve", "APP.yml", "let a run go on that waits for a person (with ANSWER before it, where it asks for one)" },
   { "stop", "APP.yml", "take the application out of service and stop it" },
   { "logs", "APP.yml", "output of the instances; --follow" },
   { "exec", "APP.yml -- COMMAND", "a command on all hosts, answers labelled by host" },
   { "history", "APP.yml", "runs, their outcome and who started them" },
   { "unlock", "APP.yml", "remove a dead run's lock; refuses a live one" },
+  { "lib", "install|update|list|verify [APP.yml]", "the shared libraries of strategies that app.yml requires" },
+  { "repl", "APP.yml", "try verbs by hand, line by line; kept or taken back at the end" },
+  { "new", "strategy NAME", "a commented starting point in strategies/, with a spec" },
   { "schema", "", "the JSON Schema of app.yml, for editors" },
   { "help", "[STRATEGY|COMMAND]", "options and their defaults" },
   { "version", "", "print the version" },
 }
 
 --- Commands of the design that this version does not have.
-cli.planned = { test = true, report = true, new = true, repl = true, lib = true }
+cli.planned = { report = true }
 
-local exits = { locked = 4 }
+local exits = { locked = 4, unfinished = 3, interrupted = 130 }
 
 local function known(name)
   for _, command in ipairs(cli.commands) do
@@ -78,6 +83,7 @@ end
 
 local function perform(argv, place)
   local operands, flags, rest = arguments.parse(argv)
+  core.locals().verbose = flags.verbose
   local name = choose(operands, flags)
   if place and (place.share or place.embedded) then
     require("deployrt.strategy").locate(place.share, place.embedded)
@@ -90,13 +96,13 @@ end
 ---@param place? {embedded?: fun(name?: string): any, share?: string}
 ---@return integer
 function cli.main(argv, place)
-  core.set_traceback(function(message) return debug.traceback(message, 2) end)
+  core.set_traceback(trace.handler)
   local ok, result = core.run(function()
     local done, exit = pcall(perform, argv, place)
     if done then return exit end
     local err = errors.wrap(exit)
     io.stdout:flush()
-    io.stderr:write("deployrt: ", errors.text(err), "\n")
+    io.stderr:write("deployrt: ", errors.text(err), "\n", core.locals().verbose and err.traceback and err.traceback .. "\n" or "")
     return exits[err.code] or 2
   end)
   if ok then return result or 0 end

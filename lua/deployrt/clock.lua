@@ -17,9 +17,9 @@ function Clock:now()
   return self.value
 end
 
---- Moves on to the present.
+--- Moves on to the present, in whole microseconds: a journal gives back the same number, and a replay compares it alike.
 function Clock:tick()
-  self.value = self.present() + self.offset
+  self.value = math.floor((self.present() + self.offset) * 1e6 + 0.5) / 1e6
 end
 
 --- Moves to a recorded time; the present goes on from there.

@@ -17,13 +17,16 @@ local most_shown = 20
 ---@field release {path?: string, version?: string, keep: integer}  path is absolute
 ---@field hosts {name: string, address?: string, port?: integer, user?: string, identity?: string, group?: string,
 ---  transport: string, dir: string, known_hosts?: string, jump?: string}[]
+---@field inventory? {command: string|string[], release?: string|string[]}  where the hosts come from, if not from app.yml
+---@field groups? deployrt.HostGroups
 ---@field all_hosts table[]  also those that --host leaves out: balancers know their slots
 ---@field process {command: string[], env?: table<string,string>, secrets?: table<string,string>, ports: integer[],
----  instances: integer, supervisor: string, stop: {signal: string, timeout: number}}
+---  instances: integer, supervisor: string, adopt?: boolean, stop: {signal: string, timeout: number}}
 ---@field health {http?: string, tcp?: boolean, command?: string[], status?: integer|table, body?: string,
 ---  interval: number, timeout: number, successes: integer, deadline: number}
 ---@field balancers table[]  each with type and drain.timeout; empty when there is none
 ---@field strategy table  options as written
+---@field require deployrt.Requirement[]  shared libraries
 ---@field files table<string, string>  the texts that it comes from, by path
 ---@field hooks? table<string, string|string[]>
 ---@field place fun(path: string): string, deployrt.config.Mark?  "process.command" gives "app.yml:7:3"
@@ -85,11 +88,41 @@ local function finish(app, tree, add)
   rules.hosts(app, fail)
   rules.balancers(app, fail)
   rules.process(app, fail)
+  rules.capacity(app, fail)
   rules.health(app, fail, given)
+  rules.libraries(app, fail)
   app.file, app.dir = tree.file, core.fs.realpath(tree.file:match("^(.*/)[^/]*$") or ".") or "."
   app.strategy = app.strategy or {}
+  for _, balancer in ipairs(app.balancers) do
+    balancer.maintenance = balancer.maintenance and absolute(balancer.maintenance, app.dir)
+  end
   local release = app.release
   if release and release.path then release.path = absolute(release.path, app.dir) end
+end
+
+--- Hosts that a command printed, checked as those of app.yml are.
+---@param text string
+---@param label string  for messages
+---@return table[]  as app.hosts
+--- Raises deployrt.Error: "config".
+function config.hosts(text, label)
+  local list, marks = core.yaml.parse(text, label)
+  if type(list) ~= "table" then
+    errors.raise("config", ("%s: it prints what is no list of hosts: %s"):format(label, list == nil and marks.message or tostring(list)), { detail = text:sub(1, 500) })
+  end
+  local problems, at, add = new_collector { file = label, marks = marks }
+  local app = { hosts = check.value(list, schema.hosts, at, label) }
+  rules.hosts(app, function(path, message) add(nil, message:gsub("^hosts", path)) end)
+  raise_all(problems)
+  return app.hosts
+end
+
+--- Keeps only the hosts that are named.
+---@param app deployrt.App
+---@param names string[]
+---@return string? problem
+function config.keep_hosts(app, names)
+  return rules.keep_hosts(app, names)
 end
 
 --- Reads and checks app.yml; `--set`, `--release` and `--host` of the command line come on top.
@@ -111,7 +144,7 @@ function config.load(path, opts)
     local mark = tree:find(where)
     return source.text(mark, path), mark
   end
-  local problem = opts.hosts and rules.keep_hosts(app, opts.hosts)
+  local problem = opts.hosts and not app.inventory and rules.keep_hosts(app, opts.hosts)
   if problem then errors.raise("config", problem) end
   return app
 end

@@ -28,10 +28,11 @@ end
 
 ---@param entry table  an entry of app.hosts
 ---@param app string
+---@param dial? fun(entry: table, opts: {root: string}): deployrt.Link?, deployrt.Error?  default: over SSH or a local pipe
 ---@return deployrt.Connection
-function connection.new(entry, app)
+function connection.new(entry, app, dial)
   return setmetatable({
-    name = entry.name, entry = entry, is_local = is_here(entry), root = (entry.dir or ".deployrt") .. "/" .. app,
+    dial = dial or ssh.connect, name = entry.name, entry = entry, is_local = is_here(entry), root = (entry.dir or ".deployrt") .. "/" .. app,
   }, Connection)
 end
 
@@ -45,7 +46,7 @@ function Connection:link()
   self.dialling = core.event()
   if self.open_link then self.open_link:close() end
   self.open_link = nil
-  local ok, link, err, hop = pcall(ssh.connect, self.entry, { root = self.root })
+  local ok, link, err, hop = pcall(self.dial, self.entry, { root = self.root })
   if not ok then link, err = nil, errors.wrap(link) end
   self.open_link, self.hop = link, hop or self.hop
   self.dialling:set()
@@ -147,23 +148,6 @@ function Connection:execute_once(key, argv, opts)
     status = math.tointeger(status), signal = math.tointeger(signal),
     stdout = answer:sub(rest, rest + out_length - 1), stderr = answer:sub(rest + out_length),
   }
-end
-
---- Pours the output of a command of this machine into a function of the host's library, through the ssh command: its
---- AES-GCM costs half of what libssh2's ciphers do, and the data passes no process of ours.
----@async
----@param controller deployrt.Connection  this machine
----@param from string      a shell line
----@param call string[]    the function and its arguments
----@return {status: integer, output: string}?  nil where ssh cannot log in unasked, or the connection was lost
-function Connection:pour(controller, from, call)
-  if self.is_local or self.no_pouring then return nil end
-  local words = ssh.bulk_command(self.entry)
-  words[#words + 1] = errors.check(self:link()):script(call)
-  local result = controller:execute({ "/bin/sh", "-c", from .. " | " .. core.quote(words) }, { timeout = 3600 })
-  local answered = result.status == 0 or result.status == 1 -- as the library's functions do
-  if answered and not result.signal then return { status = result.status, output = result.stdout .. result.stderr } end
-  self.no_pouring = true
 end
 
 --- Writes a small file, aside and renamed.

@@ -16,14 +16,14 @@ function control.new(granted)
   return setmetatable({ paused = false, granted = granted or false, approvals = 0, changed = core.event() }, Control)
 end
 
---- Takes a request: "pause" or "approve", with a number that tells it from the one before.
+--- Takes a request: "pause" or "approve", with a number that tells it from the one before, and an answer where one is given.
 ---@param word string
 function Control:hear(word)
-  local kind = word:match("^%l+")
+  local kind, answer = word:match("^(%l+) ?%d* ?(.*)$")
   if kind == "pause" then
     self.paused = true
   elseif kind == "approve" then
-    self.paused, self.approvals = false, self.approvals + 1
+    self.paused, self.approvals, self.answer = false, self.approvals + 1, answer
   end
   self.changed:set()
 end
@@ -48,14 +48,31 @@ function Control:hold(run, label)
   wait_for(self, run, ("paused before '%s': `deployrt approve %s` goes on"):format(label, run.app.file), function() return not self.paused end)
 end
 
---- A gate: waits for an approval that comes after it was reached.
+local function is_one_of(list, value)
+  for _, each in ipairs(list) do
+    if each == value then return true end
+  end
+  return false
+end
+
+--- A gate: waits for an approval that comes after it was reached. Where there are answers, one of them lets it through.
 ---@async
 ---@param run table
 ---@param question string
-function Control:gate(run, question)
-  local before = self.approvals
-  wait_for(self, run, ("%s: `deployrt approve %s` lets it through, Ctrl-C or `deployrt abort` rolls back"):format(question, run.app.file),
-    function() return self.granted or self.approvals > before end)
+---@param answers? string[]
+---@return string? answer
+function Control:gate(run, question, answers)
+  local seen, choice = self.approvals, answers and table.concat(answers, "|") .. " " or ""
+  if self.granted then return answers and answers[1] end
+  wait_for(self, run, ("%s: `deployrt approve %s%s` lets it through, Ctrl-C or `deployrt abort` rolls back"):format(question, choice, run.app.file),
+    function()
+      if self.approvals == seen then return false end
+      if not answers or is_one_of(answers, self.answer) then return true end
+      seen = self.approvals
+      run.emit { event = "warning", message = ("'%s' is no answer here: it takes %s"):format(self.answer, table.concat(answers, " or ")) }
+      return false
+    end)
+  return answers and self.answer
 end
 
 return control

@@ -5,11 +5,13 @@ local errors = {}
 ---@field code string      what kind of failure: "timeout", "unreachable", "exit", "health", "config", ...
 ---@field message string   what, where, why and what to do next
 ---@field host? string     name of the host it is about
----@field detail? string   more lines, such as the end of a log
+---@field detail? string   more lines, such as the end of a log, or where a script was
+---@field traceback? string  of a script's error, with the runtime's own frames
 ---@field errors? deployrt.Error[]  when several tasks failed
 
 local Error = {}
 Error.__index = Error
+Error.__metatable = "deployrt.Error"
 Error.__tostring = function(self)
   return self.message
 end
@@ -30,11 +32,32 @@ function errors.raise(code, message, fields)
   error(errors.new(code, message, fields), 0)
 end
 
+local longest = 4000 -- bytes of a message that a script made
+
+local function text_of(value)
+  if type(value) ~= "string" then return nil end
+  return #value > longest and value:sub(1, longest) .. "..." or value
+end
+
+--- A new error of what was raised, which may be anything that a script could make: nothing of it is called or trusted.
+---@return any  other values than error tables come back as they are
+function errors.copy(raised)
+  if type(raised) ~= "table" or type(rawget(raised, "message")) ~= "string" then return raised end
+  return errors.new(text_of(rawget(raised, "code")) or "script", text_of(rawget(raised, "message")), {
+    host = text_of(rawget(raised, "host")), detail = text_of(rawget(raised, "detail")),
+  })
+end
+
 --- Turns whatever was raised into an error table; a string is a programming error in a script or in us.
 ---@return deployrt.Error
 function errors.wrap(raised)
-  if type(raised) == "table" and raised.message then return raised end
-  return errors.new("script", tostring(raised))
+  if type(raised) == "table" and rawget(raised, "message") then
+    local plain = debug.getmetatable(raised)
+    if type(rawget(raised, "message")) == "string" and (plain == nil or plain == Error) then return raised end
+    return errors.copy(raised) ~= raised and errors.copy(raised) or errors.new("script", "a script raised an error without a text")
+  end
+  if type(raised) == "string" then return errors.new("script", raised) end
+  return errors.new("script", ("a script raised a %s, and no text or error: raise a text, or call self:fail"):format(type(raised)))
 end
 
 --- Passes results on; raises when the first one is nil (what C returns on failure).
@@ -43,16 +66,17 @@ function errors.check(first, second, ...)
   return first, second, ...
 end
 
---- One error for several: itself when there is one.
+--- One error for several: itself when there is one; of the code that all of them have, else "several".
 ---@param list deployrt.Error[]
 function errors.several(list)
   if #list == 1 then return list[1] end
-  local lines, seen = {}, {}
+  local lines, seen, code = {}, {}, list[1].code
   for _, err in ipairs(list) do
+    if err.code ~= code then code = "several" end
     if not seen[err.message] then lines[#lines + 1] = err.message end
     seen[err.message] = true
   end
-  return errors.new("several", table.concat(lines, "\n"), { errors = list, detail = list[1].detail })
+  return errors.new(code, table.concat(lines, "\n"), { errors = list, detail = list[1].detail, traceback = list[1].traceback })
 end
 
 --- The message with its host in front and its detail indented below.

@@ -9,7 +9,7 @@ local operation = require "deployrt.operation"
 ---@field target table                launch of the release being deployed
 ---@field members deployrt.Instance[] every instance that runs
 ---@field given_up table<string, boolean>  names of hosts that the run goes on without
-local Fleet = {}
+local Fleet = { kind = "fleet" }
 Fleet.__index = Fleet
 
 local fleet = {}
@@ -32,10 +32,20 @@ end
 ---@param process table  app.process
 ---@param balancer deployrt.Balancer
 function fleet.new(hosts, process, balancer)
-  return setmetatable({ hosts = hosts, process = process, balancer = balancer, members = {}, reserved = {}, listening = {}, given_up = {} }, Fleet)
+  return setmetatable({ hosts = hosts, process = process, balancer = balancer, members = {}, places = {}, by_host = {}, reserved = {}, listening = {},
+    given_up = {} }, Fleet)
 end
 
-local function state_of(self, member)
+--- The instances of a host.
+---@param host deployrt.Host
+---@return deployrt.Instance[]
+function Fleet:on(host)
+  return self.by_host[host.name] or {}
+end
+
+--- What the balancer says of a member.
+---@return "serving"|"draining"|"idle"
+function Fleet:state_of(member)
   if not self.balancer:exists() then return "serving" end
   if self.balancer:is_serving(member) then return "serving" end
   local slot = self.balancer.slots[member.slot]
@@ -46,19 +56,19 @@ end
 ---@async
 function Fleet:discover()
   self.balancer:refresh()
-  self.members, self.exited = {}, {}
+  self.members, self.places, self.by_host, self.exited = {}, {}, {}, {}
   local answers = fleet.together(self.hosts, function(host)
     return operation.observe { name = "instance.list", host = host, args = {} }
   end)
   for i, host in ipairs(self.hosts) do
-    host.current = answers[i].current
+    host.current, host.origins = answers[i].current, answers[i].origins or {}
     self.listening[host.name] = answers[i].listening
     for _, slot in ipairs(answers[i].slots) do
       local launch = slot.launch or { release = "unknown", settings = "", command = {} }
       local member = instance.new { host = host, port = slot.port, launch = launch, pid = slot.pid }
       if slot.state == "running" then
-        member.state = state_of(self, member)
-        self.members[#self.members + 1] = member
+        member.state = self:state_of(member)
+        self:add(member)
       else
         self.exited[#self.exited + 1] = member
       end
@@ -87,13 +97,33 @@ end
 
 --- Notes an instance that was started; forget() is its opposite.
 function Fleet:add(member)
-  self.members[#self.members + 1] = member
+  local at, name = #self.members + 1, member.host.name
+  self.members[at], self.places[member] = member, at
+  self.by_host[name] = self.by_host[name] or {}
+  table.insert(self.by_host[name], member)
+end
+
+--- Has an object that is known already stand for an instance that was found.
+---@param found deployrt.Instance
+---@param known deployrt.Instance
+function Fleet:exchange(found, known)
+  self:forget(found)
+  self:add(known)
+end
+
+local function remove(list, member)
+  for i = #list, 1, -1 do
+    if list[i] == member then table.remove(list, i) end
+  end
 end
 
 --- Notes that an instance runs no more; its slot is free.
 function Fleet:forget(member)
-  for i = #self.members, 1, -1 do
-    if self.members[i] == member then table.remove(self.members, i) end
+  local at, last = self.places[member], self.members[#self.members]
+  if at then
+    self.members[at], self.places[last] = last, at -- nobody counts on their order
+    self.members[#self.members], self.places[member] = nil, nil
+    remove(self:on(member.host), member)
   end
   self.reserved[member.host.name .. member.port] = nil
   local ports = self.listening[member.host.name] or {}
@@ -104,8 +134,8 @@ end
 
 --- The instance that runs in a slot.
 function Fleet:at(host, port)
-  for _, member in ipairs(self.members) do
-    if member.host == host and member.port == port then return member end
+  for _, member in ipairs(self:on(host)) do
+    if member.port == port then return member end
   end
 end
 
@@ -167,6 +197,12 @@ function Fleet:kept_hosts(hosts)
   return list
 end
 
+--- Has instances stay up without traffic after the run, until the next one; not on hosts that are given back.
+---@param instances deployrt.Instance[]
+function Fleet:keep(instances)
+  for _, member in ipairs(instances) do member.kept = not member.host.leaves end
+end
+
 --- With host groups, those of the group that serves; otherwise all.
 function Fleet:active_hosts()
   return self.active or self.hosts
@@ -194,11 +230,32 @@ function Fleet:standby_hosts()
   return self.group and in_group(self, self.group, false) or {}
 end
 
+--- Whether the release being deployed can run there: what was adopted once knows only the port that it had.
+local function fits(self, host, port)
+  if not self.target.adopted then return true end
+  for _, each in ipairs(host.origins) do
+    if each == port then return true end
+  end
+  return false
+end
+
 --- A port of the host that nothing runs on and nobody has been promised; nil when there is none.
 ---@return integer?
 function Fleet:free_port(host)
   for _, port in ipairs(self.process.ports) do
-    if not self:at(host, port) and not self.reserved[host.name .. port] and not listens(self, host, port) then return port end
+    if fits(self, host, port) and not self:at(host, port) and not self.reserved[host.name .. port] and not listens(self, host, port) then return port end
+  end
+end
+
+--- Raises when a slot cannot be used: by the release being deployed, or because of what runs there until the end.
+local function check_slot(self, host, port)
+  local member = self:at(host, port)
+  if member and member.lasts then
+    errors.raise("busy", ("%s: what was adopted there could not be started again (%s), so it is stopped only after the run has succeeded: "
+      .. "give process.ports a spare slot, or stop it by hand"):format(member.label, member.launch.obstacle), { host = host.name })
+  end
+  if not fits(self, host, port) then
+    errors.raise("missing", ("%s:%d: what served before was started by hand on another port, and is not known there"):format(host.name, port), { host = host.name })
   end
 end
 
@@ -207,18 +264,28 @@ end
 ---@param port? integer  default: a free one
 ---@return deployrt.Instance? instance  nil when no slot is free
 function Fleet:candidate(host, port)
-  for _, member in ipairs(self.members) do
-    if member.host == host and self:is_target(member) and member.state ~= "serving" and not self.reserved[host.name .. member.port] then
+  for _, member in ipairs(self:on(host)) do
+    if self:is_target(member) and member.state ~= "serving" and not self.reserved[host.name .. member.port] then
       self.reserved[host.name .. member.port] = true
       return member
     end
   end
   port = port or self:free_port(host)
   if not port then return nil end
+  check_slot(self, host, port)
   self.reserved[host.name .. port] = true
   local new = instance.new { host = host, port = port, launch = self.target }
   new.on_start = function() self:add(new) end
   return new
+end
+
+--- The name of a host that has no slot free beside its old instances; nil when all have, or some instance idles.
+---@return string?
+function Fleet:full_host()
+  if #self:idle() > 0 then return nil end
+  for _, member in ipairs(self:old()) do
+    if not self:free_port(member.host) then return member.host.name end
+  end
 end
 
 --- Where a full second set finds no room, in words; nil when there is room.

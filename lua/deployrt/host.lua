@@ -6,8 +6,9 @@ local operation = require "deployrt.operation"
 ---@class deployrt.Host
 ---@field name string
 ---@field group? string
+---@field leaves? boolean  it is given back once the run has succeeded
 ---@field current? string  the release that `current` points to there
-local Host = {}
+local Host = { kind = "host" }
 Host.__index = Host
 
 local host = {}
@@ -15,7 +16,7 @@ local host = {}
 ---@param entry table  an entry of app.hosts
 ---@return deployrt.Host
 function host.new(entry)
-  return setmetatable({ name = entry.name, group = entry.group }, Host)
+  return setmetatable({ name = entry.name, group = entry.group, leaves = entry.leaves }, Host)
 end
 
 --- Runs a command on the host: journaled, done once, and raising when it fails.

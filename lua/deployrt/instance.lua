@@ -11,7 +11,7 @@ local operation = require "deployrt.operation"
 ---@field launch table      what was or will be started: command, env, settings
 ---@field state "serving"|"draining"|"idle"|"down"
 ---@field pid? integer
-local Instance = {}
+local Instance = { kind = "instance" }
 Instance.__index = Instance
 
 local instance = {}
@@ -34,7 +34,7 @@ end
 
 local function stop_arguments(self)
   local stop = operation.current().app.process.stop
-  return { port = self.port, release = self.release, signal = stop.signal, timeout = stop.timeout }
+  return { port = self.port, release = self.release, settings = self.launch.settings, signal = stop.signal, timeout = stop.timeout }
 end
 
 --- Starts the process; nothing to do when it runs already. Undone by stopping it.
@@ -68,6 +68,15 @@ function Instance:is_healthy()
   return found.healthy, found.reason
 end
 
+--- What could not be started again runs on, without traffic, until the run has succeeded.
+local function postpone(self, run)
+  if not self.postponed then
+    run.emit { event = "log", message = ("%s runs on until the run has succeeded: what was adopted there could not be started again (%s)"):format(
+      self.label, self.launch.obstacle) }
+  end
+  self.postponed, self.state = true, "idle"
+end
+
 --- Stops the process, politely first. Undone by starting what ran and waiting until it is healthy, if it was.
 ---@async
 --- Raises deployrt.Error: "serving" when it still gets traffic, "stuck".
@@ -76,12 +85,13 @@ function Instance:stop()
   if run.balancer:is_serving(self) then
     errors.raise("serving", ("%s still gets traffic: drain it before you stop it"):format(self.label), { host = self.host.name })
   end
+  if self.lasts then return postpone(self, run) end
   local args = stop_arguments(self)
   args.pid = self.pid
   perform(self, operation.effect, {
     name = "instance.stop", kind = "look", args = args, find = "instance.show",
     undo = function(found)
-      if found.state ~= "running" or not found.launch then return nil end
+      if found.state ~= "running" or not found.launch or found.launch.obstacle then return nil end
       return { name = "instance.restore", kind = "look", args = {
         port = self.port, launch = found.launch, release = found.launch.release,
         health = self.was_healthy ~= false and run.app.health or nil,

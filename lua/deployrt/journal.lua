@@ -42,31 +42,60 @@ function journal.canonical(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
+local function read_file(path)
+  local file = io.open(path, "rb")
+  if not file then return "" end
+  local text = file:read("a")
+  file:close()
+  return text
+end
+
+---@class deployrt.Disk  where journals are
+---@field read fun(path: string): string  "" where there is no file
+---@field write fun(path: string, text: string): true?, deployrt.Error?
+---@field append fun(path: string): table?, deployrt.Error?  an object with write, sync and close
+journal.disk = { read = read_file, write = core.fs.write, append = core.fs.append }
+
 --- Opens a journal to append to it; a torn end is cut off first.
 ---@param path string
+---@param disk? deployrt.Disk
 ---@return deployrt.Journal
-function journal.open(path)
-  local records, good, lines = journal.read(path)
-  local stat = core.fs.stat(path)
-  if stat and stat.size > good then
-    local file = errors.check(io.open(path, "rb"))
-    local text = file:read(good)
-    file:close()
-    errors.check(core.fs.write(path, text))
-  end
-  local file = errors.check(core.fs.append(path))
+function journal.open(path, disk)
+  disk = disk or journal.disk
+  local text = disk.read(path)
+  local records, good, lines = journal.parse(text, path)
+  if #text > good then errors.check(disk.write(path, text:sub(1, good))) end
+  local file = errors.check(disk.append(path))
   return setmetatable({ path = path, file = file, lines = lines, written = #records, synced = #records }, Journal)
+end
+
+--- The file cannot be written: nothing more goes there, so that what it has stays whole. Copies on hosts go on.
+local function break_off(self, err)
+  self.broken = self.broken or errors.new("journal", ("cannot write the journal %s: %s; make room there"):format(self.path, err.message:gsub("^journal: ", "")))
+  self.synced = self.written
+  if not self.on_broken then error(self.broken, 0) end
+  if not self.told then self.on_broken(self.broken) end
+  self.told = true
+end
+
+--- From now on a file that cannot be written stops nobody: what undoes or ends a run is not given up for it.
+---@param tell fun(err: deployrt.Error)  called once, if it is so
+function Journal:endure(tell)
+  self.on_broken = tell
 end
 
 --- Appends a record; it is in the file, but perhaps not yet on the disk.
 ---@param record table  gets the number `n`
+--- Raises deployrt.Error: "journal", as sync() does.
 function Journal:write(record)
   record.n = #self.lines + 1
   local text = json.encode(record)
   local line = ("%s %d %s\n"):format(core.sha256(text):sub(1, 8), #text, text)
-  errors.check(self.file:write(line))
   self.lines[record.n] = line
   self.written = self.written + 1
+  local ok, err = self.broken == nil, self.broken
+  if ok then ok, err = self.file:write(line) end
+  if not ok then break_off(self, err) end
 end
 
 ---@class deployrt.Mirror  what the copy of a journal on a host lacks
@@ -108,7 +137,8 @@ function Journal:sync()
       self.syncing = nil
       if ok then self.synced = covers end
       event:set()
-      errors.check(ok, err)
+      if not ok and err.code == "canceled" then error(err, 0) end
+      if not ok then break_off(self, err) end
     end
   end
 end
@@ -171,15 +201,12 @@ end
 
 --- Reads the records of a journal; none when there is no file.
 ---@param path string
+---@param disk? deployrt.Disk
 ---@return table[] records
 ---@return integer good   bytes that are whole
 ---@return string[] lines
-function journal.read(path)
-  local file = io.open(path, "rb")
-  if not file then return {}, 0, {} end
-  local text = file:read("a")
-  file:close()
-  return journal.parse(text, path)
+function journal.read(path, disk)
+  return journal.parse((disk or journal.disk).read(path), path)
 end
 
 return journal

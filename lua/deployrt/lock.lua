@@ -55,9 +55,10 @@ local function parse(host, text)
     text:gsub("^locked: ", ""):gsub("\n$", ""):match("([^\t]*)\t(%d+)\t([^\t]*)\t(%d+)\t([^\t]*)\t(%d+)\t(%d+)\t([^\t]*)")
   if not run then return { run = "?", epoch = 0, owner = "?", since = 0, age = 0, dead = false, step = "", host = host.name } end
   local age = tonumber(now) - tonumber(beat)
+  local silent = math.abs(age) > lock.dead_after -- a sign from the future: the clock was set back, and nobody gave one since
   return {
     run = run, epoch = math.tointeger(epoch), owner = owner, since = math.tointeger(since), age = age,
-    dead = age > lock.dead_after or is_gone(alive), step = step, host = host.name,
+    dead = silent or is_gone(alive), step = step, host = host.name,
   }
 end
 

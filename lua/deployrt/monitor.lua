@@ -4,36 +4,7 @@ local world_balancer = require "deployrt.world.balancer"
 
 local monitor = {}
 
-local mend_every, report_every = 0.25, 1 -- seconds
-
---- What a balancer does differently from what the run wants of it, as changes.
-local function differences(driver, wanted)
-  local slots, changes = driver:read().slots, {}
-  for name, state in pairs(wanted) do
-    local slot = slots[name]
-    if not slot or slot.state ~= state.state or (state.weight and slot.state == "ready" and slot.weight ~= state.weight) then
-      changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight }
-    end
-  end
-  table.sort(changes, function(a, b) return a.slot < b.slot end)
-  return changes
-end
-
---- A balancer that was restarted or changed by others is brought to the wanted state again.
-local function mend(run, context)
-  if context.changing then return end
-  context.check_lock()
-  world_balancer.exclusively(context, function()
-    for _, driver in ipairs(context.drivers) do
-      local changes = differences(driver, context.wanted)
-      if #changes > 0 then
-        driver:prepare()
-        driver:apply(changes)
-        run.emit { event = "warning", message = ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes) }
-      end
-    end
-  end)
-end
+local look_every, mend_every, report_every = 0.25, 0.25, 1 -- seconds
 
 local function releases_by_slot(run)
   local map = {}
@@ -41,17 +12,34 @@ local function releases_by_slot(run)
   return map
 end
 
---- The share of traffic by release, in percent, from the weights of the slots.
+--- The share of each slot in the traffic, from 0 to 1: by weight, and for routed slots by the percentage that goes to them.
+---@param balancer deployrt.Balancer
+---@return table<string, number>
+function monitor.slot_shares(balancer)
+  local parts, total, routed = {}, 0, balancer.route
+  for _, slot in pairs(balancer.slots) do
+    if slot.state == "ready" then total = total + slot.weight end
+  end
+  local rest = routed and 1 - routed.percent / 100 or 1
+  for name, slot in pairs(balancer.slots) do
+    if slot.state == "ready" and slot.weight > 0 then parts[name] = rest * slot.weight / total end
+  end
+  for _, name in ipairs(routed and routed.slots or {}) do
+    parts[name] = (parts[name] or 0) + routed.percent / 100 / #routed.slots
+  end
+  return parts
+end
+
+--- The share of traffic by release, in percent.
 ---@return table<string, number>
 function monitor.shares(run)
-  local map, sums, total = releases_by_slot(run), {}, 0
-  for name, slot in pairs(run.balancer.slots) do
-    if slot.state == "ready" and slot.weight > 0 and map[name] then
-      sums[map[name]] = (sums[map[name]] or 0) + slot.weight
-      total = total + slot.weight
-    end
+  local map, sums = releases_by_slot(run), {}
+  for name, share in pairs(monitor.slot_shares(run.balancer)) do
+    if map[name] then sums[map[name]] = (sums[map[name]] or 0) + share end
   end
-  for release, sum in pairs(sums) do sums[release] = math.floor(10000 * sum / total + 0.5) / 100 end
+  local total = 0
+  for _, sum in pairs(sums) do total = total + sum end
+  for release, sum in pairs(sums) do sums[release] = total > 0 and math.floor(10000 * sum / total + 0.5) / 100 or 0 end
   return sums
 end
 
@@ -91,11 +79,7 @@ end
 function monitor.watch(run, context)
   run.turns:await_live()
   local reported = core.now()
-  while not run.over and core.sleep(mend_every) do
-    if #context.drivers > 0 then
-      pcall(mend, run, context)
-      pcall(world_balancer.save, context)
-    end
+  while not run.over and core.sleep(look_every) do
     monitor.snapshot(run)
     if core.now() - reported >= report_every and #context.drivers > 0 then
       local ok, stats = pcall(world_balancer.stats, context)
@@ -108,11 +92,17 @@ function monitor.watch(run, context)
   end
 end
 
---- The end of watching: what balancers must still know, and the last picture.
+--- The task that brings balancers back to what the run wants, and has them know it over a restart. It is not canceled but
+--- told, by the event: a balancer that is half mended, or a file that is half written, would stay so.
 ---@async
-function monitor.last_look(run, context)
-  pcall(world_balancer.save, context)
-  monitor.snapshot(run)
+---@param ended deployrt.Event
+function monitor.keep(run, context, ended)
+  run.turns:await_live()
+  repeat
+    local is_over = ended:wait(mend_every)
+    if #context.drivers > 0 then pcall(world_balancer.mend, context) end
+    pcall(world_balancer.save, context)
+  until is_over
 end
 
 return monitor

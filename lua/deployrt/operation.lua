@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local journal = require "deployrt.journal"
+local trace = require "deployrt.trace"
 local turns = require "deployrt.turns"
 local undo = require "deployrt.undo"
 
@@ -37,8 +38,34 @@ function operation.checkpoint()
   if sibling then errors.raise("abandoned", "given up because another one failed") end
 end
 
-local function hash(spec)
-  return core.sha256(spec.name .. journal.canonical(spec.args)):sub(1, 16)
+--- Lets a function of this door work without the limits of the script that came to it.
+local function exempt(fn)
+  local function leave(before, ok, ...)
+    core.exempt(before)
+    if not ok then error(..., 0) end
+    return ...
+  end
+  return function(...)
+    return leave(core.exempt(true), pcall(fn, ...))
+  end
+end
+
+--- Waits until the journal is exhausted. When it tells of a rollback, the strategy itself does nothing new any more: what
+--- ended it left perhaps no record.
+local function go_on_live(run)
+  run.turns:await_live()
+  operation.checkpoint()
+  if run.turns.unwinding and not core.locals().undoing then errors.raise("unwinding", "the run was being rolled back already") end
+end
+
+--- What tells an operation from another one at the same place; a rehearsal is never replayed.
+local function hash(run, spec)
+  return not run.rehearsing and core.sha256(spec.name .. journal.canonical(spec.args)):sub(1, 16) or nil
+end
+
+--- A result as a journal would give it back. A pretended world gives plain data that nobody else holds.
+local function plain(run, result)
+  return run.rehearsing and result or journal.plain(result)
 end
 
 local function announce(run, spec, started, ok, err)
@@ -59,11 +86,11 @@ end
 local function act(run, spec, id)
   local started = core.now()
   local ok, result = pcall(run.world.perform, run.world, spec, id)
-  result = ok and journal.plain(result) or not ok and run.mask(errors.wrap(result)) or nil
+  result = ok and plain(run, result) or not ok and run.mask(errors.wrap(result)) or nil
   if not ok and result.code == "superseded" then run.leave(result) end
   take_turn(run, id)
   run.journal:write {
-    type = "DONE", id = id, op = spec.name, hash = spec.observes and hash(spec) or nil, at = run.clock:now(), ok = ok,
+    type = "DONE", id = id, op = spec.name, hash = spec.observes and hash(run, spec) or nil, at = run.clock:now(), ok = ok,
     result = ok and result or nil,
     error = not ok and { code = result.code, message = result.message, host = result.host, detail = result.detail } or nil,
   }
@@ -77,7 +104,7 @@ local function hand_back(run, spec, id, done)
   run.turns:await(id)
   run.clock:set(done.at)
   if not done.ok then error(errors.new(done.error.code, done.error.message, { host = done.error.host, detail = done.error.detail }), 0) end
-  run.world:recall(spec)
+  if not run.undoing then run.world:recall(spec) end -- a rollback that goes on began with what is there
   return done.result
 end
 
@@ -85,7 +112,7 @@ end
 local function recall(run, spec, id)
   local intent, done = run.turns:past(id)
   local record = intent or done
-  if record and (record.op ~= spec.name or (record.hash and record.hash ~= hash(spec))) then
+  if record and (record.op ~= spec.name or (record.hash and record.hash ~= hash(run, spec))) then
     local host = spec.host and " on " .. spec.host.name or ""
     run.turns:fail(turns.mismatch(("%s: the journal has %s here, and the strategy asks for %s%s%s"):format(
       id, record.op, spec.name, host, record.op == spec.name and " with other arguments" or "")))
@@ -97,17 +124,16 @@ end
 --- Looks at the world; the answer is journaled.
 ---@async
 ---@param spec deployrt.Operation
-function operation.observe(spec)
+operation.observe = exempt(function(spec)
   operation.checkpoint()
   local run, scope = operation.current()
   spec.observes = true
   local id = scope:next_id()
   local _, done = recall(run, spec, id)
   if done then return hand_back(run, spec, id, done) end
-  run.turns:await_live()
-  operation.checkpoint()
+  go_on_live(run)
   return act(run, spec, id)
-end
+end)
 
 --- The compensation of an effect, as an operation of its own when the time comes; nil when there is nothing to put back.
 ---@param intent table          as the journal has it
@@ -126,12 +152,12 @@ end
 
 --- Begins an effect: what is there is recorded first, and the intent is on the disk before the effect.
 local function intend(run, spec, id)
-  local found = spec.find and journal.plain(run.world:perform({ name = spec.find, host = spec.host, args = spec.args }, id))
+  local found = spec.find and plain(run, run.world:perform({ name = spec.find, host = spec.host, args = spec.args }, id))
   local back = spec.undo
   if type(back) == "function" then back = back(found) end
   local intent = {
     type = "INTENT", id = id, op = spec.name, kind = spec.kind or "repeat", host = spec.host and spec.host.name,
-    instance = spec.instance, args = spec.args, hash = hash(spec), found = found, undo = back,
+    instance = spec.instance, args = spec.args, hash = hash(run, spec), found = found, undo = back,
   }
   run.journal:write(intent)
   run.journal:sync()
@@ -150,15 +176,14 @@ end
 --- Changes the world. The way back is registered before the effect.
 ---@async
 ---@param spec deployrt.Operation
-function operation.effect(spec)
+operation.effect = exempt(function(spec)
   operation.checkpoint()
   local run, scope = operation.current()
   local id = spec.undoes and "undo" .. spec.undoes or scope:next_id()
   local intent, done = recall(run, spec, id)
   local in_doubt = intent ~= nil and done == nil
   if not intent then
-    run.turns:await_live()
-    operation.checkpoint()
+    go_on_live(run)
     intent = intend(run, spec, id)
   end
   local undoing = core.locals().undoing
@@ -167,7 +192,7 @@ function operation.effect(spec)
   if done and (done.ok or not undoing) then return hand_back(run, spec, id, done) end -- what could not be undone is tried again
   if in_doubt then settle(run, spec, id) end
   return act(run, spec, id)
-end
+end)
 
 --- Waits, unless the run is stopped meanwhile.
 local function rest(run, seconds)
@@ -179,46 +204,49 @@ local function rest(run, seconds)
   until world:now() >= deadline
 end
 
---- Something that only takes time, and is in the journal like an operation.
+--- Something that only takes time, and is in the journal like an operation, with what came of it.
 local function pass(name, fields, wait)
   operation.checkpoint()
   local run, scope = operation.current()
   local id = scope:next_id()
   local begun, done = run.turns:past(id)
+  local result
   if done then
-    hand_back(run, { name = name, args = {} }, id, done)
+    result = hand_back(run, { name = name, args = {} }, id, done)
   else
-    run.turns:await_live()
-    operation.checkpoint()
+    go_on_live(run)
     if not begun then
       begun = { type = "WAIT", id = id, op = name }
       for key, value in pairs(fields) do begun[key] = value end
       run.journal:write(begun)
     end
-    wait(run, begun)
+    result = wait(run, begun)
     take_turn(run, id)
-    run.journal:write { type = "DONE", id = id, op = name, at = run.clock:now(), ok = true }
+    run.journal:write { type = "DONE", id = id, op = name, at = run.clock:now(), ok = true, result = result }
   end
   operation.checkpoint()
+  return result
 end
 
 --- Waits until a moment that the journal keeps, unless the run is stopped meanwhile.
 ---@async
 ---@param seconds number
-function operation.sleep(seconds)
+operation.sleep = exempt(function(seconds)
   local run = operation.current()
   if core.locals().undoing then return rest(run, seconds) end
   pass("sleep", { till = run.world:wall() + seconds }, function(_, begun)
     rest(run, math.max(0, math.min(seconds, begun.till - run.world:wall())))
   end)
-end
+end)
 
 --- Waits for a person.
 ---@async
 ---@param question string
-function operation.gate(question)
-  pass("gate", { question = question }, function(run) run.control:gate(run, question) end)
-end
+---@param answers? string[]  those that let it through; default: any approval
+---@return string? answer
+operation.gate = exempt(function(question, answers)
+  return pass("gate", { question = question }, function(run) return run.control:gate(run, question, answers) end)
+end)
 
 --- The run's time in seconds: it moves when an operation ends, and is the same in a replay.
 ---@return number
@@ -226,15 +254,26 @@ function operation.now()
   return operation.current().clock:now()
 end
 
+--- A slot whose process could not be put back gets no traffic back either: that compensation fails, too.
+local function hold_back(run, entry)
+  local context = run.world.context
+  if context and entry.instance then context.held_back[entry.instance:gsub(":(%d+)$", "-%1") .. ""] = true end
+end
+
 --- Undoes a scope now; whatever stops the run does not stop this.
 ---@async
 ---@param scope deployrt.Scope
 ---@return table[] failures  {label, host, error} of each that failed
 function operation.unwind(scope)
-  local locals, failures = core.locals(), {}
+  local locals, failures, run = core.locals(), {}, operation.current()
   local before = rawget(locals, "undoing")
   locals.undoing = true
-  undo.unwind(scope, function(entry) entry.run() end, failures)
+  undo.unwind(scope, function(entry)
+    local ok, err = pcall(entry.run)
+    if ok then return end
+    hold_back(run, entry)
+    error(err, 0)
+  end, failures)
   locals.undoing = before
   return failures
 end
@@ -245,7 +284,7 @@ function operation.within(scope, fn, ...)
   local locals = core.locals()
   local before = rawget(locals, "scope")
   locals.scope = scope
-  local result = table.pack(pcall(fn, ...))
+  local result = table.pack(xpcall(fn, trace.handler, ...))
   locals.scope = before
   if not result[1] then error(result[2], 0) end
   return table.unpack(result, 2, result.n)

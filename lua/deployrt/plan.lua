@@ -1,12 +1,14 @@
 -- plan.lua -- What a run would do: the same strategy in a pretended world that begins as the real one is now.
 local core = require "deployrt.core"
+local offline = require "deployrt.world.offline"
 local run = require "deployrt.run"
 
 local plan = {}
 
 local words = {
   ["release.upload"] = "upload", ["release.remove"] = "remove", ["release.activate"] = "current", ["instance.start"] = "start",
-  ["instance.stop"] = "stop", ["instance.restore"] = "start again", ["balancer.apply"] = "traffic", ["balancer.restore"] = "traffic back",
+  ["instance.stop"] = "stop", ["instance.restore"] = "start again", ["balancer.apply"] = "traffic", ["balancer.route"] = "route", ["balancer.restore"] = "traffic back",
+  ["stranger.adopt"] = "adopt", ["stranger.disown"] = "let go", ["stranger.forget"] = "forget",
   ["balancer.prepare"] = "prepare the balancer", ["host.run"] = "run", ["host.hook"] = "hook",
 }
 
@@ -19,6 +21,8 @@ local function memory()
   local records = {}
   return { records = records, write = function(_, record) records[#records + 1] = record end, sync = function() end }
 end
+
+local most = 20 -- of what would be undone; more of it nobody reads
 
 --- What would be put back, the last first, each once.
 local function undo_of(scope, list)
@@ -33,6 +37,20 @@ local function undo_of(scope, list)
     end
   end
   return list
+end
+
+local function has_build(app)
+  return app.hooks and app.hooks.build
+end
+
+local function rehearse(app, options)
+  if options.offline then
+    app.site, options.begin = offline.site(), offline.assume(app)
+  end
+  local ok, err = pcall(run.rehearse, app, options)
+  if ok then return end
+  if err.code == "release" and has_build(app) then err.message = err.message .. ": hooks.build has not made it yet, and a plan does not run it" end
+  error(err, 0)
 end
 
 ---@class deployrt.Plan
@@ -58,7 +76,8 @@ function plan.make(app, options)
   show["step.started"] = function(event) add(0, "== " .. event.step, event) end
   show["step.finished"] = function(event)
     local back = undo_of(rehearsal.root, {})
-    add(1, #back > 0 and "a failure up to here undoes: " .. table.concat(back, ", ") or "nothing to undo up to here", event)
+    local rest = #back > most and (" and %d more"):format(#back - most) or ""
+    add(1, #back > 0 and "a failure up to here undoes: " .. table.concat(back, ", ", 1, math.min(#back, most)) .. rest or "nothing to undo up to here", event)
   end
   show.op = function(event)
     if not event.effect then return end
@@ -78,7 +97,10 @@ function plan.make(app, options)
     if show[event.event] then show[event.event](event) end
   end
   options.begun = function(self) rehearsal = self end
-  run.rehearse(app, options)
+  if has_build(app) then
+    show.log { event = "log", message = "hooks.build would run before; this is the plan for the release as it is now" }
+  end
+  rehearse(app, options)
   found.seconds, found.records = rehearsal.world:now(), log.records
   found.release, found.previous, found.unchanged = rehearsal.target.release, rehearsal.previous, rehearsal.unchanged
   found.made = core.time()

@@ -3,7 +3,9 @@ local config = require "deployrt.config"
 local copy = require "deployrt.state.copy"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
+local library = require "deployrt.library"
 local lock = require "deployrt.lock"
 local operation = require "deployrt.operation"
 local schema = require "deployrt.schema"
@@ -24,7 +26,7 @@ local resume = {}
 ---@field epoch fun(lines: deployrt.Connection[]): integer
 ---@field go_live fun(run: table)
 
-local own_strategies = { rollback = "deployrt.rollback", stop = "deployrt.stop" }
+local own_strategies = { rollback = "deployrt.rollback", stop = "deployrt.stop", repl = "deployrt.repl" }
 
 --- The run that the hosts are locked for, and the longest copy of its journal.
 local function look_elsewhere(app, state, wanted)
@@ -64,16 +66,46 @@ local function nothing(app, id)
 end
 
 --- The journal of a run on this machine. With `force` a damaged one is cut off where it is damaged, and kept aside.
-local function read_here(path, force)
-  local ok, records = pcall(journal.read, path)
+local function read_here(path, disk, force)
+  local ok, records = pcall(journal.read, path, disk)
   if ok then return records end
   if not force or records.code ~= "journal" then error(records, 0) end
-  local file = errors.check(io.open(path, "rb"))
-  local text = file:read("a")
-  file:close()
-  errors.check(core.fs.write(path .. ".damaged", text))
-  errors.check(core.fs.write(path, text:sub(1, records.good)))
+  local text = disk.read(path)
+  errors.check(disk.write(path .. ".damaged", text))
+  errors.check(disk.write(path, text:sub(1, records.good)))
   return records.records
+end
+
+--- What the history has of a run.
+local function known_run(state, id)
+  for _, each in ipairs(state:runs()) do
+    if each.id == id then return each end
+  end
+end
+
+--- Does what a controller had no time for that died when its run was over: the history has how it ended, and no host is locked.
+---@return {text: string, exit: integer, outcome: string}?  how the run ended; nil when no host was locked by it any more
+local function bury(app, state, id, last)
+  local record, locked = known_run(state, id), 0
+  local unknown = record ~= nil and not record.finished
+  if unknown then
+    for _, key in ipairs { "outcome", "exit", "finished", "failed", "error" } do record[key] = last[key] end
+    record.finished = record.finished or core.time()
+    state:save(id, record)
+  end
+  local opened = session.open(app)
+  for _, line in ipairs(opened:lines()) do
+    local held = lock.read(line)
+    if held and held.run == id and held.dead then
+      locked = locked + 1
+      line:call("lock_release", { id })
+    end
+  end
+  opened:close()
+  if app.groups then app.groups:give_back(function() end) end
+  if locked == 0 then return nil end
+  local text = ("run %s had ended already: %s, exit %d; its controller died before it said so"):format(id, last.outcome:gsub("_", " "), last.exit)
+  return { text = text, exit = math.tointeger(last.exit), outcome = last.outcome }
 end
 
 --- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.
@@ -81,17 +113,16 @@ local function fetch(app, state, wanted, force)
   local here = wanted or unfinished_here(state)
   local id, text, count = look_elsewhere(app, state, here)
   if not id then nothing(app) end
-  local path = state:directory(id)
-  local records = read_here(path .. "/journal", force)
+  local path, disk = state:directory(id), state.disk or journal.disk
+  local records = read_here(path .. "/journal", disk, force)
   if count > #records then
-    errors.check(core.fs.write(path .. "/journal", text))
+    errors.check(disk.write(path .. "/journal", text))
     records = journal.parse(text, path .. "/journal")
   end
   if #records == 0 then
     errors.raise("nothing", ("there is no journal of run %s on this machine or on the hosts: if its controller is gone, it had changed nothing; "
       .. "remove its lock with `deployrt unlock %s`"):format(id, app.file))
   end
-  if finished(records) then nothing(app, id) end
   return id, path, records
 end
 
@@ -127,7 +158,8 @@ local function missing_instances(run, only_old)
   local doubtful, missing = {}, {}
   for _, intent in ipairs(run.turns:in_doubt()) do doubtful[intent.instance or ""] = true end
   for _, member in ipairs(run.fleet.members) do
-    local known = not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
+    local adopted = not member.stranger or member.recorded -- before that the process is none of ours to look after
+    local known = adopted and not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
     local found = known and run.world:perform({ name = "instance.show", host = member.host, args = { port = member.port } }, "")
     if found and found.state == "running" and found.pid ~= member.pid then
       errors.raise("moved", ("%s: another process runs there than the journal has: the application was changed by somebody else meanwhile; "
@@ -138,26 +170,55 @@ local function missing_instances(run, only_old)
   return missing
 end
 
---- Brings the world to what the journal says of it, as far as that is gone: the balancer's states, instances that died.
+--- What was adopted, died since, and cannot be started again: the run goes on, and a rollback says what it lacks.
+local function mourn(run, member)
+  local err = errors.new("adopted", ("%s: what was adopted there does not run any more, and could not be started again (%s): start it by hand"):format(
+    member.label, member.launch.obstacle), { host = member.host.name })
+  run.emit { event = "warning", message = err.message }
+  table.insert(run.root.entries, 1, { label = "adopted", host = member.host.name, run = function() error(err, 0) end })
+end
+
+--- Starts an instance again. Before a rollback it must be well, whatever traffic it has by now: it is to get it back.
+local function start_again(run, member, abort)
+  if member.launch.obstacle then return mourn(run, member) end
+  run.emit { event = "warning", message = ("%s does not run any more: it is started again"):format(member.label) }
+  local result = operation.effect {
+    name = "instance.restore", kind = "look", host = member.host, instance = member.label, args = {
+      port = member.port, launch = member.launch, release = member.release,
+      health = (abort or member.state == "serving") and member.was_healthy ~= false and run.app.health or nil,
+    },
+  }
+  member.pid = result.pid
+end
+
+--- Brings the world to what the journal says of it, as far as that is gone: instances that died, then the balancer's states,
+--- which may give them traffic. A copy of the journal that lags tells of some as running that were stopped already.
 local function repair(run, abort)
   local context = run.world.context
+  for _, member in ipairs(missing_instances(run, abort)) do start_again(run, member, abort) end
   if #context.drivers > 0 then
+    if context.route ~= nil then world_balancer.route(context, nil, { route = context.route, timeout = 0 }) end
     for _, driver in ipairs(context.drivers) do driver:prepare() end
     local changes = {}
     for name, state in pairs(context.wanted) do changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight } end
     table.sort(changes, function(a, b) return a.slot < b.slot end)
-    if #changes > 0 then world_balancer.apply(context, nil, { changes = changes }) end
+    if #changes > 0 then world_balancer.restore(context, nil, { changes = changes, timeout = run.balancer.drain_timeout }) end
   end
-  for _, member in ipairs(missing_instances(run, abort)) do
-    run.emit { event = "warning", message = ("%s does not run any more: it is started again"):format(member.label) }
-    local result = operation.effect {
-      name = "instance.restore", kind = "look", host = member.host, instance = member.label, args = {
-        port = member.port, launch = member.launch, release = member.release,
-        health = member.state == "serving" and run.app.health or nil,
-      },
-    }
-    member.pid = result.pid
+end
+
+--- A rollback that goes on wants of the balancers what is there, until it wants something else: what the strategy wanted
+--- last is not to be brought back. What was stopped already is not opened again on the way.
+local function want_what_is_there(run, records)
+  local context, instances = run.world.context, {}
+  for _, record in ipairs(records) do
+    if record.type == "INTENT" and record.id:find("^undo") then instances[record.id] = record.instance end
+    local label = record.type == "DONE" and record.ok and instances[record.id]
+    if label and record.op:find("^instance%.") then context.gone[world_balancer.slot_of(label)] = record.op == "instance.stop" or nil end
   end
+  for name in pairs(context.wanted) do context.wanted[name] = nil end
+  local ok, found = pcall(function() return #context.drivers > 0 and world_balancer.read(context) or { slots = {} } end)
+  for name, slot in pairs(ok and found.slots or {}) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
+  if ok then context.route = found.route or false end
 end
 
 --- What happens between the last record and the first new operation.
@@ -169,6 +230,7 @@ local function go_live(past, options)
     run.journal:write { type = "RESUMED", epoch = run.lock.epoch, user = me.user, controller = me.host, abort = options.abort }
     run.emit { event = "log", message = ("run %s: %d records replayed; %s"):format(past.id, #past.records,
       run.turns.unwinding and "its rollback goes on" or options.abort and "rolling back" or "going on") }
+    if options.force or run.turns.unwinding then want_what_is_there(run, past.records) end
     if options.force then return end
     if not run.turns.unwinding then
       operation.within(undo.root("repair" .. run.lock.epoch), repair, run, options.abort)
@@ -196,24 +258,27 @@ local function restore_secrets(app, file)
 end
 
 --- The application and the strategy as the run began with them.
-local function restore(header)
+local function restore(header, state)
   local flags = header.flags or {}
   local app = config.load(header.file, { kept = header.files, set = flags.set, release = flags.release, hosts = flags.host })
   if core.fs.stat(header.dir) then app.dir = header.dir end
+  if header.inventory then inventory.restore(app, state, header.inventory) end
   restore_secrets(app, header.file)
   if own_strategies[header.kind] then
     local own = require(own_strategies[header.kind])
-    return app, { strategy = own, values = {}, proceed = own.proceed }
+    return app, { strategy = own, values = {}, proceed = own.proceed, hush = own.hush, by_hand = own.by_hand }
   end
-  local loaded = strategy.load(header.given, nil, header.scripts)
+  local loaded = strategy.load(header.given, { kept = header.scripts, libraries = library.kept(app) })
   return app, { strategy = loaded, values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name) }
 end
 
 --- Undoes what a journal tells without running the strategy: one operation after the other, from the last to the first.
 ---@param records table[]
+---@param hush? fun(run: table)  keeps the run from telling others
 ---@return fun(run: table)
-local function undo_all(records)
+local function undo_all(records, hush)
   return function(run)
+    if hush then hush(run) end
     local hosts, done, scope = {}, {}, run.root
     for _, host in ipairs(run.session.hosts) do hosts[host.name] = host end
     for _, record in ipairs(records) do
@@ -241,22 +306,37 @@ local function undone(records)
   return list
 end
 
+--- What was typed by hand has no script that could go on with it; the journal alone says how to take it back.
+local function undo_by_hand(id, options, file)
+  if not options.abort then
+    errors.raise("usage", ("run %s was typed by hand, with `deployrt repl`: nothing can carry it on, and nothing was changed now; "
+      .. "take it back with `deployrt abort %s`"):format(id, file))
+  end
+  return setmetatable({ force = true }, { __index = options })
+end
+
 --- What run.execute needs to take up a run again.
 ---@async
 ---@param app deployrt.App      as it is now; it says where to look
 ---@param state deployrt.State
----@param options {run?: string, abort?: boolean, force?: boolean, yes?: boolean, confirm?: fun(question: string): boolean}
----@return deployrt.App app     as it was then
----@return table options        for run.execute
+---@param options {run?: string, abort?: boolean, force?: boolean, yes?: boolean, confirm?: fun(question: string): boolean, restore?: fun(header: table): deployrt.App, table}
+---@return deployrt.App? app    as it was then; nil when the run was over, and only its end had to be told
+---@return table options        for run.execute; else {text, exit, outcome}
 function resume.prepare(app, state, options)
   local id, path, records = fetch(app, state, options.run, options.force)
+  if finished(records) then
+    local over = bury(app, state, id, records[#records]) or nothing(app, id)
+    if options.abort then over.exit = over.outcome == "succeeded" and 2 or 0 end -- rolled back is what was asked for
+    return nil, over
+  end
   local header = table.remove(records, 1)
-  local then_app, found = restore(header)
+  local then_app, found = (options.restore or restore)(header, state)
+  if found.by_hand then options = undo_by_hand(id, options, app.file) end
   local past = { id = id, path = path, header = header, records = records, abort = options.abort, epoch = next_epoch(id, records, app.file) }
   past.go_live = go_live(past, options)
   found.past, found.kind, found.flags = past, header.kind, header.flags
   if options.force then
-    found.proceed = undo_all(records)
+    found.proceed = undo_all(records, found.hush)
     past.records = undone(records)
   end
   return then_app, found

@@ -19,8 +19,21 @@ local function replace(self, old)
   self.balancer:attach(new)
 end
 
+--- What was adopted is started again from what its host knows of it, if it does not run still.
+local function check_adopted(self, target)
+  for _, host in ipairs(self.fleet.hosts) do
+    local known = not target.obstacle and #host.origins > 0
+    for _, member in ipairs(self.fleet:idle()) do known = known or member.host == host and self.fleet:is_target(member) end
+    if not known then
+      self:fail(("what served before was started by hand, and %s cannot start it again%s: use --to with another release"):format(
+        host.name, target.obstacle and " (" .. target.obstacle .. ")" or ""))
+    end
+  end
+end
+
 function rollback:check()
   self.fleet:use_groups()
+  if self.fleet.target.adopted then check_adopted(self, self.fleet.target) end
 end
 
 function rollback:deploy()

@@ -60,32 +60,6 @@ function rollout.prepare(self)
   clear_idle(self)
 end
 
---- Instances of the new release that a host lacks.
-local function missing_on(self, host)
-  local count = self.fleet.process.instances
-  for _, member in ipairs(self.fleet:new()) do
-    if member.host == host then count = count - 1 end
-  end
-  return count
-end
-
---- Brings up what is missing, on all hosts at once: everything on a first run.
----@async
-function rollout.fill(self)
-  local missing = {}
-  for _, host in ipairs(self.fleet:kept_hosts(self.fleet:active_hosts())) do
-    for _ = 1, missing_on(self, host) do missing[#missing + 1] = self.fleet:candidate(host) end
-  end
-  if #missing == 0 then return end
-  verbs.step(self, "start what is missing", function()
-    verbs.each(self, missing, function(_, member)
-      member:start()
-      member:await_healthy()
-    end)
-    self.balancer:attach(missing)
-  end)
-end
-
 --- Takes away what is no longer wanted: old instances that were not kept, and new ones above the number wanted.
 ---@async
 function rollout.retire(self)
@@ -99,7 +73,7 @@ function rollout.retire(self)
     elseif self.fleet:is_target(member) and member.state == "serving" and active[name] then
       count[name] = (count[name] or 0) + 1
       if count[name] > self.fleet.process.instances then surplus[#surplus + 1] = member end
-    elseif not member.kept and (self.fleet:is_target(member) or member.state ~= "down") then
+    elseif not (member.kept or member.postponed) and (self.fleet:is_target(member) or member.state ~= "down") then
       surplus[#surplus + 1] = member
     end
   end

@@ -1,20 +1,24 @@
 -- run.lua -- One execution of a strategy: everything is checked, then locked, then done, or undone.
+local adoption = require "deployrt.adoption"
 local core = require "deployrt.core"
 local archive = require "deployrt.archive"
 local clock = require "deployrt.clock"
 local control = require "deployrt.control"
 local copy = require "deployrt.state.copy"
+local driver = require "deployrt.balancer.driver"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
+local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
 local pretend = require "deployrt.world.pretend"
 local rollout = require "deployrt.rollout"
-local sandbox = require "deployrt.sandbox"
+local script = require "deployrt.script"
 local secrets = require "deployrt.secrets"
 local session = require "deployrt.session"
+local stopping = require "deployrt.stopping"
 local turns = require "deployrt.turns"
 local undo = require "deployrt.undo"
 
@@ -58,22 +62,18 @@ local function check_content(self)
   end
 end
 
-local function check_strangers(self)
-  for _, slot in ipairs(self.fleet:strangers()) do
-    local owner = operation.observe { name = "instance.owner", host = slot.host, args = { port = slot.port } }
-    if owner then
-      errors.raise("stranger", ("%s: %s, which deployrt did not start; stop it, or give process.ports other ports"):format(slot.host.name, owner),
-        { host = slot.host.name })
-    end
-  end
+--- Whether the balancers are there, and can do what the strategy needs.
+local function check_balancers(self)
+  for _, each in ipairs(self.session.drivers) do each:check() end
+  driver.check_needs(self.app, self.strategy, self.script.options)
 end
 
 --- Looks at everything that could stop the run, and changes nothing.
 local function check(self)
   self.fleet:discover()
-  check_strangers(self)
+  adoption.look(self)
   check_content(self)
-  if self.strategy.check then self.strategy.check(self.script) end
+  script.call(self, "check")
 end
 
 local function nothing_to_do(self)
@@ -90,47 +90,32 @@ local function nothing_to_do(self)
   return true
 end
 
-local function remember_wanted(self)
-  if not self.balancer:exists() then return end
-  operation.effect { name = "balancer.prepare", args = {} }
-  self.balancer:refresh()
-  local changes = {}
-  for name, slot in pairs(self.balancer.slots) do changes[#changes + 1] = { slot = name, state = slot.state, weight = slot.weight } end
-  table.sort(changes, function(a, b) return a.slot < b.slot end)
-  operation.effect { name = "balancer.adopt", quiet = true, args = { changes = changes } }
-end
-
 --- The happy path, from the first change to the last.
 local function proceed(self)
-  local script = self.script
-  remember_wanted(self)
-  rollout.upload(script, self)
-  script:hook("before")
-  rollout.prepare(script)
-  local deploy = core.spawn(function()
-    core.budget(sandbox.budget)
-    self.strategy.deploy(script)
-  end)
-  local ok, err = deploy:wait()
-  if ok == nil then
-    deploy:cancel()
-    deploy:wait()
-  end
-  if not ok then error(err, 0) end
-  rollout.fill(script)
-  rollout.retire(script)
-  rollout.activate(script, self)
+  adoption.take(self.script, self)
+  self.balancer:adopt()
+  rollout.upload(self.script, self)
+  self.script:hook("before")
+  rollout.prepare(self.script)
+  adoption.attach(self.script, self)
+  script.call(self, "deploy")
+  self.script:fill()
+  rollout.retire(self.script)
+  rollout.activate(self.script, self)
+  self.balancer:agree()
 end
 
 --- What remains to be done after success; until it is over, everything can still be undone.
 local function finish_well(self)
-  for _, task in ipairs { rollout.prune } do
-    local ok, err = pcall(task, self.script, self)
-    if not ok then self.emit { event = "warning", message = "old releases were not removed: " .. errors.text(errors.wrap(err)) } end
+  local function try(what, task, ...)
+    local ok, err = pcall(task, self.script, ...)
+    if not ok then self.emit { event = "warning", message = what .. errors.text(errors.wrap(err)) } end
   end
-  local ok, err = pcall(self.script.hook, self.script, "after")
-  if not ok then self.emit { event = "warning", message = errors.text(errors.wrap(err)) } end
+  try("old releases were not removed: ", rollout.prune, self)
+  try("what was adopted is still known: ", adoption.forget, self)
+  try("", self.script.hook, "after")
   operation.checkpoint()
+  try("what was adopted still runs: ", adoption.stop_last, self)
 end
 
 local away = { lost = true, unreachable = true }
@@ -147,10 +132,16 @@ local function left_over(self, failures)
   return left
 end
 
+--- From now on a disk that is full stops nothing: going back, or saying that the run is over, counts more.
+local function endure(self)
+  self.journal:endure(function(err) self.emit { event = "warning", message = errors.text(err) } end)
+end
+
 local function roll_back(self, cause)
   self.turns:await_live()
   self.emit { event = "rollback.started", reason = errors.text(cause), host = cause.host, step = self.failed_step }
   self.undoing = true
+  endure(self)
   if not self.turns.unwinding then self.journal:write { type = "ROLLBACK", reason = cause.message } end
   local locals = core.locals()
   locals.scope, locals.undoing = undo.root("undo/end"), true
@@ -163,7 +154,7 @@ end
 
 local function outcome_of(cause, left, abort)
   if #left > 0 then return "needs_attention", 3 end
-  if abort then return "rolled_back", 0 end
+  if abort or cause.code == "withdrawn" then return "rolled_back", 0 end
   if cause.code == "interrupted" then return "interrupted", 130 end
   return "rolled_back", 1
 end
@@ -172,45 +163,6 @@ end
 local function look_again(self)
   if not pcall(self.fleet.discover, self.fleet) then return end
   if #self.session.drivers > 0 then self.report_traffic() end
-end
-
---- Asks the run to stop: what is in flight finishes, then everything is rolled back.
-local function stop(self, err)
-  if self.stopping then return end
-  if not self.turns.live then -- a replay goes to its end first
-    self.stop_when_live = self.stop_when_live or err
-    return
-  end
-  self.journal:write { type = "SIGNAL", code = err.code, message = err.message }
-  self.stopping = err
-  self.stop_event:set()
-end
-
---- The same, as the journal has it.
-local function stop_again(self, record)
-  self.stopping = errors.new(record.code, record.message)
-  self.stop_event:set()
-end
-
-local function listen(self, options)
-  return core.spawn(function()
-    local signals <close> = core.signals("INT", "TERM", "HUP")
-    while true do
-      local name = signals:next()
-      if not name then return end
-      if name ~= "HUP" then
-        if self.stopping or self.undoing or self.stop_when_live then options.leave() end
-        stop(self, errors.new("interrupted", "interrupted by SIG" .. name))
-      end
-    end
-  end)
-end
-
-local function deadline(self, seconds)
-  return core.spawn(function()
-    self.turns:await_live()
-    if core.sleep(seconds) then stop(self, errors.new("timeout", ("the run took longer than its timeout of %gs"):format(seconds))) end
-  end)
 end
 
 local function record_of(self, fields)
@@ -262,42 +214,45 @@ local function attempt(self, options)
   return outcome, exit, left, cause
 end
 
---- The run is over: its journal says so before anybody else does.
+--- The run is over: its journal says so before anybody else does. A record that cannot be written does not change the outcome.
 local function conclude(self, outcome, exit, cause)
+  local groups = self.app.groups
   self.root:commit()
-  self.journal:write { type = "FINISHED", outcome = outcome, exit = exit }
+  endure(self)
+  if groups then groups:decide(outcome) end
+  local record = record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message })
+  self.journal:write { type = "FINISHED", outcome = outcome, exit = exit, finished = record.finished, failed = record.failed, error = record.error }
   self.journal:sync()
-  self.state:save(self.id, record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message }))
+  local ok, err = pcall(self.state.save, self.state, self.id, record)
+  if not ok then self.emit { event = "warning", message = "the history lacks this run: " .. errors.text(errors.wrap(err)) } end
+  if groups then groups:give_back(function(message) self.emit { event = "warning", message = message } end) end
 end
 
 --- Everything after the checks: from the lock to its release.
 local function execute(self, options)
   local started = core.now()
   if self.turns.live then announce(self) end
-  local watching, listening = core.spawn(monitor.watch, self, self.world.context), listen(self, options)
-  local timing = deadline(self, self.script.options.timeout or 3600)
+  local watching = core.spawn(options.unwatched and function() end or monitor.watch, self, self.world.context)
+  local timing = stopping.limit(self, self.script.options.timeout or 3600)
+  local ended = core.event()
+  local keeping = core.spawn(monitor.keep, self, self.world.context, ended)
   local ok, outcome, exit, left, cause = pcall(attempt, self, options)
   self.over = true
-  for _, task in ipairs { timing, watching, listening } do
+  for _, task in ipairs { timing, watching } do
     task:cancel()
     task:wait()
   end
+  ended:set()
+  keeping:wait()
   if not ok then error(outcome, 0) end
-  monitor.last_look(self, self.world.context)
+  monitor.snapshot(self)
   conclude(self, outcome, exit, cause)
   self.emit {
     event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,
-    message = cause and errors.text(cause) or options.done,
+    message = cause and errors.text(cause) or options.done, traceback = cause and cause.traceback,
     left = #left > 0 and left or nil, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
   }
   return exit
-end
-
-local function new_script(self, strategy, values)
-  return setmetatable({
-    app = self.app, release = { version = self.target.release, sha256 = self.target.sha256 }, options = values,
-    fleet = self.fleet, balancer = self.balancer,
-  }, strategy)
 end
 
 --- What a later life of the run needs: the texts that it was started from, and what was decided from them.
@@ -307,7 +262,7 @@ local function header_of(self, options)
   return {
     type = "HEADER", run = self.id, app = self.app.app, file = self.app.file, dir = self.app.dir, kind = self.kind, strategy = options.strategy.name,
     given = options.strategy.given, files = texts, scripts = options.strategy.sources, flags = options.flags, launch = self.target,
-    archive = self.has_archive, started = self.started_at, user = me.user, controller = me.host,
+    archive = self.has_archive, inventory = inventory.keep(self.app), started = self.started_at, user = me.user, controller = me.host,
   }
 end
 
@@ -321,7 +276,7 @@ end
 local copies = 3 -- hosts that keep a copy of the journal
 
 local function open_journal(self, path, options)
-  self.journal = journal.open(path .. "/journal")
+  self.journal = journal.open(path .. "/journal", options.state.disk)
   if not options.past then self.journal:write(header_of(self, options)) end
   for i, line in ipairs(self.session:lines()) do
     if i <= copies then line.mirror = self.journal:mirror() end
@@ -338,7 +293,7 @@ local function new_run(opened, options)
   local self = opened:new_run {
     id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
     has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
-    turns = turns.new(past and past.records), root = undo.root(), stop = stop, control = control.new(options.yes),
+    turns = turns.new(past and past.records), root = undo.root(), stop = stopping.stop, control = control.new(options.yes),
   }
   open_journal(self, options.state:directory(id), options)
   self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
@@ -349,7 +304,7 @@ local function new_run(opened, options)
   self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
   self.leave = function(err) options.leave(err) end
   self.announce = announce
-  self.script = new_script(self, options.strategy, options.values)
+  self.script = script.trusted(self, options.values)
   return self
 end
 
@@ -383,27 +338,48 @@ local function let_go(self)
   if self.team_lock then self.team_lock:release() end
 end
 
+--- Something broke in the runtime itself: how far the run is, only its journal tells. So it stays an interrupted run.
+local function break_off(self, err)
+  if self.copy then self.copy:close() end
+  if self.lock then self.lock:stop() end
+  return errors.new("unfinished", ("%s\nthe run is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(
+    errors.text(errors.wrap(err)), self.app.file, self.app.file))
+end
+
+--- What many changes at the same moment make of the traffic is told once, behind them.
+local function tell_traffic_once(self)
+  local due, emit = nil, self.emit
+  self.report_traffic = function() due = self.world:now() end
+  self.emit = function(event)
+    if due and (event.event ~= "op" or self.world:now() > due) then
+      due = nil
+      emit { event = "traffic", share = monitor.shares(self) }
+    end
+    emit(event)
+  end
+end
+
 --- The same run in a pretended world: what would be done, in its order, without any of it.
 ---@async
 ---@param app deployrt.App
----@param options table  as for execute; journal, emit, and begun(run) before anything else
+---@param options table  as for execute; journal, emit, begun(run) before anything else, and `begin`, what is known where nothing is looked at
 function run.rehearse(app, options)
   local opened = session.open(app, { secrets = options.kind ~= "stop" })
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
   local target = options.target and options.target(opened) or launch_of(app, opened, options.force)
   opened.fleet.target = target
   local self = opened:new_run {
-    id = "plan", session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
+    id = "plan", rehearsing = true, session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
     has_archive = opened.archive ~= nil, turns = turns.new(), root = undo.root(), control = control.new(true), journal = options.journal, emit = options.emit,
   }
-  self.world = pretend.new(self.world)
+  self.world = pretend.new(not options.begin and self.world or nil, options.begin)
   self.clock = clock.new(function() return self.world:now() end)
-  self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
-  self.script = new_script(self, options.strategy, options.values)
+  tell_traffic_once(self)
+  self.script = script.trusted(self, options.values)
   options.begun(self)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
-  for _, driver in ipairs(opened.drivers) do driver:check() end
+  check_balancers(self)
   local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns.queue[1] ~= nil end) }
   local ok, err = pcall(function()
     check(self)
@@ -434,9 +410,9 @@ end
 local function begin(self, options)
   local past = options.past
   if past then take_lock(self, past.epoch(self.session:lines())) end
-  for _, driver in ipairs(self.session.drivers) do driver:check() end
+  check_balancers(self)
   self.serving = core.spawn(self.turns.serve, self.turns, {
-    signal = function(record) stop_again(self, record) end,
+    signal = function(record) stopping.stop_again(self, record) end,
     live = function() past.go_live(self) end,
   })
   check(self)
@@ -453,24 +429,49 @@ local function begin(self, options)
   return execute(self, options)
 end
 
+--- Whether a run would change anything: what serves is something else than what is wanted.
+---@async
+---@param app deployrt.App
+---@param state deployrt.State
+---@param force? boolean  it changes something whatever serves
+---@return boolean
+--- Raises deployrt.Error: "locked" when another run is under way, or was interrupted.
+function run.is_needed(app, state, force)
+  if #app.hosts == 0 then return true end
+  local opened = session.open(app, { secrets = true })
+  local closing <close> = setmetatable({}, { __close = function() opened:close() end })
+  opened.fleet.target = launch_of(app, opened, false)
+  return opened:with_run({}, function(self)
+    lock.refuse_held(opened:lines(), app.file, function(id) return state:is_over(id) end)
+    if force then return true end
+    self.fleet:discover()
+    return not nothing_to_do(self)
+  end)
+end
+
 --- Connects, checks, locks and executes; or takes up a run that was interrupted.
 ---@async
 ---@param app deployrt.App
----@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, proceed?: fun(run: table), past?: deployrt.Past}
+---@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, proceed?: fun(run: table), unwatched?: boolean, past?: deployrt.Past}
 ---@return integer exit
 function run.execute(app, options)
+  local hangups <close> = (options.signals or core.signals)("HUP") -- losing the terminal stops nothing, at no time
   local opened = session.open(app, { secrets = options.kind ~= "stop" })
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
   local self = new_run(opened, options)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
+  local listening = stopping.listen(self, options)
   local ok, result = pcall(begin, self, options)
+  listening:cancel()
+  listening:wait()
   self.turns:close()
   if self.serving then self.serving:wait() end
-  let_go(self)
+  if ok or not self.changed or self.turns.failed then let_go(self) else result = break_off(self, result) end
   self.journal:close()
   if ok then return result end
   if not options.past and not self.lock then self.state:forget(self.id) end
+  if self.stopping and not self.changed then result = errors.new("interrupted", self.stopping.message .. "; nothing was changed") end
   error(result, 0)
 end
 

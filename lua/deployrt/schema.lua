@@ -2,6 +2,8 @@
 local check = require "deployrt.config.check"
 local errors = require "deployrt.errors"
 local json = require "deployrt.config.json"
+local permission = require "deployrt.permission"
+local version = require "deployrt.library.version"
 
 local schema = {}
 
@@ -27,6 +29,7 @@ local schema = {}
 ---@field highest? integer
 ---@field template? boolean ${port} and the like may stand in it
 ---@field secret? boolean   never repeated in an error; ${env:N} and the like may stand in it
+---@field rule? fun(value: any): string?  what is wrong with a value of the right type
 ---@field doc? string
 
 local variable = "^[%a_][%w_]*$"
@@ -70,24 +73,42 @@ local host = { type = "object", doc = "one host", keys = {
   dir = text("root of deployrt's files there", { default = ".deployrt" }),
 } }
 
+--- A list of hosts.
+---@type deployrt.Spec
+schema.hosts = { type = "list", of = { either = { text "local, or user@address:port", host } }, least = 1 }
+
 local balancer = { type = "object", keys = {
-  type = { type = "string", required = true, values = { "haproxy", "nginx" }, beside = "%.lua$",
-    doc = "haproxy, nginx, or a path to a driver in Lua" },
+  type = { type = "string", required = true, values = { "haproxy", "nginx", "caddy", "command" }, beside = "%.lua$",
+    doc = "haproxy, nginx, caddy, command, or a path to a driver in Lua" },
   socket = text "HAProxy's runtime socket: a path, or address:port",
   backend = text "HAProxy's backend",
+  map = text "HAProxy of your own: the map file by which it tells requests apart",
   host = text "the host that the balancer runs on; default: this machine",
   managed = { type = "boolean", doc = "deployrt writes the configuration and runs HAProxy itself" },
   listen = text("where a managed balancer listens", {
     pattern = "^[^%s,]*:%d+$", expected = 'an address and a port like "127.0.0.1:8000"' }),
+  stats = text("where a managed balancer shows statistics: / for people, /metrics for Prometheus, /monitor", {
+    pattern = "^[^%s,]*:%d+$", expected = 'an address and a port like "127.0.0.1:8404"' }),
+  maintenance = text "a page that a managed balancer shows while nothing serves",
+  state_file = text "HAProxy: the server-state-file of your own one, which deployrt keeps up to date",
   drain = { type = "object", always = true, doc = "letting requests in flight finish", keys = {
     timeout = { type = "duration", default = "30s", doc = "then the instance is stopped all the same" },
+    long = { type = "duration", doc = "the same for WebSockets and other upgraded connections; default: the timeout" },
   } },
+  options = { type = "map", of = { type = "any" }, doc = "what a driver of your own is to know" },
   style = { type = "string", values = { "upstream", "variable" }, doc = "nginx: what the file holds" },
   file = text "nginx: the file that deployrt writes",
   upstream = text "nginx: the upstream's name",
   variable = text "nginx: the variable's name",
+  routes = text "nginx: the file by which it tells requests apart, which deployrt writes too",
   config = text "nginx: its configuration, for nginx -t",
   reload = command "nginx: how to reload it",
+  admin = text "Caddy's admin API: address:port, or a path; default: 127.0.0.1:2019",
+  id = text("Caddy: the @id of a reverse_proxy", { pattern = "^[%w_.-]+$", expected = "letters, digits and ._-" }),
+  server = text("Caddy: a server with one reverse_proxy", { pattern = "^[%w_.-]+$", expected = "letters, digits and ._-" }),
+  command = command "command: what sets the balancer",
+  can = { type = "list", of = { type = "string", values = { "many", "share" } }, doc = "command: what the balancer can do; default: [many]" },
+  access_log = text "nginx: a log that deployrt counts requests in; `deployrt help nginx`",
 } }
 
 local process = { type = "object", required = true, doc = "what runs", keys = {
@@ -102,7 +123,7 @@ local process = { type = "object", required = true, doc = "what runs", keys = {
     doc = "serving per host; ports above it are room for a second release" },
   supervisor = { type = "string", values = { "process", "systemd", "container" }, default = "process",
     doc = "what keeps it running" },
-  adopt = { type = "boolean", doc = "take over a process that is running already" },
+  adopt = { type = "boolean", doc = "a service that was started by hand on a slot is taken over as the old release" },
   stop = { type = "object", always = true, doc = "how an instance is stopped", keys = {
     signal = { type = "string", values = { "TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL" },
       default = "TERM", doc = "sent first" },
@@ -124,6 +145,24 @@ local health = { type = "object", always = true, doc = "when an instance is heal
   deadline = { type = "duration", default = "60s", min = 0.01, doc = "for an instance to become healthy" },
 } }
 
+local rock_name = { pattern = "^[%w][%w._-]*$", expected = "a name of letters, digits and ._-" }
+
+local library = { type = "object", keys = {
+  rock = text("LuaRocks: the name of the rock", rock_name),
+  version = { type = "string", doc = 'of the rock: ">= 1.2, < 2", "~> 1.2", "1.2.0"; default: the newest',
+    rule = function(value) return select(2, version.parse(value)) end },
+  server = text "where the rock is: a URL, or a directory; default: luarocks' own servers",
+  git = text("a git repository: a URL, or a directory", { pattern = "^[^%s-]%S*$", expected = "a URL or a directory" }),
+  ref = text("git: a tag, a branch or a commit; default: what the repository offers", {
+    pattern = "^[%w][%w._/-]*$", expected = "the name of a tag or branch, or a commit" }),
+  path = text("git: the directory with the Lua files; default: the whole", {
+    pattern = "^[%w_.][%w._/-]*$", expected = "a directory of the repository", rule = function(value)
+      return ("/" .. value .. "/"):find("/../", 1, true) and "it may not leave the repository" or nil
+    end }),
+  name = text("how it is called here; default: of the rock or the repository", rock_name),
+  allow = { type = "list", of = { type = "string", values = permission.names }, doc = "what its code may do; default: [balancer]" },
+} }
+
 --- The root of app.yml.
 ---@type deployrt.Spec
 schema.root = { type = "object", keys = {
@@ -138,8 +177,11 @@ schema.root = { type = "object", keys = {
     keep = { type = "integer", min = 1, default = 5, doc = "releases kept on a host" },
   } },
   hosts = { either = {
-    { type = "list", of = { either = { text "local, or user@address:port", host } }, least = 1 },
-    { type = "object", keys = { command = words "prints the hosts" } },
+    schema.hosts,
+    { type = "object", keys = {
+      command = { either = command("").either, required = true, doc = "prints the hosts, as JSON or YAML; with `release`: those of a new group" },
+      release = command "gives the hosts of a group back, which stand as JSON on its standard input: each deployment has a group of its own",
+    } },
   }, default = { "local" }, doc = "where it runs" },
   process = process,
   health = health,
@@ -148,21 +190,16 @@ schema.root = { type = "object", keys = {
   hooks = { type = "object", doc = "commands on this machine", keys = {
     before = command "before anything is changed", after = command "after a success",
     failed = command "after a failure", before_traffic = command "before new instances get requests",
-    build = command "makes the release",
+    build = command "makes the release: before a run looks at anything",
   } },
   notify = { type = "list", doc = "who is told", of = { type = "object", keys = {
     url = text "where to post", command = command "what to run", on = words "which outcomes" } } },
-  require = words "shared libraries of strategies",
+  require = { type = "list", doc = "shared libraries of strategies: `deployrt lib install` fetches them", of = { either = {
+    text("the name of a rock", rock_name), library } } },
   state = { either = { { type = "string", values = { "files" } }, { type = "object", keys = { etcd = words("endpoints, such as 10.0.0.5:2379", { required = true }) } } },
     doc = "where lock, journal and history are kept" },
   report = { type = "any", doc = "the HTML report" },
 } }
-
-local function unless(...)
-  local allowed = {}
-  for _, value in ipairs { ... } do allowed[value] = true end
-  return function(value) return not allowed[value] end
-end
 
 local function is(...)
   local refused = {}
@@ -174,12 +211,7 @@ end
 ---@type table<string, {when?: (fun(value: any): boolean), instead: string}>
 schema.planned = {
   ["process.supervisor"] = { when = is("systemd", "container"), instead = "use 'process'" },
-  ["process.adopt"] = { when = unless(false), instead = "stop the running process by hand first" },
-  ["balancer.type"] = { when = is("nginx", ".lua"), instead = "use 'haproxy'" },
-  ["hosts.command"] = { instead = "list the hosts" },
-  ["hooks.build"] = { instead = "build before you deploy" },
   notify = { instead = "use hooks.after and hooks.failed" },
-  require = { instead = "put the strategy into ./strategies" },
   report = { instead = "use --json" },
 }
 
@@ -194,17 +226,17 @@ function schema.refusal(path, value)
   return ("%s: %s not supported by this version; %s"):format(path, what, plan.instead)
 end
 
---- A place for options of strategies: `place` knows the file, and every failure goes to `problems`.
-local function option_place(where, problems)
-  local at = {}
+--- A place for options of strategies: `locate` knows the file, and every failure goes to `problems`.
+local function option_place(locate, path, problems)
+  local at = { null = require("deployrt.core").yaml.null }
   at.fail = function(message)
-    local text_of_place = where()
+    local text_of_place = locate(path)
     problems[#problems + 1] = ("%s: %s"):format(text_of_place, message)
   end
-  at.child = function() return at end
+  at.child = function(_, key) return option_place(locate, ("%s[%s]"):format(path, key), problems) end
   at.failures = function() return #problems end
   at.source = function()
-    local _, mark = where()
+    local _, mark = locate(path)
     return mark and mark.source
   end
   return at
@@ -229,7 +261,7 @@ end
 local function option_default(option, key, name)
   if option.default == nil then return nil end
   local problems = {}
-  local at = option_place(function() return ("strategy '%s'"):format(name) end, problems)
+  local at = option_place(function() return ("strategy '%s'"):format(name) end, "", problems)
   local value = check.value(option.default, option, at, ("the default of option '%s'"):format(key))
   if #problems > 0 then errors.raise("strategy", table.concat(problems, "\n")) end
   return value
@@ -240,7 +272,7 @@ local function unknown_options(options, values, place, name, problems)
   for _, key in ipairs(check.names_of(values)) do
     if not options[key] and not key:find("^x%-") then
       local hint = suggest.hint(key, check.names_of(options))
-      local at = option_place(function() return place("strategy." .. key) end, problems)
+      local at = option_place(place, "strategy." .. key, problems)
       at.fail(("strategy '%s' has no option '%s'%s"):format(name, key, hint))
     end
   end
@@ -261,8 +293,7 @@ function schema.validate_options(options, values, place, name)
   unknown_options(options, values, place, name, problems)
   for _, key in ipairs(check.names_of(options)) do
     local option, value = options[key], values[key]
-    local at = option_place(function() return place("strategy." .. key) end, problems)
-    at.null = null
+    local at = option_place(place, "strategy." .. key, problems)
     if value ~= nil and value ~= null then
       out[key] = check.value(value, option, at, "strategy." .. key)
     elseif option.required then

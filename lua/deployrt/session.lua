@@ -2,6 +2,7 @@
 local clock = require "deployrt.clock"
 local connection = require "deployrt.connection"
 local core = require "deployrt.core"
+local driver = require "deployrt.balancer.driver"
 local fleet = require "deployrt.fleet"
 local host = require "deployrt.host"
 local secrets = require "deployrt.secrets"
@@ -9,7 +10,16 @@ local balancer = require "deployrt.balancer"
 local turns = require "deployrt.turns"
 local world = require "deployrt.world"
 
-local drivers = { haproxy = "deployrt.balancer.haproxy" }
+---@class deployrt.Site  where an application is, if not on real machines: `app.site`
+---@field dial fun(entry: table, opts: table): deployrt.Link?, deployrt.Error?
+---@field driver fun(entry: table, opts: table): table  a balancer's driver
+---@field world fun(context: table): deployrt.World
+
+---@type deployrt.Site
+local real = {
+  driver = driver.open,
+  world = world.real,
+}
 
 ---@class deployrt.Session
 ---@field app table
@@ -42,7 +52,7 @@ local function connect(self, app)
   for _, each in ipairs(app.balancers) do wanted[each.host or ""] = true end
   for _, entry in ipairs(app.all_hosts) do
     if wanted[entry.name] then
-      local line = connection.new(entry, app.app)
+      local line = connection.new(entry, app.app, self.site.dial)
       self.connections[entry.name], opening[#opening + 1] = line, line
     end
   end
@@ -55,14 +65,14 @@ end
 ---@param opts? {secrets?: boolean}  secrets: read them, because processes will be started
 ---@return deployrt.Session
 function session.open(app, opts)
-  local self = setmetatable({ app = app, hosts = {}, connections = {}, drivers = {}, wanted = {} }, Session)
-  self.controller = connection.new({ name = "local" }, app.app)
+  local self = setmetatable({ app = app, hosts = {}, connections = {}, drivers = {}, wanted = {}, site = app.site or real }, Session)
+  self.controller = connection.new({ name = "local" }, app.app, self.site.dial)
   local opened, problem = pcall(function()
     connect(self, app)
     self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller)
     for i, entry in ipairs(app.balancers) do
-      self.drivers[i] = require(drivers[entry.type]).open(entry, {
-        app = app.app, slots = slots_of(app), health = app.health,
+      self.drivers[i] = self.site.driver(entry, {
+        app = app.app, dir = app.dir, slots = slots_of(app), health = app.health,
         host = entry.host and self.connections[entry.host] or self.controller,
       })
     end
@@ -71,8 +81,7 @@ function session.open(app, opts)
     self:close()
     error(problem, 0)
   end
-  local drain = app.balancers[1] and app.balancers[1].drain
-  self.balancer = balancer.new(#self.drivers > 0, drain and drain.timeout or 30)
+  self.balancer = balancer.new(#self.drivers, app.balancers[1] and app.balancers[1].drain)
   self.fleet = fleet.new(self.hosts, app.process, self.balancer)
   return self
 end
@@ -102,8 +111,10 @@ function Session:new_run(fields)
     end,
   }
   for key, value in pairs(fields or {}) do run[key] = value end
-  run.world = world.real {
-    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted,
+  run.world = self.site.world {
+    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted, held_back = {}, kept_open = {}, gone = {},
+    behind = {}, has = {}, -- by the balancer's place: why it is away, and the states that it was last known to have
+    warn = function(message) run.emit { event = "warning", message = message } end,
     connections = self.connections, controller = self.controller,
     archive = self.archive,
     check_lock = function()

@@ -140,10 +140,9 @@ end
 
 --- The words of the ssh command for the same destination.
 ---@param target table  from ssh.resolve
----@param alone? boolean  a connection of its own for each command
 ---@return string[]
-function ssh.command(target, alone)
-  local control = not alone and control_path()
+function ssh.command(target)
+  local control = control_path()
   local words = {
     "/usr/bin/env", "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
     "-o", "ControlMaster=" .. (control and "auto" or "no"), "-o", "ControlPersist=no", "-o", "ControlPath=" .. (control or "none"),
@@ -177,17 +176,6 @@ local function usable_keys(target)
     end
   end
   return usable, foreign, passphrase
-end
-
-local fast_ciphers = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr"
-
---- The words of the ssh command for much data, with the ciphers that cost least.
----@param host table  an entry of app.hosts
----@return string[]
-function ssh.bulk_command(host)
-  local words = ssh.command(ssh.resolve(host), true)
-  local address = table.remove(words)
-  return table.move({ "-c", fast_ciphers, address }, 1, 3, #words + 1, words)
 end
 
 local connect

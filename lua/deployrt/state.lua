@@ -28,11 +28,20 @@ function state.open(app, directory)
   return setmetatable({ path = base .. "/" .. app }, State)
 end
 
+--- The present, or a moment after the last run where the clock was set back: the newest run must sort last.
+local function moment(self)
+  local now, names = core.time(), core.fs.list(self.path .. "/runs") or {}
+  local y, mo, d, h, mi, s, ms = (names[#names] or ""):match("^(%d%d%d%d)(%d%d)(%d%d)T(%d%d)(%d%d)(%d%d)%.(%d%d%d)%-")
+  if not y then return now end
+  local days = (os.time { year = y, month = mo, day = d, hour = 12 } - os.time { year = 1970, month = 1, day = 1, hour = 12 }) // 86400
+  return math.max(now, days * 86400 + h * 3600 + mi * 60 + s + ms / 1000 + 0.0015)
+end
+
 --- A new run's directory and id; ids sort by time.
 ---@return string id
 ---@return string path
 function State:create()
-  local now = core.time()
+  local now = moment(self)
   local id = ("%s.%03d-%s"):format(os.date("!%Y%m%dT%H%M%S", math.floor(now)), math.floor(now * 1000) % 1000,
     core.sha256(tostring(now) .. core.whoami().pid):sub(1, 6))
   return id, self:directory(id)
@@ -56,6 +65,33 @@ end
 function State:forget(id)
   for _, name in ipairs { "run.json", "journal" } do core.fs.remove(("%s/runs/%s/%s"):format(self.path, id, name)) end
   core.fs.remove(("%s/runs/%s"):format(self.path, id))
+end
+
+--- Remembers a group of hosts that a command gives.
+---@param group deployrt.HostGroup
+function State:save_group(group)
+  make_directories(self.path .. "/groups")
+  errors.check(core.fs.write(("%s/groups/%s.json"):format(self.path, group.name), json.encode(group) .. "\n"))
+end
+
+---@param name string
+function State:forget_group(name)
+  errors.check(core.fs.remove(("%s/groups/%s.json"):format(self.path, name)))
+end
+
+--- All groups of hosts that are remembered, oldest first.
+---@return deployrt.HostGroup[]
+function State:groups()
+  local list = {}
+  for _, name in ipairs(core.fs.list(self.path .. "/groups") or {}) do
+    local file = io.open(("%s/groups/%s"):format(self.path, name))
+    local ok, group = pcall(json.decode, file and file:read("a") or "")
+    if file then file:close() end
+    if not ok then errors.raise("state", ("%s/groups/%s is damaged: its hosts may still be there; look at it, and remove it"):format(self.path, name)) end
+    list[#list + 1] = group
+  end
+  table.sort(list, function(a, b) return a.since < b.since end)
+  return list
 end
 
 --- All runs, oldest first.
@@ -83,12 +119,14 @@ function State:is_over(id)
   return false
 end
 
+local by_hand = { stop = true, repl = true } -- what they leave was not deployed
+
 --- The last successful run: what serves now came from it.
 ---@return table?
 function State:last_success()
   local found
   for _, run in ipairs(self:runs()) do
-    if run.outcome == "succeeded" and run.strategy ~= "stop" then found = run end
+    if run.outcome == "succeeded" and not by_hand[run.strategy] then found = run end
   end
   return found
 end

@@ -1,4 +1,5 @@
 -- stop.lua -- Taking an application out of service: no traffic, no process, no balancer of ours.
+local adoption = require "deployrt.adoption"
 local operation = require "deployrt.operation"
 local verbs = require "deployrt.verbs"
 
@@ -11,6 +12,7 @@ function stop:deploy() end
 ---@async
 function stop.proceed(run)
   local script = run.script
+  adoption.take(script, run)
   run.balancer:refresh()
   local all = run.fleet:instances()
   script:step("take out of service", function() run.balancer:detach(all) end)
@@ -18,6 +20,8 @@ function stop.proceed(run)
     script:each(all, function(_, each) each:stop() end)
   end)
   script:commit()
+  adoption.stop_last(script, run)
+  adoption.forget(script, run)
   operation.effect { name = "balancer.stop", args = {} }
 end
 

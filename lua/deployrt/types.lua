@@ -49,10 +49,23 @@ function core.spawn(body, ...) end
 ---@return table? locals  nil outside a task
 function core.locals() end
 
---- Limits how many instructions the running task, and every task that it spawns from now on, may run between two
---- waits; then it raises. Counted in steps of 100,000. 0: no limit.
----@param instructions number
-function core.budget(instructions) end
+--- Limits what the running task, and every task that it spawns from now on, may use between two waits: instructions
+--- (about; allocation and charge() count too), `seconds` of processor time, bytes of `memory` above what was in use,
+--- bytes of one `text`. Past it none of them runs on, whatever they catch, and the task's error has the code "limit".
+--- `strings` is where methods of strings are found meanwhile. What is absent is not limited.
+---@param limits {instructions?: number, seconds?: number, memory?: integer, text?: integer, strings?: table}
+function core.confine(limits) end
+
+--- Whether the runtime itself is at work in the running task: what limits the task rests meanwhile, and tasks that are
+--- spawned have none. What was used before is not forgotten, unless the task waits.
+---@param on boolean
+---@return boolean before
+function core.exempt(on) end
+
+--- Counts work that C does for a confined task, and raises past its limit. Outside one it does nothing.
+---@param steps number       worth so many instructions
+---@param thread? thread     a coroutine of the task that is about to be resumed: it is counted too
+function core.charge(steps, thread) end
 
 --- Sets the handler that turns a raised string into a message with a trace. Error tables travel as they are.
 ---@param handler fun(message: string): any
@@ -86,6 +99,13 @@ function core.now() end
 ---@return number
 function core.time() end
 
+--- Virtual time, for a simulator: core.now() begins at 0, and the time moves on to the next moment that a task waits for
+--- as soon as all tasks wait; core.time() begins at `wall`. While it is on, it sets the time of day anew. nil ends it.
+--- Nothing real, such as a connection, is looked at as long as a task waits for a moment.
+---@param wall number?  seconds since the epoch
+--- Raises when tasks still wait for a moment that would never come.
+function core.virtual_time(wall) end
+
 --- Size of a terminal; nothing when the descriptor is none.
 ---@param fd integer  1: standard output
 ---@return integer? columns
@@ -106,6 +126,11 @@ function core.ask_secret(prompt) end
 ---@param fd integer
 ---@param on boolean
 function core.echo(fd, on) end
+
+--- Lines of text from a descriptor: a terminal, a pipe or a file.
+---@param fd integer  0: standard input
+---@return deployrt.Lines
+function core.lines(fd) end
 
 --- 64 hexadecimal digits.
 ---@param text string
@@ -170,11 +195,12 @@ function core.connect(options) end
 ---@return deployrt.Error? err  "missing", "system", "lost", "timeout", "canceled"
 function core.pipe(options) end
 
---- Makes one directory, mode 0700. An existing one is fine.
+--- Makes one directory. An existing one is fine.
 ---@param path string
+---@param mode? integer  permission bits, less the umask; default 0700
 ---@return true? ok
 ---@return deployrt.Error? err  "missing" (its parent), "full", "system"
-function core.fs.mkdir(path) end
+function core.fs.mkdir(path, mode) end
 
 --- `mode` holds the permission bits, `mtime` seconds since the epoch.
 ---@param path string
@@ -274,6 +300,10 @@ function Task:wait(timeout) end
 --- its own business. One that only waits for its children passes it on to them.
 function Task:cancel() end
 
+--- Ends the task and all that it spawned as if their process had died: nothing of them runs any more, neither handlers
+--- nor __close. For a simulator; who waits for the task finds it failed. A task cannot abandon itself.
+function Task:abandon() end
+
 ---@return "running"|"done"|"failed"
 function Task:status() end
 
@@ -294,6 +324,19 @@ function Event:is_set() end
 ---@return true? ok
 ---@return deployrt.Error? err  "timeout", "canceled"
 function Event:wait(timeout) end
+
+--- To be closed: `local lines <close> = core.lines(0)`.
+---@class deployrt.Lines
+local Lines = {}
+
+--- The next line, without its end; nil when there is none any more. One task at a time.
+---@async
+---@return string? line
+---@return deployrt.Error? err  "canceled"
+function Lines:next() end
+
+--- Lets go of the descriptor, which stays open.
+function Lines:close() end
 
 --- To be closed: `local signals <close> = core.signals("INT")`.
 ---@class deployrt.Signals
@@ -327,6 +370,10 @@ function LogFile:sync() end
 function LogFile:close() end
 
 --- A host that commands run on. To be closed.
+--- The functions of src/adopt.sh, for `with` of the host library: few hosts ever need them.
+---@return string
+function core.adopt_library() end
+
 ---@class deployrt.Link
 local Link = {}
 
@@ -379,11 +426,6 @@ function Link:stream(command, options) end
 ---@return string? answer
 ---@return deployrt.Error? err  "refused", "timeout", "canceled", "lost", ...
 function Link:talk(address, port, request, options) end
-
---- The command that calls a function of the host's library, for a program that carries it there itself.
----@param words string[]  the function and its arguments
----@return string command
-function Link:script(words) end
 
 --- Whether an address accepts connections from the host.
 ---@async

@@ -2,7 +2,11 @@
 local analysis = require "deployrt.analysis"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local membrane = require "deployrt.membrane"
 local operation = require "deployrt.operation"
+local permission = require "deployrt.permission"
+local sandbox = require "deployrt.sandbox"
+local trace = require "deployrt.trace"
 local undo = require "deployrt.undo"
 local units = require "deployrt.units"
 
@@ -20,6 +24,7 @@ local verbs = {}
 ---@param fn fun(...): ...
 function verbs:step(label, fn, ...)
   operation.checkpoint()
+  label = tostring(label)
   local run, scope = operation.current()
   run.control:hold(run, label)
   local child = scope:child(false, label)
@@ -33,8 +38,9 @@ function verbs:step(label, fn, ...)
 end
 
 local function start_child(self, group, item, fn, failures)
-  local scope = group:child()
+  local scope, caller = group:child(), coroutine.running()
   return core.spawn(function()
+    trace.called_from(caller)
     local ok, err = pcall(operation.within, scope, fn, self, item)
     if ok then return end
     err = errors.wrap(err)
@@ -47,13 +53,13 @@ local away = { lost = true, unreachable = true }
 
 --- What the run goes on without: each failed part is undone at once, and its host is left as it was. Hosts that are away
 --- are told apart from those where something failed; the next run, or `--failed`, sees to them.
-local function give_up(self, run, failures)
+local function give_up(run, failures)
   if #failures == 0 then return end
   local unreachable = 0
   for _, err in ipairs(failures) do
     if away[err.code] then unreachable = unreachable + 1 end
     run.emit { event = "warning", message = ("tolerated%s: %s"):format(away[err.code] and ", unreachable" or "", errors.text(err)) }
-    if err.host then self.fleet.given_up[err.host] = true end
+    if err.host then run.fleet.given_up[err.host] = true end
     for _, failure in ipairs(operation.unwind(failures[err])) do
       run.emit { event = "warning", message = ("%s is left as it is: %s"):format(failure.host or failure.label, errors.text(failure.error)) }
     end
@@ -82,7 +88,7 @@ function verbs:each(list, fn, opts)
     if #failures > tolerate then break end
     running = running + 1
     tasks[i] = start_child(self, group, item, function(...)
-      local ok, err = pcall(fn, ...)
+      local ok, err = xpcall(fn, trace.handler, ...)
       running = running - 1
       if not ok then
         failures.count = (failures.count or 0) + 1
@@ -94,7 +100,7 @@ function verbs:each(list, fn, opts)
   end
   for _, task in pairs(tasks) do task:wait() end
   if #failures > tolerate then error(errors.several(failures), 0) end
-  give_up(self, run, failures)
+  give_up(run, failures)
   operation.checkpoint()
 end
 
@@ -121,11 +127,44 @@ function verbs:successor(old)
   return self.fleet:candidate(old.host) or self.fleet:candidate(old.host, old.port)
 end
 
+local function check_seconds(seconds)
+  if type(seconds) == "number" and seconds >= 0 and seconds < math.huge then return seconds end
+  errors.raise("usage", ("a time is a number of seconds from 0 on, not %s"):format(tostring(seconds)))
+end
+
+--- Instances of the new release that a host lacks.
+local function missing_on(fleet, host)
+  local count = fleet.process.instances
+  for _, member in ipairs(fleet:on(host)) do
+    if fleet:is_target(member) and member.state == "serving" then count = count - 1 end
+  end
+  return count
+end
+
+--- Brings up what is missing with the new release, on all hosts at once: everything on a first run. The runtime does so
+--- itself after a strategy; one that would take traffic away from the last instance does it before.
+---@async
+function verbs:fill()
+  local run = operation.current()
+  local fleet, missing = run.fleet, {}
+  for _, host in ipairs(fleet:kept_hosts(fleet:active_hosts())) do
+    for _ = 1, missing_on(fleet, host) do missing[#missing + 1] = fleet:candidate(host) end
+  end
+  if #missing == 0 then return end
+  verbs.step(self, "start what is missing", function()
+    verbs.each(self, missing, function(_, member)
+      member:start()
+      member:await_healthy()
+    end)
+    run.balancer:attach(missing)
+  end)
+end
+
 --- Waits, unless the run is stopped meanwhile.
 ---@async
 ---@param seconds number
 function verbs:sleep(seconds)
-  operation.sleep(seconds)
+  operation.sleep(check_seconds(seconds))
 end
 
 --- Watches the new instances for a while: each must stay healthy.
@@ -134,7 +173,8 @@ end
 ---@param instances? deployrt.Instance[]  default: all of the new release that serve
 function verbs:observe(seconds, instances)
   local run = operation.current()
-  local deadline, strikes = operation.now() + seconds, {}
+  if run.rehearsing then return operation.sleep(check_seconds(seconds)) end -- there is nobody to ask
+  local deadline, strikes = operation.now() + check_seconds(seconds), {}
   while operation.now() < deadline do
     for _, member in ipairs(instances or self.fleet:new()) do
       local healthy, reason = member:is_healthy()
@@ -143,20 +183,23 @@ function verbs:observe(seconds, instances)
         errors.raise("unhealthy", ("%s: release %s did not stay healthy: %s"):format(member.label, member.release, reason), { host = member.host.name })
       end
     end
-    operation.sleep(math.min(run.app.health.interval, math.max(0, deadline - operation.now())))
+    operation.sleep(math.max(0.001, math.min(run.app.health.interval, deadline - operation.now()))) -- a clock of whole microseconds moves on
   end
 end
 
---- Compares the balancer's counters of new and old while time passes; raises as soon as the new side is too bad.
+--- Compares new and old on the same traffic while it comes in. Raises as soon as the new side is worse, returns as soon as
+--- it is shown to be no worse, and at the latest after `seconds`. What is not given is taken from the strategy's options.
 ---@async
----@param opts {seconds: number, new: deployrt.Instance[], old: deployrt.Instance[], errors: number, latency: number, minimum?: integer}
+---@param opts deployrt.AnalyseOptions
+---@return "pass"|"inconclusive" verdict  inconclusive: there was too little to tell; never a pass
+--- Raises deployrt.Error: "analysis".
 function verbs:analyse(opts)
-  return analysis.watch(self.balancer, opts)
+  return analysis.watch(self, opts)
 end
 
 --- Marks instances that stay up without traffic after the run, until the next one.
 function verbs:keep(instances)
-  for _, member in ipairs(instances) do member.kept = true end
+  self.fleet:keep(instances)
 end
 
 --- Runs a hook of app.yml, if it has one of this name.
@@ -167,15 +210,18 @@ function verbs:hook(name, env)
   local run = operation.current()
   local command = run.app.hooks and run.app.hooks[name]
   if not command then return end
+  if env then permission.check "host.run" end -- a variable can make any program do anything
   if type(command) == "string" then command = { "/bin/sh", "-c", command } end
   operation.effect { name = "host.hook", kind = "ask", args = { name = name, command = command, env = env or {} } }
 end
 
 --- A gate: waits until a person lets the run through, with `deployrt approve`; --yes does so beforehand.
 ---@async
----@param question? string  what the person is to decide
-function verbs:approve(question)
-  operation.gate(question or "a person must approve")
+---@param question? string   what the person is to decide
+---@param answers? string[]  `deployrt approve ANSWER` gives one of them; --yes the first
+---@return string? answer
+function verbs:approve(question, answers)
+  return operation.gate(tostring(question or "a person must approve"), membrane.import(answers))
 end
 
 --- Says something to whoever watches.
@@ -191,12 +237,22 @@ function verbs:fail(message)
   errors.raise("failed", tostring(message))
 end
 
+--- Ends the run as decided otherwise, which is no failure: everything is rolled back, and the exit code is 0.
+---@param message string
+function verbs:withdraw(message)
+  errors.raise("withdrawn", tostring(message))
+end
+
 --- Registers something of one's own to be done on rollback.
 ---@param fn fun()
 function verbs:undo(fn)
   local _, scope = operation.current()
-  local own = undo.root("undo" .. scope:next_id())
-  scope:push { label = "the strategy's own undo", run = function() operation.within(own, fn) end }
+  local own, grant = undo.root("undo" .. scope:next_id()), core.locals().grant
+  local function held()
+    core.locals().grant = grant
+    return fn()
+  end
+  scope:push { label = "the strategy's own undo", run = function() operation.within(own, sandbox.call, held) end }
 end
 
 --- Forgets how to undo what was done so far.

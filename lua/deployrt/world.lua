@@ -15,6 +15,8 @@ local rooms = {
   release = require "deployrt.world.release",
   balancer = require "deployrt.world.balancer",
   host = require "deployrt.world.host",
+  stranger = require "deployrt.world.stranger",
+  metric = require "deployrt.world.metric",
 }
 
 ---@param context table

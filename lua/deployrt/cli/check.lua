@@ -1,17 +1,29 @@
--- cli/check.lua -- deployrt check APP.yml [--connect]
+-- cli/check.lua -- deployrt check [STRATEGY] APP.yml [--connect]
+local adoption = require "deployrt.adoption"
 local common = require "deployrt.cli.common"
+local deploy = require "deployrt.cli.run"
+local driver = require "deployrt.balancer.driver"
+
+--- With a strategy, its options and what it needs of the balancers are checked too.
+local function read(command)
+  if #command.operands < 2 then return common.app(command), {} end
+  local app, options = deploy.prepare(command)
+  return app, options.strategy, options.values
+end
 
 return function(command)
-  local app = common.app(command)
-  if command.flags.connect then
-    common.look(command, function(opened)
-      for _, driver in ipairs(opened.drivers) do driver:check() end
-      opened.fleet:discover()
-    end)
-  end
+  local app, strategy, options = read(command)
+  driver.check_needs(app, strategy, options)
+  local found = command.flags.connect and common.look(command, function(opened, run)
+    for _, each in ipairs(opened.drivers) do each:check() end
+    opened.fleet:discover()
+    adoption.look(run)
+    return adoption.describe(run)
+  end, app) or {}
   if not command.flags.quiet then
     command.write(("%s is fine: %s, %d host%s%s\n"):format(app.file, app.app, #app.hosts, #app.hosts == 1 and "" or "s",
       command.flags.connect and ", all reached" or ""))
+    for _, line in ipairs(found) do command.write(line .. "\n") end
   end
   return 0
 end

@@ -3,20 +3,41 @@ local core = require "deployrt.core"
 local config = require "deployrt.config"
 local errors = require "deployrt.errors"
 local etcd = require "deployrt.state.etcd"
+local inventory = require "deployrt.inventory"
+local library = require "deployrt.library"
 local progress = require "deployrt.progress"
 local session = require "deployrt.session"
 local state = require "deployrt.state"
+local strategy = require "deployrt.strategy"
 
 local common = {}
 
 --- Reads the app.yml that the command line names, with its overrides.
+---@async
 ---@param command deployrt.Command
 ---@param position? integer  of the operand
-function common.app(command, position)
+---@param for_run? boolean  the hosts of a group that is left by a run are those that serve
+function common.app(command, position, for_run)
   local path = command.operands[position or 1]
   if not path then errors.raise("usage", "which app.yml? See `deployrt help`") end
   local flags = command.flags
-  return config.load(path, { set = flags.set, release = flags.release, hosts = flags.host, environ = os.getenv })
+  local app = config.load(path, { set = flags.set, release = flags.release, hosts = flags.host, environ = os.getenv })
+  if app.inventory then inventory.fill(app, common.state(command, app), flags.host, for_run) end
+  return app
+end
+
+--- Loads the strategy that the command line names: one of the user's, of the libraries that app.yml requires, or a built-in one.
+--- Without app.yml the libraries are those of this directory's deployrt.lock.
+---@async
+---@param command deployrt.Command
+---@param name string
+---@param app? deployrt.App
+---@return deployrt.Loaded
+function common.strategy(command, name, app)
+  return strategy.load(name, {
+    print_line = function(text) command.write_error(text .. "\n") end,
+    libraries = app and library.open(app) or library.here("."),
+  })
 end
 
 --- Where the controller keeps journals and history: --state, or the default.
@@ -26,10 +47,11 @@ function common.state(command, app)
   return state.open(app.app, directory)
 end
 
---- Opens a session, calls `fn(session)` with the fleet discovered, and closes it.
+--- Opens a session, calls `fn(session, run)`, and closes it.
 ---@async
-function common.look(command, fn)
-  local app = common.app(command)
+---@param app? deployrt.App  default: the one that the command line names first
+function common.look(command, fn, app)
+  app = app or common.app(command)
   local opened = session.open(app)
   local ok, result = pcall(opened.with_run, opened, nil, function(run)
     return fn(opened, run)
@@ -48,8 +70,9 @@ end
 
 --- How this command shows a run.
 ---@param command deployrt.Command
-function common.progress(command)
-  local mode = mode_of(command.flags)
+---@param mode? string  default: what suits its flags and the terminal
+function common.progress(command, mode)
+  mode = mode or mode_of(command.flags)
   local columns, rows = core.terminal(1)
   local view = progress.open {
     mode = mode, write = command.write, write_error = command.write_error, verbose = command.flags.verbose,
@@ -81,7 +104,7 @@ end
 ---@async
 function common.execute(command, app, options)
   local run = require "deployrt.run"
-  local view, close = common.progress(command)
+  local view, close = common.progress(command, options.mode)
   options.state = common.state(command, app)
   local flags = command.flags
   options.force, options.yes = flags.force, flags.yes
@@ -90,7 +113,8 @@ function common.execute(command, app, options)
   options.leave = function(err)
     close()
     command.write_error(("deployrt: %s\n"):format(err and errors.text(err)
-      or ("left at once; the run is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(app.file, app.file)))
+      or ("left at once; the run is unfinished: %s`deployrt abort %s` rolls back"):format(
+        options.kind == "repl" and "" or ("`deployrt resume %s` carries on, "):format(app.file), app.file)))
     os.exit(err and 4 or 3)
   end
   local ok, exit = pcall(run.execute, app, options)

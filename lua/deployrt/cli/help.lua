@@ -1,5 +1,6 @@
--- cli/help.lua -- deployrt help [STRATEGY|COMMAND]
+-- cli/help.lua -- deployrt help [STRATEGY|COMMAND|BALANCER]
 local arguments = require "deployrt.arguments"
+local driver = require "deployrt.balancer.driver"
 
 local function flags_text()
   local names, lines = {}, {}
@@ -19,6 +20,8 @@ local function overview()
   for _, command in ipairs(cli.commands) do
     lines[#lines + 1] = ("deployrt %-22s %s"):format(command[1] .. " " .. command[2], command[3])
   end
+  lines[#lines + 1] = ("\nHelp on a strategy, and on its options: help STRATEGY; on what your balancer must have: help %s"):format(
+    table.concat(driver.names(), "|"))
   lines[#lines + 1] = "\nOptions, anywhere on the line:\n" .. flags_text()
   lines[#lines + 1] = "\nExit: 0 done; 1 failed, and rolled back; 2 wrong usage, file or host: nothing changed; 3 rollback incomplete;\n"
     .. "4 another run holds the lock; 130 interrupted, and rolled back."
@@ -26,17 +29,31 @@ local function overview()
 end
 
 local function shown(value)
+  if value == nil then return "none" end
   if type(value) == "table" then return "[" .. table.concat(value, ", ") .. "]" end
   return tostring(value)
 end
 
-local function strategy_text(loaded)
-  local names, lines = {}, { ("%s: %s\n\nOptions (strategy: in app.yml):"):format(loaded.name, loaded.summary or "") }
-  for name in pairs(loaded.options) do names[#names + 1] = name end
+local function described(option)
+  return (option.doc or "") .. (option.values and (" (%s)"):format(table.concat(option.values, ", ")) or "")
+end
+
+local function sorted(map)
+  local names = {}
+  for name in pairs(map) do names[#names + 1] = name end
   table.sort(names)
-  for _, name in ipairs(names) do
+  return names
+end
+
+local function strategy_text(loaded)
+  local lines, widest = { ("%s: %s\n\nOptions (strategy: in app.yml):"):format(loaded.name, loaded.summary or "") }, 10
+  for name in pairs(loaded.options) do widest = math.max(widest, #name) end
+  for _, name in ipairs(sorted(loaded.options)) do
     local option = loaded.options[name]
-    lines[#lines + 1] = ("  %-10s %-9s default %-26s %s"):format(name, option.type, shown(option.default), option.doc or "")
+    lines[#lines + 1] = ("  %-" .. widest .. "s %-9s default %-26s %s"):format(name, option.type, shown(option.default), described(option))
+    for _, key in ipairs(sorted(type(option.of) == "table" and option.of.keys or {})) do
+      lines[#lines + 1] = ("    %-10s %-9s %s"):format(key, option.of.keys[key].type, described(option.of.keys[key]))
+    end
   end
   return table.concat(lines, "\n") .. "\n"
 end
@@ -53,6 +70,10 @@ return function(command)
       return 0
     end
   end
-  command.write(strategy_text(require("deployrt.strategy").load(name)))
+  if driver.help(name) then
+    command.write(driver.help(name))
+    return 0
+  end
+  command.write(strategy_text(require("deployrt.cli.common").strategy(command, name)))
   return 0
 end

@@ -18,12 +18,21 @@ local function printer(command, label)
   end
 end
 
+--- The file that an instance writes to: what was adopted has one of its own, if any.
+local function log_of(line, member)
+  if not member.launch.adopted then return ("%s/logs/%d.log"):format(line.root, member.port) end
+  local found = line:execute { "readlink", ("/proc/%d/fd/1"):format(member.pid) }.stdout:gsub("\n$", "")
+  return line:execute({ "test", "-f", found }).status == 0 and found or nil, found
+end
+
 --- Passes on what an instance has said, and with `follow` what it goes on to say.
 local function show(command, opened, member, width, lines)
   local line, follow = opened.connections[member.host.name], command.flags.follow
-  local words = { "tail", "-n", tostring(lines), ("%s/logs/%d.log"):format(line.root, member.port) }
-  if follow then table.insert(words, 2, "-F") end
   local print_text = printer(command, ("%-" .. width .. "s"):format(member.label))
+  local file, other = log_of(line, member)
+  if not file then return print_text(("(it was started by hand, and its output goes to %s)\n"):format(other ~= "" and other or "where we cannot look")) end
+  local words = { "tail", "-n", tostring(lines), file }
+  if follow then table.insert(words, 2, "-F") end
   local stream <close> = errors.check(line:link()):stream(words)
   while true do
     local text, which = errors.check(stream:read())

@@ -1,5 +1,6 @@
 -- cli/plan.lua -- deployrt plan STRATEGY APP.yml: what run would do; changes nothing anywhere.
 local deploy = require "deployrt.cli.run"
+local inventory = require "deployrt.inventory"
 local plan = require "deployrt.plan"
 local progress = require "deployrt.progress"
 local units = require "deployrt.units"
@@ -24,7 +25,8 @@ end
 
 return function(command)
   local app, options = deploy.prepare(command)
-  options.force = command.flags.force
+  inventory.check_plan(app)
+  options.force, options.offline = command.flags.force, command.flags.offline
   local found = plan.make(app, options)
   if command.flags.json then encode(command, found) else show(command, app, options.strategy, found) end
   return 0

@@ -19,5 +19,10 @@ return function(command, abort)
   local then_app, options = resume.prepare(app, common.state(command, app), {
     run = flags.run, abort = abort, force = abort and flags.force, yes = flags.yes, confirm = confirm,
   })
+  if not then_app then
+    local undone = abort and options.outcome == "succeeded"
+    command.write(("%s%s\n"):format(options.text, undone and ("; `deployrt rollback %s` takes it back"):format(app.file) or ""))
+    return options.exit
+  end
   return common.execute(command, then_app, options)
 end

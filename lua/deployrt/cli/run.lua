@@ -1,11 +1,28 @@
 -- cli/run.lua -- deployrt run STRATEGY APP.yml
+local build = require "deployrt.build"
 local common = require "deployrt.cli.common"
 local errors = require "deployrt.errors"
+local inventory = require "deployrt.inventory"
+local run = require "deployrt.run"
 local schema = require "deployrt.schema"
-local strategy = require "deployrt.strategy"
+
+--- The same, where hosts are made for it: when nothing is to be changed, or no run comes about, none are left.
+local function on_new_hosts(command, app, options, say)
+  inventory.check(app, options.strategy)
+  if run.is_needed(app, common.state(command, app), command.flags.force) then inventory.provision(app, say) end
+  local ok, exit = pcall(common.execute, command, app, options)
+  if app.groups and (ok or exit.code ~= "unfinished") and exit ~= 3 then app.groups:give_back_new(command.write_error) end
+  if ok then return exit end
+  error(exit, 0)
+end
 
 local deploy = setmetatable({}, { __call = function(self, command)
   local app, options = self.prepare(command)
+  local function say(text)
+    if not (command.flags.quiet or command.flags.json) then command.write_error(text .. "\n") end
+  end
+  if not command.flags.failed then build.run(app, say) end -- those hosts get the release that the others have
+  if app.inventory then return on_new_hosts(command, app, options, say) end
   return common.execute(command, app, options)
 end })
 
@@ -27,9 +44,9 @@ function deploy.prepare(command)
     errors.raise("usage", ("which strategy? For example: deployrt rolling %s"):format(name))
   end
   if not path then errors.raise("usage", ("which app.yml? For example: deployrt %s app.yml"):format(name or "rolling")) end
-  local loaded = strategy.load(name, function(text) command.write_error(text .. "\n") end)
   if command.flags.failed then command.flags.host = failed_hosts(command) end
-  local app = common.app(command, 2)
+  local app = common.app(command, 2, true)
+  local loaded = common.strategy(command, name, app)
   local values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name)
   return app, { strategy = loaded, values = values, kind = "deploy" }
 end

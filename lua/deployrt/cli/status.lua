@@ -5,21 +5,21 @@ local health = require "deployrt.health"
 local fleet = require "deployrt.fleet"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
+local operation = require "deployrt.operation"
 
 local json = cjson.new()
 
 local function rows_of(opened)
-  local rows, total = {}, 0
+  local rows, shares = {}, monitor.slot_shares(opened.balancer)
   for _, member in ipairs(opened.fleet:instances()) do
     local slot = opened.balancer.slots[member.slot]
     local weight = slot and slot.state == "ready" and slot.weight or 0
-    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, pid = member.pid, state = member.state, weight = weight, member = member }
-    total = total + weight
+    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, pid = member.pid, state = member.state, weight = weight,
+      share = shares[member.slot] or 0, member = member }
   end
   for _, member in ipairs(opened.fleet.exited) do
-    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, state = "down", weight = 0, healthy = false }
+    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, state = "down", weight = 0, share = 0, healthy = false }
   end
-  for _, row in ipairs(rows) do row.share = total > 0 and row.weight / total or 0 end
   table.sort(rows, function(a, b)
     if a.host ~= b.host then return a.host < b.host end
     return a.port < b.port
@@ -56,6 +56,16 @@ local function outcome_of(last, held)
   return last.outcome
 end
 
+--- Slots on which something listens that deployrt did not start, in words.
+local function strangers(opened)
+  local lines = {}
+  for i, slot in ipairs(opened.fleet:strangers()) do
+    local owner = operation.observe { name = "instance.owner", host = slot.host, args = { port = slot.port } }
+    lines[i] = ("  %s: %s, which deployrt did not start"):format(slot.host.name, owner or "port " .. slot.port .. " was taken a moment ago")
+  end
+  return lines
+end
+
 local function gather(command)
   local app = common.app(command)
   local state = common.state(command, app)
@@ -71,6 +81,7 @@ local function gather(command)
       app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
       lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
       run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
+      strangers = strangers(opened),
       shares = monitor.shares { fleet = opened.fleet, balancer = opened.balancer },
     }
   end)
@@ -112,6 +123,7 @@ local function show(found)
     }
   end
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
+  table.move(found.strangers, 1, #found.strangers, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",
       found.run.outcome == "running" and "under way" or found.run.outcome == "unfinished" and "UNFINISHED: its controller died" or found.run.outcome)

@@ -4,8 +4,10 @@ local stop = require "deployrt.stop"
 
 return function(command)
   local app = common.app(command)
-  return common.execute(command, app, {
+  local exit = common.execute(command, app, {
     strategy = stop, values = {}, kind = "stop", proceed = stop.proceed, done = ("stopped: nothing of %s runs any more"):format(app.app),
     target = function() return { release = "none", settings = "", command = {} } end,
   })
+  if exit == 0 and app.groups then app.groups:give_back_all(function(message) command.write_error(message .. "\n") end) end
+  return exit
 end

@@ -255,7 +255,11 @@ function check.value(value, spec, at, path)
   local refusal = at.refuse and at.refuse(path, value)
   if refusal then return at.fail(refusal) end
   if spec.either then return either(value, spec, at, path) end
-  return types[spec.type](value, spec, at, path)
+  local before = at.failures()
+  local result = types[spec.type](value, spec, at, path)
+  local problem = spec.rule and at.failures() == before and spec.rule(result)
+  if problem then return at.fail(("%s: %s"):format(path, problem)) end
+  return result
 end
 
 --- Whether there is such a type; strategies name types too.

@@ -1,5 +1,7 @@
 -- config/rules.lua -- What app.yml must be beyond the types of its keys: hosts in one shape, combinations that can work.
 -- A rule may meet an application some of whose keys were wrong, and so are missing.
+local driver = require "deployrt.balancer.driver"
+local library = require "deployrt.library"
 local suggest = require "deployrt.suggest"
 
 local rules = {}
@@ -55,6 +57,7 @@ end
 ---@param fail deployrt.config.Fail
 function rules.hosts(app, fail)
   local list, seen, here = {}, {}, nil
+  if app.hosts and app.hosts.command then app.inventory = app.hosts end -- deployrt.inventory fills them in
   for i, given in ipairs(app.hosts or {}) do
     local path = ("hosts[%d]"):format(i)
     local entry = host_of(given, path, fail)
@@ -77,23 +80,21 @@ local function names_of(hosts)
   return names
 end
 
-local foreign = { "style", "file", "upstream", "variable", "config", "reload" } -- keys that only nginx has
+--- Keys that every balancer takes.
+local common = { type = true, host = true, drain = true, options = true }
 
-local function check_haproxy(each, path, fail)
-  local own = each.socket or each.backend
-  if each.managed and own then
-    fail(path, ("%s: either `managed: true` with `listen`, or `socket` and `backend` of your own HAProxy, not both"):format(path))
-  elseif each.managed and not each.listen then
-    fail(path, ("%s.listen is missing: where shall the managed HAProxy listen? Such as \"127.0.0.1:8000\""):format(path))
-  elseif not each.managed and each.listen then
-    fail(path .. ".listen", ("%s.listen is for `managed: true`; your own HAProxy listens where its configuration says"):format(path))
-  elseif not each.managed and not (each.socket and each.backend) then
-    fail(path, ("%s: %s of your HAProxy %s needed, or `managed: true` with `listen`"):format(path,
-      each.socket and "`backend`" or each.backend and "`socket`" or "`socket` and `backend`", own and "is" or "are"))
+--- A built-in driver says which keys it takes; what a driver of the user's takes is its own business.
+local function check_keys(each, path, fail)
+  local module = driver.built_in(each.type or "")
+  if not module then return end
+  local taken = {}
+  for _, key in ipairs(module.keys) do taken[key] = true end
+  for key in pairs(each) do
+    if not common[key] and not taken[key] and not key:find("^x%-") then
+      fail(path .. "." .. key, ("%s.%s: %s has no such key"):format(path, key, each.type))
+    end
   end
-  for _, key in ipairs(foreign) do
-    if each[key] ~= nil then fail(path .. "." .. key, ("%s.%s: haproxy has no such key"):format(path, key)) end
-  end
+  if module.rules then module.rules(each, path, fail) end
 end
 
 --- A managed balancer must not want a port that instances on the same machine have.
@@ -119,13 +120,38 @@ function rules.balancers(app, fail)
   app.balancers = many and given or given and next(given) and { given } or {}
   for i, each in ipairs(app.balancers) do
     local path = many and ("balancer[%d]"):format(i) or "balancer"
-    if each.type == "haproxy" then check_haproxy(each, path, fail) end
+    check_keys(each, path, fail)
     check_listen(each, path, app, fail)
-    local known = not each.host
+    local known = not each.host or app.inventory ~= nil
     for _, entry in ipairs(app.hosts) do known = known or entry.name == each.host end
     if not known then
       fail(path .. ".host", ("%s.host: there is no host named '%s'%s"):format(path, each.host,
         suggest.hint(each.host, names_of(app.hosts))))
+    end
+  end
+end
+
+--- How many instances serve: of hosts in groups, one group does.
+local function capacity(app)
+  local groups, largest = {}, 0
+  for _, entry in ipairs(app.hosts) do
+    local group = entry.group or ""
+    groups[group] = (groups[group] or 0) + (app.process and app.process.instances or 1)
+    largest = math.max(largest, groups[group])
+  end
+  return largest
+end
+
+--- A balancer that knows one instance at a time is not for several.
+---@param app table
+---@param fail deployrt.config.Fail
+function rules.capacity(app, fail)
+  local count = capacity(app)
+  for i, each in ipairs(app.balancers) do
+    local module = driver.built_in(each.type or "")
+    if count > 1 and module and not module.capabilities(each).many then
+      fail(#app.balancers > 1 and ("balancer[%d]"):format(i) or "balancer",
+        ("balancer: %s sends traffic to one instance only, and %d are to serve"):format(driver.label(each), count))
     end
   end
 end
@@ -168,6 +194,43 @@ function rules.health(app, fail, given)
     if each.managed and health.http and health.http:find("${", 1, true) then
       fail("health.http", "health.http: a managed balancer probes all instances at the same path, so ${...} cannot stand in it")
       break
+    end
+  end
+end
+
+--- The name of a library that app.yml gives none: of the rock, or the last part of the repository's place.
+local function library_name(entry)
+  return entry.name or entry.rock or entry.git and entry.git:gsub("/+$", ""):gsub("%.git$", ""):match("[%w._-]+$")
+end
+
+local function check_library(entry, path, fail)
+  if (entry.rock ~= nil) == (entry.git ~= nil) then
+    return fail(path, ("%s: one of rock and git says where the library comes from"):format(path))
+  end
+  for _, key in ipairs(entry.rock and { "ref", "path" } or { "version", "server" }) do
+    if entry[key] then fail(path .. "." .. key, ("%s.%s is for %s"):format(path, key, entry.rock and "git" or "a rock")) end
+  end
+end
+
+--- app.require: a list of deployrt.Requirement, each with a name of its own. A driver of a library must be allowed.
+---@param app table
+---@param fail deployrt.config.Fail
+function rules.libraries(app, fail)
+  local list, by_name = {}, {}
+  for i, given in ipairs(app.require or {}) do
+    local path, entry = ("require[%d]"):format(i), type(given) == "string" and { rock = given } or given
+    check_library(entry, path, fail)
+    entry.name = library_name(entry)
+    if entry.name and by_name[entry.name] then fail(path, ("%s: there is a library '%s' already; give this one another name"):format(path, entry.name)) end
+    if entry.name then list[#list + 1], by_name[entry.name] = entry, entry end
+  end
+  app.require = list
+  for i, each in ipairs(app.balancers or {}) do
+    local path, name = #app.balancers > 1 and ("balancer[%d]"):format(i) or "balancer", library.of_path(each.type or "")
+    local allow = table.concat(name and by_name[name] and by_name[name].allow or {}, " ")
+    if name and not allow:find("driver", 1, true) then
+      fail(path .. ".type", ("%s.type: the library %s may not bring a driver, which has all rights: if you trust it with that, "
+        .. "add driver to its `allow` (require:)"):format(path, name))
     end
   end
 end

@@ -8,8 +8,8 @@ local scalar = cjson.new()
 local lists = { left = true, instances = true }
 local known = {
   "time", "run", "event", "app", "strategy", "step", "path", "op", "host", "instance", "release", "previous",
-  "hosts", "instances", "verdict", "outcome", "exit", "ok", "seconds", "effect", "note", "reason", "message",
-  "error", "command", "share", "requests", "errors", "failed", "latency", "old", "new", "left",
+  "hosts", "instances", "name", "verdict", "evidence", "outcome", "exit", "ok", "seconds", "effect", "note", "reason", "message",
+  "error", "command", "share", "requests", "errors", "failed", "latency", "old", "new", "metrics", "left",
 }
 local rank = {}
 for i, key in ipairs(known) do rank[key] = i end

@@ -107,7 +107,8 @@ described["run.started"] = function(self, event)
   }
 end
 
-described["step.started"] = function(_, event)
+described["step.started"] = function(self, event)
+  self.verdict = nil
   return entry { { "== " .. text.clean(event.step), "title" } }
 end
 
@@ -155,11 +156,13 @@ function Lines:sides(event)
   return table.concat(parts, "; ")
 end
 
+lines.verdicts = { fail = "failure", pass = "green", inconclusive = "yellow" } -- how each is shown; others are dim
+
 function described.analysis(self, event)
   local news = event.verdict ~= self.verdict and event.verdict ~= "waiting"
   self.verdict = event.verdict
   if not news and not self.verbose then return nil end
-  local style = event.verdict == "fail" and "failure" or event.verdict == "pass" and "green" or "dim"
+  local style = lines.verdicts[event.verdict] or "dim"
   local spans = { word("analysis"), { text.pad(event.verdict, 7) .. "  ", style }, { self:sides(event) } }
   return entry(spans, event.reason and text.lines(event.reason), event.verdict == "fail" and "red" or nil)
 end
@@ -214,7 +217,8 @@ function headlines.succeeded(self, event)
 end
 
 function headlines.rolled_back(self, event)
-  return "failure", ("failed and rolled back: %s%s"):format(restored(self.run), served(event))
+  local how = event.exit == 0 and "rolled back, as was asked" or "failed and rolled back"
+  return event.exit == 0 and "success" or "failure", ("%s: %s%s"):format(how, restored(self.run), served(event))
 end
 
 function headlines.interrupted(self, event)
@@ -248,7 +252,8 @@ function Lines:summary(event)
   local entries, left = {}, event.left or self.run.left or {}
   if event.outcome ~= "succeeded" and event.message then
     local all = explain(self, event.message)
-    entries[1] = entry({ { "error: " .. all[1], "red" } }, table.move(all, 2, #all, 1, {}), "red")
+    entries[1] = entry({ { (event.exit == 0 and "" or "error: ") .. all[1], "red" } }, table.move(all, 2, #all, 1, {}), "red")
+    if self.verbose and event.traceback then entries[2] = entry({ { "all frames:" } }, text.lines(event.traceback), "dim") end
   end
   local headline = headlines[event.outcome] or headlines.needs_attention
   local style, words = headline(self, event, left)

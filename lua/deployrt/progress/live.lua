@@ -331,7 +331,7 @@ local function traffic_view(self, width, roomy)
   for i = 1, math.min(4, #keys) do out[i] = traffic_line(self, keys[i], names, width) end
   local analysis = roomy and self.analysis
   if analysis then
-    local style = ({ fail = "failure", pass = "green" })[analysis.verdict] or "dim"
+    local style = lines.verdicts[analysis.verdict] or "dim"
     local sides = "  " .. self.formatter:sides(analysis)
     out[#out + 1] = { { " analysis: " }, { text.clean(analysis.verdict), style }, { sides } }
   end

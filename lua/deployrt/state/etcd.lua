@@ -73,6 +73,33 @@ function EtcdState:forget(id)
   self.files:forget(id)
 end
 
+local function group_key(self, name)
+  return ("%s/groups/%s"):format(self.prefix, name)
+end
+
+--- Remembers a group of hosts that a command gives. That comes before a run and its lock.
+---@async
+---@param group deployrt.HostGroup
+function EtcdState:save_group(group)
+  self.client:put(group_key(self, group.name), json.encode(group))
+end
+
+---@async
+---@param name string
+function EtcdState:forget_group(name)
+  self.client:delete(group_key(self, name))
+end
+
+--- All groups of hosts that are remembered, oldest first.
+---@async
+---@return deployrt.HostGroup[]
+function EtcdState:groups()
+  local list = {}
+  for i, found in ipairs(self.client:list(self.prefix .. "/groups/")) do list[i] = json.decode(found.value) end
+  table.sort(list, function(a, b) return a.since < b.since end)
+  return list
+end
+
 --- All runs of the team, oldest first.
 ---@async
 ---@return table[]
