@@ -3,7 +3,7 @@ local strategy = require "deployrt.strategy"
 
 ---@class deployrt.BlueGreen: deployrt.Strategy
 local blue_green = strategy.define {
-  name = "blue_green", api = 1,
+  name = "blue_green", api = 1, groups = true,
   summary = "Start a full second set, check it, and switch all traffic at once.",
   options = {
     overlap = { type = "duration", default = "0s", doc = "time in which both sets serve" },
@@ -17,7 +17,7 @@ function blue_green:check()
   self.fleet:use_groups()
   local missing = self.fleet:lacking_slots()
   if missing then
-    self:fail(("blue_green needs a full second set: %s; add ports to process.ports, or hosts of another group"):format(missing))
+    self:fail(("%s needs a full second set: %s; add ports to process.ports, or hosts of another group"):format(self.name, missing))
   end
 end
 
@@ -25,6 +25,16 @@ end
 ---@param new deployrt.Instance
 function blue_green:prepare(new)
   new:start(); new:await_healthy()
+end
+
+--- Gives the new set all traffic at once.
+---@param old deployrt.Instance[]
+---@param new deployrt.Instance[]
+function blue_green:take_over(old, new)
+  self:step("switch", function()
+    self.balancer:switch(old, new, self.options.overlap)
+    self:observe(self.options.settle, new)
+  end)
 end
 
 function blue_green:deploy()
@@ -35,10 +45,7 @@ function blue_green:deploy()
     self:each(new, self.prepare)
     self:hook("before_traffic")
   end)
-  self:step("switch", function()
-    self.balancer:switch(old, new, self.options.overlap)
-    self:observe(self.options.settle, new)
-  end)
+  self:take_over(old, new)
   if self.options.keep and self.balancer:exists() then
     self:keep(old)
   else

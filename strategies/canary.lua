@@ -3,56 +3,60 @@ local strategy = require "deployrt.strategy"
 
 ---@class deployrt.Canary: deployrt.Strategy
 local canary = strategy.define {
-  name = "canary", api = 1,
-  summary = "Send a growing share of traffic to the new release, behind a gate on errors and latency.",
-  options = {
-    steps   = { type = "list", of = "percent", default = { "1%", "5%", "25%", "50%", "100%" }, doc = "shares of the new release" },
-    hold    = { type = "duration", default = "10s", doc = "time at each share" },
-    errors  = { type = "number", default = 1, doc = "failed requests allowed above the old release, in percentage points" },
-    latency = { type = "number", default = 2, doc = "how many times as slow as the old release it may be" },
-    minimum = { type = "integer", default = 20, doc = "requests below which a share is not judged" },
-  },
+  name = "canary", api = 1, needs = { "share" },
+  summary = "Send a growing share of traffic to the new release, as long as it does no worse than the old one.",
+  options = strategy.with_routing(strategy.with_analysis {
+    steps = { type = "list", of = "percent", default = { "1%", "5%", "25%", "50%", "100%" }, doc = "shares of the new release" },
+    hold  = { type = "duration", default = "10s", doc = "longest time at each share; evidence that suffices ends it" },
+  }),
 }
 
 --- Exact shares need a balancer, and full capacity needs room beside the old instances.
 function canary:check()
-  local old = self.fleet:old()
-  if #old == 0 then return end
-  if not self.balancer:exists() then self:fail("canary splits traffic: app.yml needs a balancer") end
-  for _, member in ipairs(old) do
-    if not self.fleet:free_port(member.host) and #self.fleet:idle() == 0 then
-      self:fail(("canary needs a spare slot on %s: add a port to process.ports, or use in_place"):format(member.host.name))
-    end
-  end
+  if #self.fleet:old() > 0 and not self.balancer:exists() then self:fail("canary splits traffic: app.yml needs a balancer") end
+  local full = self.fleet:full_host()
+  if full then self:fail(("canary needs a spare slot on %s: add a port to process.ports, or use in_place"):format(full)) end
 end
 
---- Starts one new instance. When the host is full, an old one makes room: `serving` new ones carry its share by then.
----@param place {old: deployrt.Instance}
-function canary:add(place)
-  local new = self.fleet:candidate(place.old.host)
-  if not new then
-    self.balancer:drain(place.old)
-    place.old:stop()
-    place.gone = true
-    new = self.fleet:candidate(place.old.host, place.old.port)
-  end
-  new:start(); new:await_healthy()
-  place.new = new
-end
-
---- Lets the new side grow until it can carry its share, then splits the traffic and watches both sides.
----@param share number  percent
----@param places {old: deployrt.Instance, new: deployrt.Instance, gone: boolean}[]
-function canary:advance(share, places)
-  local wanted, new, old = math.max(1, math.ceil(share / 100 * #places)), {}, {}
-  for i, place in ipairs(places) do
-    if i <= wanted and not place.new then self:add(place) end
-    if place.new then new[#new + 1] = place.new end
+--- Both sides: what is healthy serves, and what is gone or about to leave carries nothing.
+local function sides(places)
+  local new, old = {}, {}
+  for _, place in ipairs(places) do
+    new[#new + 1] = place.new
     if not place.gone then old[#old + 1] = place.old end
   end
-  self.balancer:share(share, new, old)
-  self:analyse { seconds = self.options.hold, new = new, old = old, errors = self.options.errors,
-    latency = self.options.latency, minimum = self.options.minimum }
+  return new, old
+end
+
+--- Takes an old instance away where a host is full. Each side carries what it did, or what the other one cannot any more.
+function canary:make_room(place, places)
+  place.gone = true
+  local new, old = sides(places)
+  self.balancer:share(math.max(self.split or 0, 100 - 100 * #old / #places), new, old, self.options, { place.old })
+  self.balancer:drain(place.old)
+  place.old:stop()
+end
+
+--- Starts new instances until there are so many.
+function canary:grow(count, places)
+  for i = 1, count do
+    local place = places[i]
+    local new = place.new or self.fleet:candidate(place.old.host)
+    if not new then self:make_room(place, places) end
+    new = new or self.fleet:candidate(place.old.host, place.old.port)
+    if not place.new then new:start(); new:await_healthy() end
+    place.new = new
+  end
+end
+
+--- Lets the new side carry a share, and compares. However many steps there are, a release no worse fails with a chance of alpha.
+---@param places {old: deployrt.Instance, new: deployrt.Instance, gone: boolean}[]
+function canary:advance(share, places)
+  self:grow(math.max(1, math.ceil(share / 100 * #places)), places)
+  local new, old = sides(places)
+  self.split = share
+  self.balancer:share(share, new, old, self.options)
+  self:analyse { seconds = self.options.hold, new = new, old = old, alpha = self.options.alpha / #self.options.steps }
 end
 
 function canary:deploy()
@@ -67,12 +71,8 @@ end
 
 --- Brings the new side to full strength, gives it all traffic at normal weights, and stops the old side.
 function canary:replace_rest(places)
-  local new, old = {}, {}
-  for _, place in ipairs(places) do
-    if not place.new then self:add(place) end
-    new[#new + 1] = place.new
-    if not place.gone then old[#old + 1] = place.old end
-  end
+  self:grow(#places, places)
+  local new, old = sides(places)
   self.balancer:switch(old, new)
   self:each(old, function(_, each) each:stop() end)
 end

@@ -14,10 +14,10 @@ local in_place = strategy.define {
 
 --- Says beforehand when there would be a moment without service.
 function in_place:check()
-  local old = self.fleet:old()
-  local gap = #old == 1 or not self.balancer:exists()
+  local old, only = self.fleet:old(), self.fleet:capacity() == 1
+  local gap = only or not self.balancer:exists()
   if #old > 0 and gap and not self.options.allow_gap then
-    self:fail(#old == 1 and "in_place stops the only instance before its successor starts: nothing serves meanwhile; "
+    self:fail(only and "in_place stops the only instance before its successor starts: nothing serves meanwhile; "
         .. "set strategy.allow_gap: true to accept the gap, or use another strategy with a spare slot"
       or "in_place without a balancer leaves clients without service while their instance restarts; "
         .. "set strategy.allow_gap: true to accept the gap")
@@ -35,6 +35,7 @@ function in_place:replace(old)
 end
 
 function in_place:deploy()
+  if #self.fleet:old() < self.fleet:capacity() then self:fill() end -- what has died is replaced before anything is stopped
   for batch in self:batches(self.fleet:old(), self.options.batch) do
     self:step(batch.label, function()
       self:each(batch, self.replace)
