@@ -6,10 +6,14 @@
  * GET /healthz     200 while it is well
  * GET /slow?ms=N   answers after N ms; others are served meanwhile
  * GET /env?NAME    the value of an environment variable
+ * GET /metrics     requests by status and how long they took, as Prometheus reads them
  *
  * --fault, or `fault=` in the file service.conf, makes it misbehave: dies, sick, flap, stubborn, errors or
  * slow.
- * --start-delay 500ms, or `start_delay=`: it listens only then. */
+ * --start-delay 500ms, or `start_delay=`: it listens only then.
+ * In service.conf also: `errors=1.5%` of the answers are failures, evenly spread, or by chance with `seed=7`;
+ * `delay=10ms` is how long an answer takes on average, from half to one and a half of it; and while the file
+ * of `outage=/path` exists, every answer is a failure. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -35,6 +39,7 @@ typedef struct Client {
   char in[8192];
   size_t length;
   char method[16], path[512];
+  double began_at;
   double answer_at; /* a slow answer is under way until then; 0: none */
   bool served;      /* it got an answer already, so it knows that an idle connection may be closed */
   bool closing;     /* it asked for the connection to be closed */
@@ -45,7 +50,16 @@ static int client_count;
 static bool ending;
 static double ended_at;
 static char version[64] = "unversioned", fault[32];
-static long requests, probes;
+static char outage[256];
+static long requests, probes, delayed;
+static double error_share, error_debt, usual_delay;
+static unsigned seed;
+
+/* What /metrics tells. */
+static const double edges[] = {0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1};
+#define EDGES (sizeof edges / sizeof *edges)
+static long answers_good, answers_failed, slower_than[EDGES];
+static double seconds_spent;
 
 static double now(void) {
   struct timespec t;
@@ -73,8 +87,51 @@ static void respond(Client *c, int status, const char *body) {
   fflush(stdout);
 }
 
+static void tally(Client *c, bool failed) {
+  double seconds = now() - c->began_at;
+  if (failed) answers_failed++;
+  else answers_good++;
+  seconds_spent += seconds;
+  for (size_t i = 0; i < EDGES; i++) slower_than[i] += seconds > edges[i];
+}
+
+static void answer_metrics(Client *c) {
+  char body[4096];
+  long all = answers_good + answers_failed;
+  int n = snprintf(body, sizeof body,
+                   "# TYPE http_requests_total counter\nhttp_requests_total{code=\"200\"} %ld\n"
+                   "http_requests_total{code=\"500\"} %ld\n# TYPE http_request_duration_seconds histogram\n",
+                   answers_good, answers_failed);
+  for (size_t i = 0; i < EDGES; i++) {
+    n += snprintf(body + n, sizeof body - (size_t)n, "http_request_duration_seconds_bucket{le=\"%g\"} %ld\n",
+                  edges[i], all - slower_than[i]);
+  }
+  snprintf(body + n, sizeof body - (size_t)n,
+           "http_request_duration_seconds_bucket{le=\"+Inf\"} %ld\nhttp_request_duration_seconds_sum %.6f\n"
+           "http_request_duration_seconds_count %ld\n",
+           all, seconds_spent, all);
+  respond(c, 200, body);
+}
+
+/* Whether this answer is one of those that fail: each in its turn, or by chance. */
+static bool fails_now(void) {
+  if (outage[0] && access(outage, F_OK) == 0) return true;
+  if (has_fault("errors") && ++requests % 3 == 0) return true;
+  if (seed) return rand_r(&seed) < error_share * RAND_MAX;
+  error_debt += error_share;
+  if (error_debt < 1) return false;
+  error_debt -= 1;
+  return true;
+}
+
+static bool is_own(Client *c) {
+  return strcmp(c->path, "/healthz") == 0 || strcmp(c->path, "/metrics") == 0;
+}
+
 static void answer(Client *c) {
   char body[4096];
+  bool failed = !is_own(c) && strncmp(c->path, "/env?", 5) != 0 && fails_now();
+  if (!is_own(c)) tally(c, failed);
   if (strcmp(c->path, "/healthz") == 0) {
     bool sick = has_fault("sick") || (has_fault("flap") && probes++ % 2);
     respond(c, sick ? 503 : 200, sick ? "sick\n" : "ok\n");
@@ -82,7 +139,9 @@ static void answer(Client *c) {
     const char *value = getenv(c->path + 5);
     snprintf(body, sizeof body, "%s\n", value ? value : "");
     respond(c, 200, body);
-  } else if (has_fault("errors") && ++requests % 3 == 0) {
+  } else if (strcmp(c->path, "/metrics") == 0) {
+    answer_metrics(c);
+  } else if (failed) {
     respond(c, 500, "something went wrong\n");
   } else {
     snprintf(body, sizeof body, "hello from %s\n", version);
@@ -91,8 +150,10 @@ static void answer(Client *c) {
 }
 
 static double delay_of(Client *c) {
-  long ms = has_fault("slow") && strcmp(c->path, "/healthz") != 0 ? 200 : 0;
-  sscanf(c->path, "/slow?ms=%ld", &ms);
+  long ms = has_fault("slow") && !is_own(c) ? 200 : 0;
+  if (sscanf(c->path, "/slow?ms=%ld", &ms) != 1 && usual_delay > 0 && !is_own(c)) {
+    return usual_delay * (0.5 + (double)(7 * delayed++ % 16) / 15);
+  }
   return (double)ms / 1000;
 }
 
@@ -108,6 +169,7 @@ static bool serve(Client *c) {
   size_t used = (size_t)(end + 4 - c->in);
   memmove(c->in, c->in + used, c->length - used);
   c->length -= used;
+  c->began_at = now();
   double delay = delay_of(c);
   if (delay > 0) c->answer_at = now() + delay;
   else answer(c);
@@ -219,6 +281,10 @@ static void read_files(double *delay) {
   while (f && fgets(line, sizeof line, f)) {
     sscanf(line, "fault=%31s", fault);
     if (strncmp(line, "start_delay=", 12) == 0) *delay = duration(line + 12);
+    if (strncmp(line, "delay=", 6) == 0) usual_delay = duration(line + 6);
+    if (sscanf(line, "errors=%lf", &error_share) == 1) error_share /= 100;
+    sscanf(line, "seed=%u", &seed);
+    sscanf(line, "outage=%255s", outage);
   }
   if (f) fclose(f);
 }
