@@ -8,9 +8,14 @@ FORMATTED     = $(wildcard src/*.c src/*.h spec/support/*.c examples/*/*.c)
 C_FLAGS       = -std=gnu11 -D_GNU_SOURCE '-DDEPLOYRT_VERSION="$(VERSION)"' -I$(BUILD)/gen \
                 $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 
-.PHONY: lint lint-c lint-lua lint-sh asan asan-build fuzz format test-tools
+.PHONY: lint lint-c lint-lua lint-sh asan asan-build fuzz format check-deps
 
-lint: lint-c lint-lua lint-sh ## static analysis of C, Lua and shell; silent when all is well
+# Comes first, as deps does for the tests.
+check-deps:
+	@sh src/deps.sh checks
+
+lint: check-deps ## static analysis of C, Lua and shell; silent when all is well
+	@$(MAKE) --no-print-directory lint-c lint-lua lint-sh
 
 lint-c: $(GEN)
 	@cppcheck --enable=warning,performance,portability --error-exitcode=1 --inline-suppr --quiet --std=c11 \
@@ -22,9 +27,9 @@ lint-lua:
 	@luacheck --quiet --no-color lua strategies spec .luacheckrc
 
 lint-sh:
-	@if command -v shellcheck > /dev/null; then shellcheck -S warning -s sh src/host.sh src/deps.sh spec/suite.sh examples/*/demo.sh examples/hello/make-release; else echo "lint: no shellcheck"; fi
+	@shellcheck -S warning -s sh src/host.sh src/adopt.sh src/deps.sh spec/suite.sh spec/support/testbed.sh $(wildcard examples/*/*.sh) examples/hello/make-release
 
-format: ## lay out the C sources
+format: check-deps ## lay out the C sources
 	clang-format -i $(FORMATTED)
 
 asan-build:
@@ -35,7 +40,8 @@ build/asan/lua: spec/support/lua_host.c
 	@mkdir -p $(@D)
 	@clang $(C_FLAGS) -O1 -g $(SANITIZE) -Wl,-rpath,$(dir $(ASAN_LIB)) -o $@ $< $(shell pkg-config --libs lua5.4)
 
-asan: asan-build build/asan/lua ## the whole suite against a build with sanitizers; SPECS=spec/core_spec.lua for a part of it
+asan: check-deps ## the whole suite against a build with sanitizers; SPECS=spec/core_spec.lua for a part of it
+	@$(MAKE) --no-print-directory asan-build build/asan/lua
 	@$(ASAN_ENV) DEPLOYRT=$(CURDIR)/build/asan/deployrt SPECS="$(SPECS)" \
 	  BUSTED="build/asan/lua $(shell command -v busted) --ignore-lua --cpath=build/asan/lib/?.so" sh spec/suite.sh $(JOBS)
 
@@ -44,11 +50,8 @@ build/fuzz/yaml: $(wildcard src/fuzz_yaml.c src/yaml*.c src/class.c src/error.c 
 	@clang $(C_FLAGS) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ \
 	  $(filter %.c,$^) $(LIBS)
 
-fuzz: build/fuzz/yaml ## random input for the YAML reader, FUZZ_SECONDS long
+fuzz: check-deps ## random input for the YAML reader, FUZZ_SECONDS long
+	@$(MAKE) --no-print-directory build/fuzz/yaml
 	@mkdir -p build/fuzz/corpus
 	@build/fuzz/yaml -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 -close_fd_mask=0 \
 	  -artifact_prefix=build/fuzz/ -print_final_stats=1 build/fuzz/corpus
-
-test-tools: ## which of the tools that the checks use are missing
-	@for tool in clang clang-tidy clang-format cppcheck luacheck shellcheck busted haproxy sshd; do \
-	  command -v $$tool > /dev/null || echo "missing: $$tool"; done

@@ -179,7 +179,7 @@ describe("a strategy's options", function()
     assert.equal("app.yml:3:12: strategy.settle: expected at least 1s, got 0.5s", refused "{settle: 500ms}")
     assert.equal("app.yml:3:12: strategy.color: 'gren' is not one of blue, green (did you mean 'green'?)", refused "{color: gren}")
     assert.equal("app.yml:3:12: strategy.minimum: expected from 1 to 9, got 10", refused "{minimum: 10}")
-    assert.equal("app.yml:3:12: strategy.steps[2]: expected a percentage such as 5%, got 'x'", refused "{steps: [1, x]}")
+    assert.equal("app.yml:3:23: strategy.steps[2]: expected a percentage such as 5%, got 'x'", refused "{steps: [1, x]}")
     assert.equal("app.yml:3:12: strategy.gap: expected true or false, got nothing", refused("{gap: [~]}"):gsub("a list", "nothing"))
   end)
 

@@ -228,18 +228,8 @@ describe("what this version has not", function()
   local cases = {
     ["supervisor: systemd"] = { "app: a\nprocess: {ports: 80, command: [x], supervisor: systemd}",
       "app.yml:2:36: process.supervisor: 'systemd' is not supported by this version; use 'process'" },
-    ["adopt"] = { "app: a\nprocess: {ports: 80, command: [x], adopt: true}",
-      "app.yml:2:36: process.adopt: this is not supported by this version; stop the running process by hand first" },
-    ["another balancer"] = { with "balancer: [{type: nginx, style: upstream}]",
-      "app.yml:3:13: balancer[1].type: 'nginx' is not supported by this version; use 'haproxy'" },
-    ["a driver in Lua"] = { with "balancer: {type: ./f5.lua}",
-      "app.yml:3:12: balancer.type: './f5.lua' is not supported by this version; use 'haproxy'" },
-    ["an inventory"] = { with "hosts: {command: [./hosts]}",
-      "app.yml:3:9: hosts.command: this is not supported by this version; list the hosts" },
     ["notify"] = { with "notify: [{url: x, on: [failed]}]",
       "app.yml:3:1: notify: this is not supported by this version; use hooks.after and hooks.failed" },
-    ["shared libraries"] = { with "require: [acme]",
-      "app.yml:3:1: require: this is not supported by this version; put the strategy into ./strategies" },
   }
   for name, case in pairs(cases) do
     it("is refused plainly: " .. name, function() assert.equal(case[2], (complaint(case[1]))) end)

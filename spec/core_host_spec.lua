@@ -1,4 +1,5 @@
 -- core_host_spec.lua -- src/host.sh does the same under every POSIX shell that a host may have.
+-- weight: 4
 local core = require "deployrt.core"
 
 local directory, link, shell, root
@@ -128,7 +129,7 @@ for _, candidate in ipairs(shells) do
         return child
       end, "a child")
       assert.equal("gone\n", (call("process_signal", port, tostring(pid + 1), "TERM")))
-      assert.equal("busy: pid " .. pid .. " still runs\n", (call("process_forget", port, pid)))
+      assert.equal("running\n", (call("process_forget", port, pid)))
       assert.equal("sent\n", (call("process_signal", port, pid, "TERM")))
       eventually(function() return state(port) == "exited" end, "exited")
       eventually(function()
@@ -140,6 +141,19 @@ for _, candidate in ipairs(shells) do
       assert.equal("gone\n", (call("process_signal", port, pid, "TERM")))
       assert.same({ "", 0 }, { call("process_forget", port, pid) })
       assert.equal("none", (state(port)))
+    end))
+
+    it("tells a process that was told to end from one that goes on", with_link(function()
+      local port = free_port()
+      local pid = start(port, "k1", "--", "sh", "-c", "trap '' TERM; sleep 600")
+      assert.equal("running", (state(port)))
+      call("process_signal", port, pid, "TERM")
+      assert.equal("ending", (state(port)))
+      call("process_signal", port, pid, "KILL")
+      eventually(function() return state(port) == "exited" end, "exited")
+      call("process_forget", port, pid)
+      start(port, "k2", "--", "sleep", "600")
+      assert.equal("running", (state(port)))
     end))
 
     it("tells of a process that died at once, with what it said", with_link(function()
@@ -220,6 +234,19 @@ for _, candidate in ipairs(shells) do
       core.fs.write(root .. "/go", "")
       for i = 1, 2 do assert.same({ true, "0\t\t5\t0\ndone\n", 0 }, { tasks[i]:wait() }) end
       assert.equal("x\n", read(root .. "/count"))
+    end))
+
+    it("does not give up an operation that another asker has just begun", with_link(function()
+      local marker = root .. "/runs/run/op1"
+      assert(link:exec { "mkdir", "-p", marker })
+      local boot = read "/proc/sys/kernel/random/boot_id"
+      core.fs.write(marker .. "/boot", boot)
+      core.fs.write(marker .. "/pid", "") -- as if it was not there when it was read, and is when it is looked for
+      local asker = core.spawn(call, "operation_run", "run/op1", root, "", "--", "false")
+      assert.is_nil((asker:wait(0.5)))
+      for name, text in pairs { out = "done\n", err = "" } do core.fs.write(marker .. "/" .. name, text) end
+      core.fs.write(marker .. "/status", "0\t\n")
+      assert.same({ true, "0\t\t5\t0\ndone\n", 0 }, { asker:wait() })
     end))
 
     it("tells an operation that a signal ended from one that failed, and stops one", with_link(function()

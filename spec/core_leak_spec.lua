@@ -1,4 +1,5 @@
 -- core_leak_spec.lua -- Nothing is left over: descriptors, children, tasks and memory stay flat over many cycles.
+-- weight: 4
 local core = require "deployrt.core"
 
 local directory

@@ -192,28 +192,31 @@ describe("tasks", function()
     assert.equal("a", core.locals().step)
   end))
 
-  it("end at their budget, past any pcall, with their children; others go on", run(function()
+  it("end at their limit, past any pcall, with their children; others go on", run(function()
     local task = core.spawn(function()
-      core.budget(1e6)
+      core.confine { instructions = 1e6 }
       while true do pcall(function() while true do end end) end
     end)
     local ok, err = task:wait()
     assert.is_false(ok)
-    assert.matches("ran 1 million instructions without waiting: is this an endless loop?", err, 1, true)
+    assert.matches("ran 1 million instructions without waiting: is this an endless loop?", err.message, 1, true)
+    assert.matches("core_spec.lua:%d+: ran", err.message)
     local child = core.spawn(function()
-      core.budget(1e6)
+      core.confine { instructions = 1e6 }
       return core.spawn(function() while true do end end):wait()
     end)
-    assert.is_false(select(2, child:wait()))
+    ok, err = child:wait()
+    assert.is_false(ok)
+    assert.equal("limit", err.code)
     for _ = 1, 3 do
       for _ = 1, 300000 do end
       core.sleep(0)
     end
   end))
 
-  it("are not ended by their budget when they wait in between", run(function()
+  it("are not ended by their limit when they wait in between", run(function()
     local task = core.spawn(function()
-      core.budget(2e6)
+      core.confine { instructions = 2e6 }
       for _ = 1, 5 do
         for _ = 1, 500000 do end
         core.sleep(0)

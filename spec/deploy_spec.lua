@@ -1,10 +1,11 @@
 -- deploy_spec.lua -- The shipped strategies on this machine, behind a real HAProxy, under load.
+-- weight: 18
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 
 local options = {
   rolling = "{settle: 100ms, batch: 50%}", in_place = "{settle: 100ms}", blue_green = "{settle: 100ms}",
-  canary = "{hold: 600ms, steps: [10%, 50%, 100%]}",
+  canary = "{hold: 600ms, steps: [10%, 50%, 100%]}", canary_blue_green = "{settle: 100ms, hold: 600ms, steps: [10%, 50%, 100%]}",
 }
 
 -- Each strategy with a last line that fails, so that everything before is rolled back.
@@ -27,7 +28,7 @@ describe("deploying under load", function()
     fixture.cleanup()
   end)
 
-  for _, name in ipairs { "rolling", "blue_green", "canary", "in_place" } do
+  for _, name in ipairs { "rolling", "blue_green", "canary", "canary_blue_green", "in_place" } do
     it(name .. " goes from one release to the next without a failed request", function()
       app.opts.yaml = "strategy: " .. options[name]
       local first = app:deploy(name, "1.0")
@@ -106,15 +107,47 @@ describe("deploying under load", function()
     assert.truthy(unknown.stderr:find("9.9", 1, true))
   end)
 
-  it("keeps the old set of blue-green idle, so that rollback is a switch to the same processes", function()
-    app.opts.yaml = "strategy: " .. options.blue_green
+  for _, name in ipairs { "blue_green", "canary_blue_green" } do
+    it("keeps the old set of " .. name .. " idle, so that rollback is one switch to the same processes", function()
+      app.opts.yaml = "strategy: " .. options[name]
+      assert.equal(0, app:deploy(name, "1.0").exit)
+      local pids = {}
+      for _, each in ipairs(app:status().instances) do pids[each.pid] = true end
+      local load = app:load { rate = 500 }
+      local run = app:deploy(name, "2.0")
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.equal(name == "canary_blue_green", run.stdout:find("== 10% of the traffic", 1, true) ~= nil)
+      assert.equal(4, #app:status().instances)
+      run = app:command { "rollback", "app.yml", "--json" }
+      assert.equal(0, run.exit, run.stderr)
+      local shares = {}
+      for line in run.stdout:gmatch("[^\n]+") do
+        local event = cjson.decode(line)
+        if event.event == "traffic" and not event.requests then shares[#shares + 1] = event.share end
+      end
+      assert.same({ ["1.0"] = 100 }, shares[1]) -- the first change is all of it
+      assert.same({}, load:stop().errors)
+      assert.same({ "1.0", "1.0" }, app:serving())
+      for _, each in ipairs(app:status().instances) do assert.is_true(pids[each.pid] or false) end
+    end)
+  end
+
+  it("has both sets of blue-green serve for as long as they overlap", function()
+    app.opts.yaml = "strategy: {settle: 0, overlap: 800ms}"
     assert.equal(0, app:deploy("blue_green", "1.0").exit)
-    local pids = {}
-    for _, each in ipairs(app:status().instances) do pids[each.pid] = true end
-    assert.equal(0, app:deploy("blue_green", "2.0").exit)
-    assert.equal(0, app:command({ "rollback", "app.yml" }).exit)
-    assert.same({ "1.0", "1.0" }, app:serving())
-    for _, each in ipairs(app:status().instances) do assert.is_true(pids[each.pid] or false) end
+    local run = app:deploy("blue_green", "2.0", nil, { "--json" })
+    assert.equal(0, run.exit, run.stderr)
+    local began, ended
+    for line in run.stdout:gmatch("[^\n]+") do
+      local event = cjson.decode(line)
+      local share = event.event == "traffic" and event.share["2.0"]
+      if share == 50 then began = began or event.time end
+      if share == 100 then ended = ended or event.time end
+    end
+    local function seconds(time) return tonumber(time:match(":(%d+%.?%d*)Z?$") or time:match("(%d%d%.%d+)")) end
+    assert.truthy(began and ended)
+    assert.is_true((seconds(ended) - seconds(began)) % 60 >= 0.8)
+    assert.same({ "2.0", "2.0" }, app:serving())
   end)
 
   it("keeps as many releases as it is told, never losing the one to go back to", function()

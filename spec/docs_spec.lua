@@ -1,4 +1,5 @@
 -- docs_spec.lua -- What the documents say is what the program does: their examples run, their tables are complete.
+-- weight: 3
 local fixture = require "spec.support.fixture"
 
 local documents = { "README.md", "lua/README.md", "strategies/README.md", "examples/README.md" }
@@ -93,7 +94,7 @@ describe("the API reference", function()
     { "balancer", "balancer", "Balancer" }, { "fleet", "fleet", "Fleet" },
   }
   local internal = { -- what the runtime itself calls on these objects
-    fleet = { add = true, forget = true }, balancer = {}, instance = {}, host = {}, self = {},
+    fleet = { add = true, exchange = true, forget = true, keep = true, state_of = true }, balancer = {}, instance = {}, host = {}, self = {},
   }
 
   for _, module in ipairs(modules) do

@@ -1,4 +1,5 @@
 -- etcd_spec.lua -- The client and the state in etcd, against a cluster of three real members.
+-- weight: 4
 local core = require "deployrt.core"
 local client_module = require "deployrt.etcd"
 local state_module = require "deployrt.state.etcd"

@@ -1,4 +1,5 @@
 -- examples_spec.lua -- The examples do what their README says, as a reader would run them.
+-- weight: 4
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
 
@@ -20,6 +21,17 @@ describe("the examples", function()
     contains(run.stderr, "cannot open database", "failed and rolled back: 2.0 serves as before")
     local old, new = run.stdout:match("1%.0 answered (%d+) requests\n%s*2%.0 answered (%d+) requests")
     assert.is_true(tonumber(old) > 100 and tonumber(new) > 100)
+    assert.equal("", processes_of_demos())
+    assert.equal("", fixture.sh("ls -d /tmp/deployrt-demo.* 2>/dev/null || true"))
+  end)
+
+  it("nginx-port-flip takes over a service that was started by hand, and flips between two ports without a failure", function()
+    local run = fixture.run({ "sh", "examples/nginx-port-flip/demo.sh", fixture.deployrt() }, { timeout = 300 })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "would be adopted: java ", "adopted -> 2.0", "deployed 2.0", "deployed 3.0", "exit status: 2", "exit status: 1",
+      "rolled back: 2.0 serves again", "failed: 0")
+    contains(run.stderr, "hooks.build failed with status 1: nothing was changed", "error: cannot find symbol", "failed and rolled back: 3.0 serves as before")
+    for _, version in ipairs { "1%.0", "2%.0", "3%.0" } do assert.is_true(tonumber(run.stdout:match(version .. " answered (%d+) requests")) > 0) end
     assert.equal("", processes_of_demos())
     assert.equal("", fixture.sh("ls -d /tmp/deployrt-demo.* 2>/dev/null || true"))
   end)

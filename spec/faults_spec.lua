@@ -1,4 +1,5 @@
 -- faults_spec.lua -- What goes wrong on one machine: one clear error, the right exit code, the old release serves.
+-- weight: 31
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 
@@ -45,7 +46,7 @@ describe("a release that does not work", function()
     app.opts.command = '  command: [./nosuch, --port, "${port}"]'
     local run = app:deploy("rolling", "2.0")
     app.opts.command = nil
-    fails(run, "nosuch", "not found")
+    fails(run, "nosuch", "No such file or directory")
   end)
 
   it("that answers errors is caught by the canary's gate", function()
@@ -181,7 +182,7 @@ describe("what is wrong before a run", function()
 
   it("refuses plainly what this version does not have", function()
     refused(app:deploy("rolling", "2.0", nil, { "--set", "process.supervisor=systemd" }), "'systemd' is not supported by this version")
-    refused(app:command { "test", "rolling", "app.yml" }, "not supported by this version")
+    refused(app:command { "report", "app.yml" }, "not supported by this version")
   end)
 end)
 
@@ -283,7 +284,7 @@ describe("what goes wrong in a run", function()
   end)
 
   it("a second run at the same time exits 4 and names the first", function()
-    strategy 'function own:deploy() self:sleep(3) end'
+    strategy 'function own:deploy() self:approve() end'
     app:write(fixture.release("2.0"), "2.0")
     local pid = app:command({ "./own.lua", "app.yml" }, { background = true })
     fixture.eventually(function() return app:status().lock ~= cjson.null end, 5, "the lock")
@@ -291,18 +292,35 @@ describe("what goes wrong in a run", function()
     local second = app:command { "rolling", "app.yml" }
     assert.equal(4, second.exit)
     contains(second.stderr, holder, "under way")
+    assert.equal(0, app:command({ "approve", "app.yml" }).exit)
     fixture.eventually(function() return not fixture.alive(pid) end, 20)
     assert.equal(cjson.null, app:status().lock)
   end)
 
   it("a managed HAProxy that is killed comes back as it should be", function()
-    strategy 'function own:deploy() self.super.deploy(self); self:sleep(2) end'
+    strategy 'function own:deploy() self.super.deploy(self); self:approve() end'
     app:write(fixture.release("2.0"), "2.0")
     local pid = app:command({ "./own.lua", "app.yml" }, { background = true })
     fixture.eventually(function() return #app:serving() == 2 and app:serving()[1] == "2.0" end, 10, "2.0 serving")
     fixture.sh(("pkill -KILL -f %s/home/.deployrt/shop/balancer/haproxy.cfg; true"):format(app.dir))
     fixture.eventually(function() return fixture.is_listened(app.listen) end, 5, "HAProxy back")
+    assert.equal(0, app:command({ "approve", "app.yml" }).exit)
     fixture.eventually(function() return not fixture.alive(pid) end, 20)
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
+  it("a managed HAProxy is told the last change also when writing it takes longer than the rest of the run", function()
+    strategy 'function own:deploy() self.super.deploy(self); self:sleep(0.5) end'
+    local slow = "#!/bin/sh\ncase $* in *haproxy.cfg.part*) sleep 2 ;; esac\nexec /bin/mv \"$@\"\n"
+    fixture.sh(("chmod 755 %s"):format(fixture.write(app.dir .. "/bin/mv", slow)))
+    app:write(fixture.release("2.0"), "2.0")
+    local run = app:command({ "./own.lua", "app.yml" }, { env = { PATH = app.dir .. "/bin:" .. os.getenv("PATH") } })
+    assert.equal(0, run.exit, run.stderr)
+    assert.equal("", fixture.sh(("find %s/home -name '*.part*'"):format(app.dir)))
+    fixture.sh(("pkill -KILL -f %s/home/.deployrt/shop/balancer/haproxy.cfg; true"):format(app.dir))
+    fixture.eventually(function() return not fixture.is_listened(app.listen) end, 5, "the end of HAProxy")
+    local place = app.dir .. "/home/.deployrt/shop/balancer/haproxy"
+    fixture.sh(("haproxy -W -D -f %s.cfg -p %s.pid 2>/dev/null"):format(place, place))
     assert.same({ "2.0", "2.0" }, app:serving())
   end)
 

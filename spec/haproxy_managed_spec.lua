@@ -1,3 +1,4 @@
+-- weight: 14
 local stand = require "spec.support.plain_shop"
 
 local inside, await, refused, serve = stand.inside, stand.await, stand.refused, stand.serve
@@ -51,6 +52,17 @@ describe("HAProxy run by deployrt", function()
     return map
   end
 
+  it("shows its statistics to people and to Prometheus", inside(function()
+    serve(1)
+    local driver = open({ type = "haproxy", managed = true, listen = "127.0.0.1:" .. listen, stats = "127.0.0.1:" .. ports[6],
+      drain = { timeout = 5 } }, 1, { http = "/healthz" })
+    driver:prepare()
+    stand.ask_at(ports[6])
+    assert.matches('haproxy_server_status{proxy="shop",server="web1%-8080"', fetch("/metrics"))
+    assert.matches("Statistics Report", fetch("/"))
+    assert.matches("200", fetch("/monitor"))
+  end))
+
   it("starts with all slots out of service, serves, and leaves nothing behind", inside(function()
     local driver = started(2)
     assert.same({ web1 = "maint 100", web2 = "maint 100" }, states(driver))
@@ -87,7 +99,7 @@ describe("HAProxy run by deployrt", function()
     assert.same({ web1 = "ready 7", web2 = "ready 100", web3 = "drain 100", web4 = "maint 100" },
       states(larger))
     for _, each in ipairs(loads) do
-      await("the load", function() return (host:read("/proc/" .. each.pid .. "/cmdline") or "") == "" end)
+      await("the load", function() return (host:read("/proc/" .. each.pid .. "/cmdline") or "") == "" end, 60)
       assert.equal(("200\n"):rep(3000), host:read(each.log))
     end
   end))

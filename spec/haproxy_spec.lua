@@ -1,3 +1,4 @@
+-- weight: 17
 local shares = require "deployrt.balancer.shares"
 local stand = require "spec.support.plain_shop"
 

@@ -1,4 +1,5 @@
 -- install_spec.lua -- What `make install` puts where works there, and `make uninstall` removes it.
+-- weight: 11
 local arguments = require "deployrt.arguments"
 local cjson = require "cjson"
 local cli = require "deployrt.cli"
@@ -314,7 +315,7 @@ zpty -d z
       local result = fixture.run({
         "env", "-i", "HOME=" .. home, "PATH=/usr/bin:/bin", "TERM=dumb", "COLUMNS=2000", "LC_ALL=C.UTF-8",
         "zsh", "-f", file, usr .. "/share/zsh/site-functions", usr .. "/bin", dir, table.unpack(typed),
-      }, { timeout = 30 })
+      }, { timeout = 120 })
       assert.equal("", result.stderr)
       assert.equal(0, result.exit)
       local offered = {}

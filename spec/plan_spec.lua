@@ -1,4 +1,5 @@
 -- plan_spec.lua -- A plan says what a run would do, and does nothing.
+-- weight: 7
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 
@@ -52,6 +53,28 @@ describe("a plan", function()
       assert.same(done, planned)
     end)
   end
+
+  it("of hosts and a balancer that are not there is made offline, from app.yml alone", function()
+    local dir = fixture.dir()
+    fixture.write(dir .. "/app.yml", [[
+app: shop
+hosts: [deploy@192.0.2.1, {name: web2, address: 192.0.2.2}]
+release: {version: "2.0"}
+process: {command: [./server], ports: [8080, 8081, 8082], instances: 2}
+health: {http: /healthz, successes: 3, interval: 1s}
+balancer: {type: haproxy, socket: /nowhere/admin.sock, backend: shop}
+strategy: {settle: 10s, batch: 50%}
+]])
+    local run = fixture.run({ fixture.deployrt(), "plan", "rolling", "app.yml", "--offline" }, { cwd = dir, timeout = 20 })
+    assert.equal(0, run.exit, run.stderr)
+    for _, part in ipairs { "from what serves now to 2.0", "batch 2 of 2", "= 2.0 50%, what serves now 50%", "start       web2:8082  2.0", "at least 24.0s of waiting" } do
+      assert.truthy(run.stdout:find(part, 1, true), part .. " in:\n" .. run.stdout)
+    end
+    run = fixture.run({ fixture.deployrt(), "plan", "blue_green", "app.yml", "--offline", "--set", "strategy={settle: 1s}" }, { cwd = dir, timeout = 20 })
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("needs a full second set", 1, true), run.stderr)
+    assert.equal("app.yml\n", fixture.sh("ls -A " .. dir))
+  end)
 
   it("shows steps, shares, the time it takes, and what a failure would undo", function()
     local run = app:command { "plan", "rolling", "app.yml" }

@@ -161,6 +161,21 @@ describe("progress, a line an event", function()
 ]], (show({ mode = "lines" }, looking)))
   end)
 
+  it("tells the verdict of each step once, and why there is none", function()
+    local function step(name) return { event = "step.started", step = name, path = "/1" } end
+    local function verdict(word, reason) return { event = "analysis", verdict = word, reason = reason, new = { requests = 9 } } end
+    assert.equal([[
+12:03:04.123  == 1%
+12:03:04.323  analysis  pass     new: 9 requests, 0 errors, 0 ms
+12:03:04.523  == 2%
+12:03:04.623  analysis  pass     new: 9 requests, 0 errors, 0 ms
+12:03:04.723  == 3%
+12:03:04.923  analysis  inconclusive  new: 9 requests, 0 errors, 0 ms
+              too few
+]], (show({ mode = "lines" }, { step "1%", verdict "waiting", verdict "pass", verdict "pass", step "2%", verdict "pass", step "3%", verdict "waiting",
+      verdict("inconclusive", "too few") })))
+  end)
+
   it("shows all of them when it is to be verbose", function()
     local out = show({ mode = "lines", verbose = true }, looking)
     local _, count = out:gsub("\n%d", "")

@@ -1,4 +1,5 @@
 -- run_spec.lua -- What surrounds a strategy: hooks, groups, journal, history, output for machines.
+-- weight: 6
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 local journal = require "deployrt.journal"

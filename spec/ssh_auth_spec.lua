@@ -1,4 +1,6 @@
 -- ssh_auth_spec.lua -- Logging in over SSH: kinds of keys, the agent, passphrases, and the fall-back to the ssh command.
+-- weight: 3
+local core = require "deployrt.core"
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
 
@@ -24,6 +26,23 @@ while time.time() < deadline:
         os.write(fd, answer.encode() + b"\n"); typed = True
 sys.stdout.write(seen.decode(errors="replace"))
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+]]
+
+--- Accepts connections, says nothing to them, and prints how many there were at once each time that is more than ever.
+local silent = [[
+import select, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+clients, most, total = set(), 0, 0
+while True:
+    select.select([listener, *clients], [], [])
+    for client in select.select(list(clients), [], [], 0)[0]:
+        try: ended = not client.recv(4096)
+        except OSError: ended = True
+        if ended: clients.remove(client); client.close()
+    if select.select([listener], [], [], 0)[0]:
+        clients.add(listener.accept()[0])
+        total, most = total + 1, max(most, len(clients))
+        print(most, total, flush=True)
 ]]
 
 describe("logging in over SSH", function()
@@ -143,5 +162,41 @@ describe("logging in over SSH", function()
     local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "sh", "-c", "echo ${SSH_CONNECTION%% *}" }
     more:down()
     assert.equal("web3 | " .. more.hosts[2].address .. "\n", answer.stdout, answer.stderr)
+  end)
+
+  it("follows Port and ProxyJump of ~/.ssh/config", function()
+    local more = hosts.up(2)
+    local first, second = more.hosts[1], more.hosts[2]
+    more:exec(2, "sed 's/^Port .*/Port 2222/; /^PidFile/d' /etc/ssh/testbed_config > /run/other && /usr/sbin/sshd -f /run/other")
+    local key = fixture.read(second.known_hosts):match(second.address:gsub("%.", "%%.") .. " ([^\n]+)")
+    local known = fixture.write(dir .. "/known", fixture.read(second.known_hosts) .. ("[%s]:2222 %s\n"):format(second.address, key))
+    fixture.write(dir .. "/.ssh/config", ("Host gate\n  HostName %s\n\nHost inner\n  HostName %s\n  Port 2222\n  ProxyJump gate\n\n"
+      .. "Host *\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(first.address, second.address, first.identity, known))
+    fixture.write(dir .. "/app.yml", "app: shop\nhosts: [inner]\nprocess: {command: [./server], ports: [8080]}\n")
+    local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "sh", "-c", "echo ${SSH_CONNECTION%% *} ${SSH_CONNECTION##* }" }
+    more:down()
+    assert.equal(("inner | %s 2222\n"):format(first.address), answer.stdout, answer.stderr)
+  end)
+
+  it("opens no more connections at once than it may, and all of them in the end", function()
+    local port, log = fixture.free_port(), dir .. "/log"
+    fixture.start({ "python3", "-c", silent, port }, { log = log })
+    fixture.eventually(function() return fixture.is_listened(port) end, 60, "the listener")
+    local ok, codes = core.run(function()
+      core.ssh_concurrency(3)
+      local tasks, list = {}, {}
+      for i = 1, 9 do
+        tasks[i] = core.spawn(core.connect, {
+          transport = "ssh", name = "web" .. i, address = "127.0.0.1", port = port, user = "deploy", identities = {}, known_hosts = {}, timeout = 0.3,
+        })
+      end
+      for i, task in ipairs(tasks) do list[i] = select(3, task:wait()).code end
+      core.ssh_concurrency(64)
+      return list
+    end)
+    assert.is_true(ok, codes)
+    assert.equal(("unreachable "):rep(9), table.concat(codes, " ") .. " ")
+    fixture.eventually(function() return fixture.read(log):find("%d 9\n$") end, 60, "nine connections")
+    assert.equal("3 9\n", fixture.read(log):match("[^\n]*\n$"))
   end)
 end)

@@ -1,4 +1,5 @@
 -- ssh_spec.lua -- Deploying over SSH to hosts with their own addresses, and what can go wrong with them.
+-- weight: 35
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
@@ -38,12 +39,9 @@ describe("over SSH", function()
 
   before_each(function() new_app { slots = 2, instances = 1, yaml = "strategy: {settle: 100ms}" } end)
   after_each(function()
-    for i = 1, 4 do bed:mend(i) end
+    bed:mend_all()
     app:stop()
-    for i = 1, 4 do
-      assert.equal("", bed:exec(i, "pgrep -x server || true"))
-      bed:exec(i, "rm -rf /home/deploy/.deployrt")
-    end
+    for i = 1, 4 do assert.equal("", (bed:exec(i, "pgrep -x server; rm -rf /home/deploy/.deployrt"))) end
     fixture.cleanup()
   end)
 

@@ -4,6 +4,7 @@
 #   suite.sh JOBS [busted's options]      SPECS="spec/a_spec.lua ..." for some of the files; BUSTED for another busted
 #
 # Each file is a busted of its own, shown when it has failed. SPEC_WORKER keeps the ports of the workers apart.
+# What takes longest begins first, or the others wait for it at the end: so each file may say `-- weight: N`, by default 1.
 set -u
 jobs=$1
 shift
@@ -11,8 +12,11 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 trap 'exit 130' INT TERM
 
-# shellcheck disable=SC2086,SC2012 # words; the names of specs are plain, and the largest are to begin
-ls -S ${SPECS:-spec/*_spec.lua} | LOGS=$logs xargs -P "$jobs" --process-slot-var=SPEC_WORKER -I{} sh -c '
+# shellcheck disable=SC2086 # words; the names of specs are plain
+for file in ${SPECS:-spec/*_spec.lua}; do
+  weight=$(sed -n 's/^-- weight: \([0-9]*\)$/\1/p;10q' "$file")
+  echo "${weight:-1} $file"
+done | sort -k 1,1nr -k 2 | cut -d' ' -f2 | LOGS=$logs xargs -P "$jobs" --process-slot-var=SPEC_WORKER -I{} sh -c '
   file=$1
   shift
   log=$LOGS/$(basename "$file")

@@ -1,8 +1,10 @@
 -- survive_spec.lua -- Locks, signals, gates, journals: what keeps a run whole, and tells others about it.
+-- weight: 20
 local cjson = require "cjson"
 local core = require "deployrt.core"
 local fixture = require "spec.support.fixture"
 local journal = require "deployrt.journal"
+local history = require "deployrt.state"
 
 local function contains(text, ...)
   for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
@@ -39,8 +41,44 @@ describe("a run", function()
 
   --- Where the journal of the last run lies on this machine.
   local function journal_path(state)
-    return fixture.sh(("ls -d %s/%s/shop/runs/*/journal | tail -n 1"):format(app.dir, state or "state")):gsub("%s+$", "")
+    return fixture.sh(("ls -d %s/%s/shop/runs/*/journal 2>/dev/null | tail -n 1"):format(app.dir, state or "state")):gsub("%s+$", "")
   end
+
+  it("whose controller dies when all is done is over for `resume` and `abort`, and leaves no lock", function()
+    assert.equal(137, app:mortal("end", 0, { "rolling", "app.yml" }).exit)
+    assert.same({ "2.0" }, app:serving())
+    assert.equal(4, app:command({ "rolling", "app.yml" }).exit)
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "had ended already: succeeded", "deployrt rollback app.yml")
+    assert.equal(cjson.null, app:status().lock)
+    assert.equal("succeeded", app:status().run.outcome)
+    assert.equal(2, app:command({ "resume", "app.yml" }).exit)
+    app:write(fixture.release("3.0", { fault = "dies" }), "3.0")
+    assert.equal(137, app:mortal("end", 0, { "rolling", "app.yml" }).exit)
+    run = app:command { "resume", "app.yml" }
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "had ended already: rolled back, exit 1")
+    assert.equal(cjson.null, app:status().lock)
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("that dies while a process ends starts that one again when it is aborted, and does not take it for alive", function()
+    local lingering = fixture.app { instances = 1, slots = 1, balancer = false, yaml = "strategy: {settle: 0, allow_gap: true}",
+      health = "{http: /healthz, interval: 20ms, deadline: 4s, successes: 1}", process = "  stop: {timeout: 9s}" }
+    lingering.opts.command = [[  command: [/bin/sh, -c, 'trap "sleep 2; exit" TERM; ./server --port "$0" & wait', '${port}'] ]]
+    assert.equal(0, lingering:deploy("in_place", "1.0").exit)
+    lingering:write(fixture.release("2.0"), "2.0")
+    local pid = lingering:command({ "in_place", "app.yml" }, { background = true })
+    local told = ("%s/home/.deployrt/shop/instances/%d.told"):format(lingering.dir, lingering.ports[1])
+    fixture.eventually(function() return fixture.read(told) end, 20, "the signal")
+    fixture.signal(pid, "KILL")
+    fixture.eventually(function() return not fixture.alive(pid) end)
+    local run = lingering:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, lingering:serving())
+    lingering:stop()
+  end)
 
   it("that starts at the same instant as others goes on alone; they say whose run it is", function()
     local logs, pids = {}, {}
@@ -233,6 +271,22 @@ describe("a run", function()
     assert.same({ "1.0" }, app:serving())
   end)
 
+  it("may lose its terminal at any time; a signal before it has changed anything ends it with 130", function()
+    for _, case in ipairs { { "INT", "130", "1.0" }, { "HUP", "0", "2.0" } } do
+      local log = app.dir .. "/log"
+      os.execute("rm -rf " .. app.dir .. "/state") -- its directory shows that the run begins
+      local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+        "--state", app.dir .. "/state", "rolling", "app.yml" }, { log = log })
+      fixture.eventually(function() return journal_path() ~= "" end, 20, "the beginning")
+      local child = fixture.sh(("cat /proc/%s/task/%s/children"):format(pid, pid)):match("%d+")
+      fixture.signal(child, case[1])
+      await_end(pid)
+      assert.equal(case[2], fixture.read(log):match("exit (%d+)%s*$"), fixture.read(log))
+      assert.same({ case[3] }, app:serving())
+      assert.equal(cjson.null, app:status().lock)
+    end
+  end)
+
   it("is held by pause and let go by approve; a gate waits for a person", function()
     strategy "for i = 1, 40 do self:step('step ' .. i, function() self:sleep(0.2) end) end self:approve('is it good?') self.super.deploy(self)"
     local log = app.dir .. "/log"
@@ -267,6 +321,22 @@ describe("a run", function()
     local run = app:command { "resume", "app.yml" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     contains(fixture.sh(("curl -s 'http://127.0.0.1:%d/env?TOKEN'"):format(app.listen)), "hunter2literal")
+  end)
+end)
+
+describe("the history", function()
+  after_each(function() fixture.cleanup() end)
+
+  it("has the newest run last, also after the clock was set back", function()
+    local directory = fixture.dir()
+    for _, last in ipairs { "20991231T235959.999-abcdef", "20000101T000000.000-abcdef" } do
+      local runs = history.open("shop", directory)
+      runs:directory(last)
+      local first = runs:create()
+      local second = runs:create()
+      assert.is_true(last < first and first < second, ("%s %s %s"):format(last, first, second))
+      os.execute("rm -rf " .. directory .. "/shop")
+    end
   end)
 end)
 

@@ -1,4 +1,5 @@
 -- survive_ssh_spec.lua -- Controllers and hosts that die in mid-run, over SSH, behind a user's own HAProxy.
+-- weight: 31
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
@@ -72,7 +73,7 @@ describe("over SSH, a run", function()
       local strategy = require "deployrt.strategy"
       local own = strategy.extend("rolling", { name = "own" })
       function own:deploy()
-        self:log("now") self:sleep(1)
+        self:log("now") self:sleep(3)
         self:each(self.fleet:old(), self.replace, { tolerate = 1 })
       end
       return own]])

@@ -1,4 +1,5 @@
 -- team_spec.lua -- Runs whose lock, journal and history are in etcd: three members, of which one dies.
+-- weight: 8
 local cjson = require "cjson"
 local etcd = require "spec.support.etcd"
 local fixture = require "spec.support.fixture"

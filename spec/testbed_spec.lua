@@ -1,4 +1,5 @@
 -- testbed_spec.lua -- The test bed itself: hosts that fail as real ones do, and that leave nothing behind.
+-- weight: 5
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
 

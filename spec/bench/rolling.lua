@@ -35,6 +35,20 @@ local function new_shop(bed)
   return app
 end
 
+--- The part of a run, in percent, in which the journal is written or somebody waits for its disk.
+local function journal_share(app, prepare)
+  local shares, file = {}, fixture.dir() .. "/share"
+  for i = 1, 3 do
+    prepare()
+    local taken = fixture.run({ "lua5.4", "spec/bench/journaled.lua", file, "--state", app.dir .. "/state", "rolling", app.file, "--quiet" },
+      { env = { HOME = app.dir .. "/home", TERM = "dumb", LUA_PATH = package.path, LUA_CPATH = package.cpath } })
+    must(taken.exit == 0, taken)
+    local spent, wall = fixture.read(file):match("(%S+) (%S+)")
+    shares[i] = 100 * tonumber(spent) / tonumber(wall)
+  end
+  return bench.median(shares)
+end
+
 local function over_ssh(app)
   local version, delay = 1, 500
   must(deploy(app, "1.0", { start_delay = delay }).exit == 0)
@@ -56,6 +70,10 @@ local function over_ssh(app)
     "median of 5; 2.0 s are the service's own starts; whole process, with the upload, healthy at the first good probe")
   bench.row("rolling over 4 SSH hosts, controller CPU", good.cpu, "%.2f s", "<=", 0.3)
   bench.row("rolling over 4 SSH hosts, peak", good.peak, "%.1f MB", "<=", 20)
+  bench.row("rolling over 4 SSH hosts, its journal's share of the wall", journal_share(app, function()
+    version = version + 1
+    app:write(fixture.release(version .. ".0", { start_delay = delay }), version .. ".0")
+  end), "%.1f %%", "<=", 5, "median of 3: time in which it was written, and waited for on the disk")
   bench.row("release that dies at start: detected, undone, reported", measured.dies.wall, "%.2f s", "<=", 1, "median of 5, whole process")
 end
 

@@ -3,7 +3,7 @@ local bench = require "spec.bench.bench"
 local errors = require "deployrt.errors"
 local fixture = require "spec.support.fixture"
 
-local parts = { "start", "rolling", "load", "exec", "upload", "memory", "journal" }
+local parts = { "start", "rolling", "load", "balancers", "evidence", "exec", "upload", "memory", "journal", "simulate" }
 if #arg > 0 then parts = arg end
 
 local failed = false

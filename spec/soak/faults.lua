@@ -17,7 +17,7 @@ local faults = {
   { name = "the controller is killed", controller = true, strike = function(world) world.kill() end },
   { name = "the controller is killed, and its state is lost", controller = true, strike = function(world)
     world.kill()
-    os.execute("rm -rf " .. world.app.dir .. "/state")
+    os.execute("rm -rf " .. world.app.dir .. "/state/*")
   end },
   { name = "the controller is interrupted", strike = function(world) world.signal("INT") end },
   { name = "the controller loses its terminal", strike = function(world) world.signal("HUP") end },
@@ -36,11 +36,19 @@ local faults = {
   { name = "a serving process is killed", kills = true,
     strike = function(world, host) world.bed:exec(host, "pkill -KILL -x server; true") end },
   { name = "a second controller comes", strike = function(world) world.second() end },
-  { name = "the disk of a host is full", strike = function(world, host)
-    world.bed:exec(host, "mkdir -p /home/deploy/.deployrt/shop/releases && chmod 500 /home/deploy/.deployrt/shop/releases && chown root /home/deploy/.deployrt/shop/releases")
+  -- Most of a host's files stay where they are; what a run writes there finds no room.
+  { name = "a host's disk is full", strike = function(world, host)
+    world.bed:exec(host, "d=/home/deploy/.deployrt/shop; for each in releases runs; do mkdir -p $d/$each.aside && cp -a $d/$each/. $d/$each.aside/ && "
+      .. "mount -t tmpfs -o size=4m,mode=777 tmpfs $d/$each && cp -a $d/$each.aside/. $d/$each/; dd if=/dev/zero of=$d/$each/.filler bs=4096; done; true")
   end, mend = function(world, host)
-    world.bed:exec(host, "chown deploy /home/deploy/.deployrt/shop/releases; chmod 700 /home/deploy/.deployrt/shop/releases")
+    world.bed:exec(host, "d=/home/deploy/.deployrt/shop; for each in releases runs; do rm -f $d/$each/.filler; mountpoint -q $d/$each || continue; "
+      .. "rm -rf $d/$each.aside && cp -a $d/$each $d/$each.aside && umount -l $d/$each && rm -rf $d/$each && mv $d/$each.aside $d/$each; done; true")
   end },
+  { name = "the controller's disk is full", lasts = 3, strike = function(world)
+    fixture.sh(("dd if=/dev/zero of=%s/state/filler bs=4096 2>/dev/null; true"):format(world.app.dir))
+  end, mend = function(world) os.remove(world.app.dir .. "/state/filler") end },
+  { name = "the controller's clock is set forward", strike = function(world) world.set_clock("+3h") end },
+  { name = "the controller's clock is set back", strike = function(world) world.set_clock("-3h") end },
 }
 
 --- Gives up waiting for a process after so many seconds.

@@ -31,6 +31,19 @@ local function set_up()
   app.opts.hosts = world.bed:yaml()
   app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 2s}}"):format(world.proxy.socket)
   app.listen, world.app = world.proxy.port, app
+  fixture.sh(("mkdir -p %s/state && mount -t tmpfs -o size=16m tmpfs %s/state"):format(app.dir, app.dir)) -- a disk that can be full
+end
+
+--- The library that lets a process have a clock of its own (Debian: libfaketime), and the file that sets it.
+local faketime = fixture.sh("ls /usr/lib/*/faketime/libfaketime.so.1 2>/dev/null"):match("%S+")
+
+function world.set_clock(offset)
+  if faketime then fixture.write(world.app.dir .. "/clock", offset .. "\n") end
+end
+
+local function clock_environment()
+  if not faketime then return "A_CLOCK=real" end
+  return ("LD_PRELOAD=%s FAKETIME_TIMESTAMP_FILE=%s/clock FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1"):format(faketime, world.app.dir)
 end
 
 local version, log = 0, nil
@@ -45,8 +58,9 @@ end
 local function controller(strategy)
   log = world.app.dir .. "/log"
   os.remove(log)
-  local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", world.app.dir, "env", "HOME=" .. world.app.dir .. "/home",
-    fixture.deployrt(), "--state", world.app.dir .. "/state", strategy, "app.yml" }, { log = log })
+  world.set_clock("+0")
+  local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && env $1 "$2" "$3" --state "$4" "$5" app.yml; echo "exit $?"', "sh", world.app.dir,
+    clock_environment(), "HOME=" .. world.app.dir .. "/home", fixture.deployrt(), world.app.dir .. "/state", strategy }, { log = log })
   local function child()
     return fixture.sh(("cat /proc/%s/task/%s/children 2>/dev/null"):format(pid, pid)):match("%d+")
   end
@@ -86,6 +100,7 @@ local function uniform(release)
 end
 
 local problems = 0
+local true_exits = { [0] = true, [1] = true, [2] = true, [3] = true, [4] = true, [130] = true }
 
 local function complain(round, text)
   problems = problems + 1
@@ -121,6 +136,11 @@ local function round(number, before)
   if fault.mend and not fault.lasts then fault.mend(world, host) end
   local exit = exit_of()
   print(("    exit %s"):format(exit))
+  if not true_exits[exit or -1] and not (exit == 137 and fault.controller) then complain(number, ("the controller ended with %s"):format(exit)) end
+  if world.second_exit and world.second_exit ~= 4 and world.second_exit ~= 0 and world.second_exit ~= 1 then
+    complain(number, ("the second controller ended with %d"):format(world.second_exit))
+  end
+  world.second_exit = nil
   local ending, word
   if exit == 137 or exit == 3 then ending, word = finish(number, exit) end
   local serving, locked = state()
@@ -157,6 +177,7 @@ local ok, err = xpcall(function()
   print(("soak: %d rounds, %d problems, SEED=%d"):format(count, problems, seed))
 end, debug.traceback)
 pcall(world.app.stop, world.app)
+fixture.sh(("umount -l %s/state"):format(world.app.dir))
 fixture.cleanup()
 world.bed:down()
 if not ok then print(err) end

@@ -1,5 +1,6 @@
 -- fixture.lua -- What specs need of the machine: files, processes, ports, services, load, an HAProxy, an application.
 local cjson = require "cjson"
+local system = require "system"
 
 local fixture = {}
 
@@ -33,8 +34,11 @@ function fixture.dir()
 end
 
 function fixture.write(path, text)
-  os.execute("mkdir -p " .. fixture.quote(path:match("^(.*)/")))
-  local file = assert(io.open(path, "wb"))
+  local file = io.open(path, "wb")
+  if not file then
+    os.execute("mkdir -p " .. fixture.quote(path:match("^(.*)/")))
+    file = assert(io.open(path, "wb"))
+  end
   file:write(text)
   file:close()
   return path
@@ -51,7 +55,51 @@ end
 local function environment(env)
   local list = {}
   for name, value in pairs(env or {}) do list[#list + 1] = name .. "=" .. fixture.quote(value) end
-  return #list > 0 and "env " .. table.concat(list, " ") .. " " or ""
+  return table.concat(list, " ") .. " "
+end
+
+local lanes = {} -- the coroutines of together()
+
+--- Lets a moment pass; other lanes go on meanwhile.
+local function pause()
+  local lane = coroutine.running()
+  if lanes[lane] then coroutine.yield() else system.sleep(0.02) end
+end
+
+--- Runs a line of shell to its end; other lanes go on meanwhile.
+---@return integer status  of the command, 128 and more for a signal
+local function execute(line, base)
+  if not lanes[coroutine.running()] then
+    local _, how, code = os.execute(line)
+    return how == "signal" and 128 + code or code
+  end
+  os.execute(("(%s; echo $? > %s.status) &"):format(line, base))
+  local status
+  repeat
+    pause()
+    status = (fixture.read(base .. ".status") or ""):match("(%d+)\n")
+  until status
+  return tonumber(status)
+end
+
+--- Runs functions side by side: while one waits for a command or a condition, the others go on. Raises the first error
+--- once all have ended.
+---@param list fun()[]
+function fixture.together(list)
+  local waiting, failure = {}, nil
+  for i, fn in ipairs(list) do
+    waiting[i] = coroutine.create(fn)
+    lanes[waiting[i]] = true
+  end
+  while #waiting > 0 do
+    for i = #waiting, 1, -1 do
+      local ok, err = coroutine.resume(waiting[i])
+      if not ok then failure = failure or { err } end
+      if coroutine.status(waiting[i]) == "dead" then lanes[table.remove(waiting, i)] = nil end
+    end
+    pause()
+  end
+  if failure then error(failure[1], 0) end
 end
 
 --- Runs a command to its end. `signal` is the number of the one that ended it; a timeout (default 60 s) is exit 124.
@@ -64,13 +112,12 @@ function fixture.run(argv, opts)
   if opts.stdin then fixture.write(base .. ".in", opts.stdin) end
   local line = ("cd %s && %stimeout -k 5 %g %s <%s >%s.out 2>%s.err"):format(fixture.quote(opts.cwd or here), environment(opts.env),
     opts.timeout or 60, words(argv), opts.stdin and base .. ".in" or "/dev/null", base, base)
-  local _, how, code = os.execute(line)
-  if how == "signal" then code = 128 + code end
+  local code = execute(line, base)
   local result = {
     exit = code, signal = code > 128 and code <= 128 + 64 and code - 128 or nil,
     stdout = fixture.read(base .. ".out"), stderr = fixture.read(base .. ".err"),
   }
-  os.execute("rm -f " .. base .. "*")
+  for _, suffix in ipairs { "", ".in", ".out", ".err" } do os.remove(base .. suffix) end
   return result
 end
 
@@ -78,31 +125,41 @@ end
 ---@return integer pid
 function fixture.start(argv, opts)
   opts = opts or {}
-  local pid = sh(("cd %s && exec %s setsid %s </dev/null >%s 2>&1 & echo $!"):format(fixture.quote(opts.cwd or here), environment(opts.env),
+  local pid = sh(("cd %s && %sexec setsid %s </dev/null >%s 2>&1 & echo $!"):format(fixture.quote(opts.cwd or here), environment(opts.env),
     words(argv), fixture.quote(opts.log or "/dev/null"))):match("%d+")
   started[#started + 1] = pid
   return pid
 end
 
+-- From JSON a pid comes as a float, and no process is called 123.0.
+local function text_of(pid)
+  return tostring(math.tointeger(pid) or pid)
+end
+
 --- Whether a process runs; a zombie does not.
 function fixture.alive(pid)
-  local status = fixture.read("/proc/" .. pid .. "/status")
+  local status = fixture.read("/proc/" .. text_of(pid) .. "/status")
   return status ~= nil and not status:find("State:%s+[ZX]")
 end
 
+local patience = 4 -- times as long as things take on a quiet machine
+
 --- Polls until the condition holds; fails at the deadline.
+---@param condition fun(): any
+---@param seconds? number  on a quiet machine; default 5
+---@param what? string
 function fixture.eventually(condition, seconds, what)
-  local deadline = os.time() + (seconds or 5) + 1
+  local deadline = os.time() + patience * (seconds or 5) + 1
   repeat
     local result = condition()
     if result then return result end
-    os.execute("sleep 0.02")
+    pause()
   until os.time() > deadline
   error("it did not happen within the time allowed: " .. (what or "condition"), 2)
 end
 
 function fixture.signal(pid, name)
-  os.execute(("kill -%s %s 2>/dev/null"):format(name, pid))
+  os.execute(("kill -%s %s 2>/dev/null"):format(name, text_of(pid)))
 end
 
 --- Ends a process that start() began: TERM, then KILL.
@@ -114,9 +171,16 @@ function fixture.stop(pid)
   fixture.eventually(function() return not fixture.alive(pid) end, 5, "death of " .. pid)
 end
 
+--- Whether somebody listens. The kernel lists those sockets first; connections may follow by the thousand.
 local function is_listened(port)
   local hex = (":%04X 00000000:0000 0A"):format(port)
-  return (fixture.read("/proc/net/tcp") or ""):find(hex, 1, true) ~= nil
+  local sockets <close> = assert(io.open("/proc/net/tcp"))
+  sockets:read("l")
+  for line in sockets:lines() do
+    if line:find(hex, 1, true) then return true end
+    if not line:find("^ *%d+: %x+:%x+ %x+:0000 0A") then return false end
+  end
+  return false
 end
 fixture.is_listened = is_listened
 
@@ -156,7 +220,8 @@ end
 
 --- A directory with a release: the service, its version, how it misbehaves.
 ---@param version string
----@param opts? {fault?: string, start_delay?: integer|string}  start_delay in milliseconds, or "2s"
+---@param opts? {fault?: string, start_delay?: integer|string, conf?: string}  start_delay in milliseconds, or "2s"; conf: more
+---  lines of service.conf
 function fixture.release(version, opts)
   opts = opts or {}
   local path = fixture.dir()
@@ -165,6 +230,7 @@ function fixture.release(version, opts)
   local lines = {}
   if opts.fault then lines[#lines + 1] = "fault=" .. opts.fault end
   if opts.start_delay then lines[#lines + 1] = "start_delay=" .. opts.start_delay end
+  lines[#lines + 1] = opts.conf
   if #lines > 0 then fixture.write(path .. "/service.conf", table.concat(lines, "\n") .. "\n") end
   return path
 end
@@ -234,7 +300,7 @@ function HAProxy:start()
   local argv = { "/usr/sbin/haproxy", self.master and "-W" or "-db", "-f", self.config }
   self.pid = fixture.start(argv, { log = self.dir .. "/log" })
   local function is_up() return is_listened(self.port) and os.execute("test -S " .. self.socket) end
-  local ok, problem = pcall(fixture.eventually, is_up, 5, "HAProxy of the spec")
+  local ok, problem = pcall(fixture.eventually, is_up, 20, "HAProxy of the spec")
   if not ok then error(problem .. ": " .. (fixture.read(self.dir .. "/log") or ""), 2) end
 end
 
@@ -253,9 +319,14 @@ end
 --- Reads the configuration file anew, as `systemctl reload` does; only with master. Returns once a new worker serves.
 function HAProxy:reload()
   assert(self.master, "reload needs a HAProxy with `master = true`")
-  local before = self:worker()
-  fixture.signal(self.pid, "USR2")
-  fixture.eventually(function() return self:worker() ~= before end, 5, "reload of HAProxy")
+  local before, asked = self:worker(), 0
+  fixture.eventually(function()
+    if self:worker() ~= before then return true end
+    if os.time() - asked >= 5 then -- a master that is still starting does not hear it
+      asked = os.time()
+      fixture.signal(self.pid, "USR2")
+    end
+  end, 10, "reload of HAProxy")
 end
 
 --- The process that answers on the admin socket.
@@ -315,8 +386,8 @@ function App:command(argv, opts)
 end
 
 --- The same, dying by SIGKILL before or after its n-th operation. With `when` "count" it lives, and the number of its
---- operations is returned too.
----@param when "before"|"after"|"count"
+--- operations is returned too, and a list of them: {name, looks}.
+---@param when "before"|"after"|"count"|"end"
 ---@param n? integer
 function App:mortal(when, n, argv)
   local counted = self.dir .. "/operations"
@@ -325,8 +396,11 @@ function App:mortal(when, n, argv)
     here .. "/spec/support/mortal.lua", when, when == "count" and counted or tostring(n), "--state", self.dir .. "/state",
   }
   for _, word in ipairs(argv) do all[#all + 1] = word end
-  local result = fixture.run(all, { env = { HOME = self.dir .. "/home", TERM = "dumb" }, timeout = 60, cwd = self.dir })
-  return result, when == "count" and tonumber(fixture.read(counted)) or nil
+  local result = fixture.run(all, { env = { HOME = self.dir .. "/home", TERM = "dumb" }, timeout = 120, cwd = self.dir })
+  if when ~= "count" then return result end
+  local list = {}
+  for looks, name in (fixture.read(counted) or ""):gmatch("(%l+) (%S+)\n") do list[#list + 1] = { name = name, looks = looks == "look" } end
+  return result, #list, list
 end
 
 --- Deploys a version with a strategy; `release` says how the service misbehaves.
@@ -339,6 +413,31 @@ function App:deploy(strategy, version, release, flags)
   local argv = { strategy, "app.yml" }
   for _, flag in ipairs(flags or {}) do argv[#argv + 1] = flag end
   return self:command(argv)
+end
+
+--- Starts an A/B test in the background, and waits until it asks what is to stay.
+---@param options string   the strategy's
+---@param version? string  default "2.0"
+---@return {pid: string, log: string} run
+function App:begin_ab(options, version)
+  self.opts.yaml = "strategy: " .. options
+  self:write(fixture.release(version or "2.0"), version or "2.0")
+  local log = self.dir .. "/log"
+  local pid = self:command({ "ab", "app.yml" }, { background = true, log = log })
+  local ok = pcall(fixture.eventually, function() return fixture.read(log):find("which release stays", 1, true) end, 15)
+  if not ok then error(fixture.read(log), 2) end
+  return { pid = pid, log = log }
+end
+
+--- Ends an A/B test; returns what it said.
+---@param run {pid: string, log: string}
+---@param answer "new"|"old"
+---@return string
+function App:end_ab(run, answer)
+  local said = self:command { "approve", answer, "app.yml" }
+  if said.exit ~= 0 then error(said.stderr, 2) end
+  fixture.eventually(function() return not fixture.alive(run.pid) end, 20, "end of the run")
+  return fixture.read(run.log)
 end
 
 --- What `status --json` says.

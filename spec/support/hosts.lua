@@ -51,7 +51,7 @@ end
 
 local function new_bed(count, describe, command, ...)
   local dir = output_of("mktemp -d /tmp/deployrt-bed.XXXXXX"):match("%S+")
-  local self = setmetatable({ dir = dir, hosts = {} }, Bed)
+  local self = setmetatable({ dir = dir, hosts = {}, severed = {} }, Bed)
   testbed(command, dir, count, ...)
   for i = 1, count do
     local host = describe(self, i)
@@ -96,10 +96,21 @@ function Bed:on(index) testbed("on", self.dir, index) end
 
 --- Pulls the network cable; processes run on.
 ---@param index integer
-function Bed:cut(index) testbed("cut", self.dir, index) end
+function Bed:cut(index)
+  self.severed[index] = true
+  testbed("cut", self.dir, index)
+end
 
 ---@param index integer
-function Bed:mend(index) testbed("mend", self.dir, index) end
+function Bed:mend(index)
+  testbed("mend", self.dir, index)
+  self.severed[index] = nil
+end
+
+--- Mends what a spec has cut and not mended, as one that failed.
+function Bed:mend_all()
+  for index in pairs(self.severed) do self:mend(index) end
+end
 
 --- Drops packets both ways; 0 ends it.
 ---@param index integer

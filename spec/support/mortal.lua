@@ -1,16 +1,24 @@
 -- mortal.lua -- The command, and its death by SIGKILL at one operation.
---   lua5.4 mortal.lua before|after|count N ARGUMENT...
--- before: the intent is on the disk, and nothing was done; after: it was done, and nobody wrote so. With count it lives,
--- and writes to the file N how many operations there were.
+--   lua5.4 mortal.lua before|after|count|end N ARGUMENT...
+-- before: the intent is on the disk, and nothing was done; after: it was done, and nobody wrote so; end: the journal says
+-- that the run is over, and nothing else does. With count it lives, and writes to the file N which operations there were:
+-- "look NAME" or "effect NAME", a line each.
 local core = require "deployrt.core"
+local state = require "deployrt.state"
 local world = require "deployrt.world"
 
 local when, limit = table.remove(arg, 1), table.remove(arg, 1)
-local count, real = 0, world.real
+local count, real, names = 0, world.real, {}
+local found = { ["instance.show"] = true, ["release.current"] = true, ["balancer.find"] = true } -- before an effect
 local pid = core.whoami().pid
 
 local function die()
   os.execute("kill -KILL " .. pid)
+end
+
+--- What only looks leaves the world and the journal as they are: to die before it and after it is the same.
+local function looks(spec)
+  return spec.observes or found[spec.name]
 end
 
 function world.real(context)
@@ -19,6 +27,7 @@ function world.real(context)
   function inner:perform(spec, id)
     if context.run_id:find("^look") then return perform(self, spec, id) end
     count = count + 1
+    names[count] = (looks(spec) and "look " or "effect ") .. spec.name .. "\n"
     local mine = count
     if when == "before" and mine == tonumber(limit) then die() end
     local result = table.pack(pcall(perform, self, spec, id))
@@ -29,10 +38,20 @@ function world.real(context)
   return inner
 end
 
+local open = state.open
+function state.open(...)
+  local opened = open(...)
+  function opened:save(id, record)
+    if when == "end" and record.finished then die() end
+    return getmetatable(self).__index.save(self, id, record)
+  end
+  return opened
+end
+
 local exit = require("deployrt.cli").main(arg)
 if when == "count" then
   local file = io.open(limit, "w")
-  file:write(count)
+  file:write(table.concat(names))
   file:close()
 end
 os.exit(exit)

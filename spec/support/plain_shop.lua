@@ -60,8 +60,9 @@ local function free_ports(count)
 end
 
 --- Waits until `condition` answers with something, and returns that.
-function plain_shop.await(what, condition)
-  local deadline = core.now() + 10
+---@param seconds? number  default 10
+function plain_shop.await(what, condition, seconds)
+  local deadline = core.now() + (seconds or 10)
   while true do
     local value = condition()
     if value then return value end

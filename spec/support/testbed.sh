@@ -83,7 +83,7 @@ make_bridge() {
 # The files in which the host differs from this machine.
 furnish() {
   mkdir -p "$host/etc/ssh" "$host/var" "$host/opt" "$host/srv" "$host/home/deploy/.ssh" "$host/empty"
-  mkdir -p -m 700 "$host/root"
+  mkdir -m 700 "$host/root"
   for each in etc var root home opt srv; do mkdir -p "$host/work/$each"; done
   { grep -v ^deploy: /etc/passwd && echo "deploy:x:$uid:$uid::/home/deploy:/bin/sh"; } >"$host/etc/passwd"
   { grep -v ^deploy: /etc/group && echo "deploy:x:$uid:"; } >"$host/etc/group"
@@ -253,6 +253,7 @@ begin() {
   [ -z "$(ls -A "$dir")" ] || die "$dir is not empty"
   bridge=none net=127.0.1 group=none
   save_bed
+  # shellcheck disable=SC2154 # it is assigned
   trap 'status=$?; trap - EXIT; [ $status -eq 0 ] || take_back; exit $status' EXIT
   trap 'exit 130' INT TERM HUP
   ssh-keygen -q -t ed25519 -N '' -C testbed -f "$dir/id_ed25519"

@@ -1,0 +1,65 @@
+-- balancer_list_spec.lua -- Two balancers that are kept alike: down before a run, down in the middle of one, and back.
+local fixture = require "spec.support.fixture"
+
+local function contains(text, ...)
+  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
+end
+
+describe("a list of balancers", function()
+  local app, proxies
+
+  before_each(function()
+    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, timeout: 5s, deadline: 20s}" }
+    proxies = {}
+    local servers, list = {}, {}
+    for _, port in ipairs(app.ports) do servers[#servers + 1] = ("local-%d 127.0.0.1:%d check inter 200ms disabled"):format(port, port) end
+    for i = 1, 2 do
+      proxies[i] = fixture.haproxy { servers = servers }
+      list[i] = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 3s}}"):format(proxies[i].socket)
+    end
+    app.opts.balancer = ("[%s]"):format(table.concat(list, ", "))
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  --- The release that answers through a balancer.
+  local function served_by(proxy)
+    return fixture.sh(("curl -s -m 2 http://127.0.0.1:%d/"):format(proxy.port)):match("hello from (%S+)")
+  end
+
+  it("is brought to the same state, and one that is down before a run is an error", function()
+    assert.equal(0, app:deploy("rolling", "2.0").exit)
+    assert.equal("2.0", served_by(proxies[1]))
+    assert.equal("2.0", served_by(proxies[2]))
+    proxies[2]:kill()
+    os.remove(proxies[2].socket)
+    local run = app:deploy("rolling", "3.0")
+    assert.equal(2, run.exit, run.stdout)
+    contains(run.stderr, proxies[2].socket)
+    assert.equal("2.0", served_by(proxies[1]))
+    proxies[2]:start()
+  end)
+
+  for which = 1, 2 do
+    it(("goes on without number %d that goes down in mid-run, and brings it up to date when it is back"):format(which), function()
+      fixture.write(app.dir .. "/own.lua", 'local s = require "deployrt.strategy"\nlocal own = s.extend("rolling", { name = "own" })\n'
+        .. "function own:deploy() self:log('now') self:sleep(1) self.super.deploy(self) self:approve('back?') end\nreturn own\n")
+      app:write(fixture.release("2.0"), "2.0")
+      local log = app.dir .. "/log"
+      local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+      fixture.eventually(function() return (fixture.read(log) or ""):find("now\n", 1, true) end, 30, "the moment")
+      proxies[which]:kill()
+      fixture.eventually(function() return (fixture.read(log) or ""):find("back?", 1, true) end, 60, "the gate")
+      assert.equal("2.0", served_by(proxies[3 - which]))
+      proxies[which]:start()
+      fixture.eventually(function() return served_by(proxies[which]) == "2.0" end, 20, "the balancer that came back")
+      assert.equal(0, app:command({ "approve", "app.yml" }).exit)
+      fixture.eventually(function() return not fixture.alive(pid) end, 30, "end of the run")
+      contains(fixture.read(log), "deployed 2.0")
+      assert.is_nil(fixture.read(log):find("has not come back", 1, true))
+    end)
+  end
+end)

@@ -1,0 +1,138 @@
+-- cli_spec.lua -- The command line: flags, what machines read, colours, logs that are followed.
+-- weight: 6
+local cjson = require "cjson"
+local fixture = require "spec.support.fixture"
+
+local function keys(object)
+  local list = {}
+  for key in pairs(object) do list[#list + 1] = key end
+  table.sort(list)
+  return table.concat(list, " ")
+end
+
+describe("the command line", function()
+  local app
+
+  setup(function()
+    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  teardown(function()
+    assert.same({}, app:stop())
+    fixture.cleanup()
+  end)
+
+  --- Deploys with these words, in their order, and returns the events.
+  local function events_of(words)
+    local run = app:command(words)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    local list = {}
+    for line in run.stdout:gmatch("[^\n]+") do list[#list + 1] = cjson.decode(line) end
+    return list
+  end
+
+  it("takes flags anywhere, also with their value behind an equals sign", function()
+    for _, words in ipairs {
+      { "--json", "--force", "run", "rolling", "app.yml", "--set", "strategy.batch=1" },
+      { "rolling", "--set=strategy.batch=1", "app.yml", "--force", "--json" },
+      { "--set", "strategy.batch=1", "run", "--json", "rolling", "--force", "app.yml" },
+    } do
+      local events = events_of(words)
+      assert.equal("succeeded", events[#events].outcome)
+    end
+    local run = app:command { "rolling", "--set", "strategy.batch=many", "app.yml" }
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("batch", 1, true))
+  end)
+
+  it("says with status --json what the documents promise, and nothing is missing", function()
+    local status = app:status()
+    assert.equal("app instances lock mixed release run", keys(status))
+    assert.same({ "shop", "1.0", false, cjson.null }, { status.app, status.release, status.mixed, status.lock })
+    assert.same({ "rolling", "succeeded" }, { status.run.strategy, status.run.outcome })
+    assert.is_string(status.run.id)
+    assert.equal(1, #status.instances)
+    local instance = status.instances[1]
+    assert.equal("healthy host pid port release share state weight", keys(instance))
+    assert.same({ "local", "1.0", "serving", true, 1 }, { instance.host, instance.release, instance.state, instance.healthy, instance.share })
+  end)
+
+  it("says with status --json that an instance is down", function()
+    local pid = app:status().instances[1].pid
+    fixture.signal(pid, "KILL")
+    fixture.eventually(function() return not fixture.alive(pid) end)
+    local instance = app:status().instances[1]
+    assert.same({ "down", false, cjson.null, 0 }, { instance.state, instance.healthy, instance.pid, instance.share })
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--force" }).exit)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("writes each kind of event with its fields", function()
+    app:write(fixture.release("2.0"), "2.0")
+    local seen = {}
+    for _, event in ipairs(events_of { "blue_green", "app.yml", "--json", "--set", "strategy={settle: 0, overlap: 300ms}" }) do
+      seen[event.event] = seen[event.event] or {}
+      table.insert(seen[event.event], event)
+    end
+    for _, kind in ipairs { "run.started", "step.started", "step.finished", "op", "traffic", "run.finished" } do
+      assert.truthy(seen[kind], kind)
+    end
+    assert.is_string(seen["step.started"][1].step)
+    local both = false
+    for _, event in ipairs(seen.traffic) do
+      both = both or (event.share["1.0"] or 0) > 0 and (event.share["2.0"] or 0) > 0
+    end
+    assert.is_true(both, "both sets serve while they overlap")
+    assert.same({ ["2.0"] = 100 }, seen.traffic[#seen.traffic].share)
+    local failed = app:deploy("rolling", "3.0", { fault = "dies" }, { "--json" })
+    assert.equal(1, failed.exit)
+    for _, kind in ipairs { "rollback.started", "rollback.finished" } do
+      assert.truthy(failed.stdout:find(('"event":"%s"'):format(kind), 1, true), kind)
+    end
+  end)
+
+  it("is silent with --quiet when all goes well, and names the failure otherwise", function()
+    app:write(fixture.release("2.0"), "2.0")
+    local run = app:command { "rolling", "app.yml", "--quiet", "--force" }
+    assert.same({ 0, "", "" }, { run.exit, run.stdout, run.stderr })
+    run = app:deploy("rolling", "3.0", { fault = "dies" }, { "--quiet" })
+    assert.same({ 1, "" }, { run.exit, run.stdout })
+    assert.truthy(run.stderr:find("exited before it was healthy", 1, true), run.stderr)
+  end)
+
+  it("colours a terminal unless told not to, by flag or by NO_COLOR", function()
+    app:write(fixture.release("2.0"), "2.0")
+    local function picture(flags, env)
+      local line = ("%s --state %s/state rolling app.yml --force %s"):format(fixture.deployrt(), app.dir, flags)
+      local all = { HOME = app.dir .. "/home", TERM = "xterm-256color" }
+      for key, value in pairs(env or {}) do all[key] = value end
+      local run = fixture.run({ "script", "-qec", line, "/dev/null" }, { cwd = app.dir, env = all })
+      assert.equal(0, run.exit, run.stdout)
+      assert.truthy(run.stdout:find("\27[", 1, true), "the live view moves the cursor")
+      return run.stdout:find("\27%[[%d;]*3%d[%d;]*m") ~= nil
+    end
+    assert.is_true(picture "")
+    assert.is_false(picture "--no-color")
+    assert.is_false(picture("", { NO_COLOR = "1" }))
+  end)
+
+  it("follows logs: what an instance says later is passed on, and nothing stays behind on the host", function()
+    app:write(fixture.release("2.0"), "2.0")
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+    local log = app.dir .. "/followed"
+    local pid = app:command({ "logs", "app.yml", "--follow", "--lines", "0" }, { background = true, log = log })
+    local tails = ("pgrep -f 'tail -F -n 0 %s/[h]ome' || true"):format(app.dir)
+    fixture.eventually(function() return fixture.sh(tails) ~= "" end, 10, "the following")
+    fixture.sh(("curl -s http://127.0.0.1:%d/said-later"):format(app.listen))
+    fixture.eventually(function() return (fixture.read(log) or ""):find("| GET /said%-later 200") end, 10, "the line")
+    fixture.stop(pid)
+    fixture.eventually(function() return fixture.sh(tails) == "" end, 10, "the end of tail")
+  end)
+
+  it("prints its version, and says what it does not know", function()
+    assert.truthy(app:command({ "version" }).stdout:find("^deployrt %d+%.%d+%.%d+"))
+    local run = app:command { "rolling", "app.yml", "--jsn" }
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("unknown option --jsn (did you mean --json?)", 1, true), run.stderr)
+  end)
+end)

@@ -1,0 +1,137 @@
+-- disk_spec.lua -- Disks that are full, on the controller and on hosts, in the middle of a run: all-new or all-old, and
+-- the exit code tells the truth.
+-- weight: 8
+local cjson = require "cjson"
+local fixture = require "spec.support.fixture"
+
+if fixture.sh("id -u") ~= "0\n" then
+  print("disk_spec: skipped: small disks need root")
+  return
+end
+
+local function contains(text, ...)
+  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
+end
+
+describe("a full disk", function()
+  local app, disks
+
+  --- Puts a directory on a disk of its own, with what it has.
+  local function small_disk(path, size)
+    fixture.sh(("mkdir -p %s && cp -a %s %s.aside && mount -t tmpfs -o size=%s tmpfs %s && cp -a %s.aside/. %s/ && rm -r %s.aside"):format(
+      path, path, path, size or "8m", path, path, path, path))
+    disks[#disks + 1] = path
+  end
+
+  local function fill(path)
+    fixture.sh(("dd if=/dev/zero of=%s/filler bs=4096 2>/dev/null; true"):format(path))
+  end
+
+  local function make_room(path)
+    os.remove(path .. "/filler")
+  end
+
+  local function strategy(text)
+    fixture.write(app.dir .. "/own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("rolling", { name = "own" })\n'
+      .. "function own:deploy()\n" .. text .. "\nend\nreturn own\n")
+  end
+
+  --- Starts the strategy, waits until it says "now", does `action`, and waits for the end.
+  ---@return string exit, string text
+  local function at_now(action)
+    local log = app.dir .. "/log"
+    local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+      "--state", app.dir .. "/state", "./own.lua", "app.yml" }, { log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("now\n", 1, true) end, 30, "the moment")
+    action()
+    fixture.eventually(function() return not fixture.alive(pid) end, 60, "end of the run")
+    local text = fixture.read(log)
+    return text:match("exit (%d+)%s*$"), text
+  end
+
+  local function host_disk() return app.dir .. "/home/.deployrt/shop" end
+
+  before_each(function()
+    disks = {}
+    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, timeout: 5s, deadline: 20s}" }
+    small_disk(host_disk())
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app:write(fixture.release("2.0"), "2.0")
+  end)
+  after_each(function()
+    for _, path in ipairs(disks) do make_room(path) end
+    app:stop()
+    for _, path in ipairs(disks) do fixture.sh("umount -l " .. path) end
+    fixture.cleanup()
+  end)
+
+  it("on the controller, where the journal is, rolls the run back; the next one goes as always", function()
+    local disk = app.dir .. "/state"
+    small_disk(disk)
+    strategy "self.super.deploy(self) self:log('now') self:sleep(1) self.fleet.hosts[1]:run { 'true', ('x'):rep(9000) }"
+    local exit, text = at_now(function() fill(disk) end)
+    assert.equal("1", exit, text)
+    contains(text, "cannot write the journal", "No space left", disk)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+    local run = app:command { "rolling", "app.yml" }
+    assert.equal(2, run.exit, run.stdout)
+    contains(run.stderr, "No space left")
+    make_room(disk)
+    run = app:command { "resume", "app.yml" }
+    assert.equal(2, run.exit)
+    contains(run.stderr, "nothing to resume or abort")
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("on the controller at the very end of a run does not undo it, and does not fail it either", function()
+    local disk = app.dir .. "/state"
+    small_disk(disk)
+    app.opts.yaml = ("strategy: {settle: 0}\nhooks: {after: 'dd if=/dev/zero of=%s/filler bs=4096 2>/dev/null; true'}"):format(disk)
+    app:write(fixture.release("2.0"), "2.0")
+    local run = app:command { "rolling", "app.yml" }
+    assert.is_true(run.exit == 0 or run.exit == 1, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, "No space left")
+    app.opts.yaml = nil
+    app:write(fixture.release("3.0"), "3.0")
+    assert.same({ run.exit == 0 and "2.0" or "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
+  it("on a host at the start is an error before anything is changed", function()
+    local disk = host_disk()
+    fill(disk)
+    local run = app:command { "rolling", "app.yml" }
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "No space left", "local")
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+    make_room(disk)
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+  end)
+
+  it("on a host before a command is an error at once, and the command is not begun", function()
+    local disk = host_disk()
+    strategy(("self:log('now') self:sleep(1) self.fleet.hosts[1]:run({ '/bin/sh', '-c', 'cat > %s/done' }, { stdin = ('x'):rep(20000) })"):format(app.dir))
+    local exit, text = at_now(function() fill(disk) end)
+    assert.equal("1", exit, text)
+    contains(text, "No space left", "local")
+    assert.is_nil(fixture.read(app.dir .. "/done"))
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("on a host before a start is an error, and nothing is left of it", function()
+    local disk = host_disk()
+    strategy "self:log('now') self:sleep(1) self.super.deploy(self)"
+    local exit, text = at_now(function() fill(disk) end)
+    assert.equal("1", exit, text)
+    contains(text, "No space left")
+    make_room(disk)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(1, #app:status().instances)
+    assert.equal("", fixture.sh(("ls -A %s/instances | grep part || true"):format(disk)))
+    assert.equal(cjson.null, app:status().lock)
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+  end)
+end)

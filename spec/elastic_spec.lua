@@ -1,0 +1,174 @@
+-- elastic_spec.lua -- Hosts that a command gives: an inventory, or a group of its own for each deployment, given back later.
+-- weight: 4
+local cjson = require "cjson"
+local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
+
+if not hosts.possible() then
+  print("elastic_spec: skipped: test hosts need root, iproute2 and sshd")
+  return
+end
+
+describe("hosts that a command gives", function()
+  local bed, app, pool
+
+  --- One file a host in free/ or in use/: what a cloud would know. A group gets two; each call leaves a line.
+  local provision = [[#!/bin/sh
+set -e
+cd POOL
+echo "provision $GROUP for $APP $RELEASE" >> calls
+[ ! -e broken ] || { echo "out of quota" >&2; exit 7; }
+[ ! -e empty ] || { echo '[]'; exit 0; }
+mkdir -p "use/$GROUP"
+for host in $(ls free | head -n 2); do mv "free/$host" "use/$GROUP"; done
+[ ! -e killer ] || { kill -KILL $(cat killer); sleep 5; }
+printf '['; cat "use/$GROUP"/* | paste -s -d,; printf ']'
+]]
+  local release = [[#!/bin/sh
+set -e
+cd POOL
+echo "release $GROUP $(cat)" >> calls
+[ ! -e stuck ] || { echo "the cloud is down" >&2; exit 9; }
+for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; done
+[ ! -d "use/$GROUP" ] || rmdir "use/$GROUP"
+]]
+
+  local function pool_state()
+    local function list(what) return (fixture.sh(("cd %s && find %s -type f -printf '%%f\\n' | sort"):format(pool, what)):gsub("%s+$", "")) end
+    return { list "free", list "use" }
+  end
+
+  local function calls(what)
+    return select(2, (fixture.read(pool .. "/calls") or ""):gsub("%f[%w]" .. what .. " g", ""))
+  end
+
+  local function groups()
+    return fixture.sh(("ls -A %s/state/shop/groups 2>/dev/null | wc -l"):format(app.dir)):gsub("%s", "")
+  end
+
+  setup(function() bed = hosts.up(4) end)
+  teardown(function() bed:down() end)
+
+  before_each(function()
+    pool = fixture.dir()
+    os.execute(("mkdir -p %s/free %s/use"):format(pool, pool))
+    for i, host in ipairs(bed.hosts) do
+      fixture.write(("%s/free/%d"):format(pool, i), cjson.encode { name = host.name, address = host.address, port = host.port, user = host.user,
+        identity = host.identity, known_hosts = host.known_hosts } .. "\n")
+    end
+    for name, text in pairs { provision = provision, release = release } do
+      fixture.write(("%s/%s"):format(pool, name), (text:gsub("POOL", pool)))
+      os.execute(("chmod +x %s/%s"):format(pool, name))
+    end
+    app = fixture.app { slots = 1, instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, deadline: 5s, successes: 1}" }
+    app.opts.hosts = ("{command: %s/provision, release: %s/release}"):format(pool, pool)
+  end)
+  after_each(function()
+    app:stop()
+    for i = 1, 4 do assert.equal("", bed:exec(i, "rm -rf /home/deploy/.deployrt; pgrep -x server || true")) end
+    fixture.cleanup()
+  end)
+
+  it("serve as the next group, under load, and the group that is left is given back", function()
+    local first = app:deploy("blue_green", "1")
+    assert.equal(0, first.exit, first.stdout .. first.stderr)
+    assert.same({ "3\n4", "1\n2" }, pool_state())
+    local load = app:load { rate = 200 }
+    local run = app:deploy("blue_green", "2")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    local told = load:stop()
+    assert.same({}, told.errors)
+    assert.is_true(told.versions["2"] > 0)
+    assert.same({ "1\n2", "3\n4" }, pool_state())
+    assert.same({ "2", "2" }, app:serving())
+    assert.equal("", bed:exec(1, "pgrep -x server || true"))
+    run = app:command { "blue_green", "app.yml" }
+    assert.truthy(run.exit == 0 and run.stdout:find("nothing to change", 1, true), run.stdout .. run.stderr)
+    assert.equal(2, calls "provision")
+    assert.equal("1", groups())
+    assert.equal(0, app:command({ "stop", "app.yml", "--yes" }).exit)
+    assert.same({ "1\n2\n3\n4", "" }, pool_state())
+    assert.equal("0", groups())
+  end)
+
+  it("are given back when the run is rolled back, refused or cannot begin", function()
+    local first = app:deploy("blue_green", "1")
+    assert.equal(0, first.exit, first.stdout .. first.stderr)
+    local before = pool_state()
+    local run = app:deploy("blue_green", "2", { fault = "dies" })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    assert.same(before, pool_state())
+    assert.same({ "1", "1" }, app:serving())
+    for file, says in pairs { broken = "out of quota", empty = "this list is empty" } do
+      fixture.write(pool .. "/" .. file, "")
+      run = app:deploy("blue_green", "3")
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stderr:find(says, 1, true), run.stderr)
+      os.remove(pool .. "/" .. file)
+    end
+    run = app:deploy("rolling", "3")
+    assert.truthy(run.exit == 2 and run.stderr:find("hosts.release says that each deployment gets hosts of its own", 1, true), run.stderr)
+    run = app:command { "plan", "blue_green", "app.yml" }
+    assert.truthy(run.exit == 2 and run.stderr:find("do not exist before hosts.command", 1, true), run.stderr)
+    bed:cut(3)
+    run = app:deploy("blue_green", "4")
+    bed:mend(3)
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    assert.same(before, pool_state())
+    assert.equal("1", groups())
+  end)
+
+  it("are the same when the run is resumed or aborted, and are given back by that", function()
+    local first = app:deploy("blue_green", "1")
+    assert.equal(0, first.exit, first.stdout .. first.stderr)
+    for i, ending in ipairs { "abort", "resume" } do
+      app:write(fixture.release(tostring(i + 1)), tostring(i + 1))
+      assert.equal(137, app:mortal("after", 22, { "blue_green", "app.yml" }).exit)
+      assert.equal("", pool_state()[1])
+      local again = app:command { "blue_green", "app.yml" }
+      assert.equal(4, again.exit, again.stdout .. again.stderr)
+      local run = app:command { ending, "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.same(ending == "abort" and { "1", "1" } or { "3", "3" }, app:serving())
+      assert.equal("1", groups())
+      assert.equal(2, select(2, (pool_state()[2] .. "\n"):gsub("\n", "")))
+    end
+  end)
+
+  it("that could not be given back, or that nobody came to use, are given back after the next run", function()
+    local first = app:deploy("blue_green", "1")
+    assert.equal(0, first.exit, first.stdout .. first.stderr)
+    fixture.write(pool .. "/stuck", "")
+    local run = app:deploy("blue_green", "2", { fault = "dies" })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    assert.truthy((run.stdout .. run.stderr):find("the cloud is down", 1, true), run.stdout .. run.stderr)
+    os.remove(pool .. "/stuck")
+    assert.equal("2", groups())
+    os.execute(("cd %s && mv use/*/3 use/*/4 free/"):format(pool)) -- a person did it
+    run = app:deploy("blue_green", "3")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.equal("1", groups())
+    assert.same({ "1\n2", "3\n4" }, pool_state())
+  end)
+
+  it("without `release` are asked for each time, and any strategy deploys to them", function()
+    app.opts.hosts = ("{command: 'cat %s/free/1 %s/free/2 | paste -s -d, | sed \"s/.*/[&]/\"'}"):format(pool, pool)
+    local run = app:deploy("in_place", "1")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1", "1" }, app:serving())
+    assert.equal(0, app:deploy("in_place", "2").exit)
+    assert.same({ "2", "2" }, app:serving())
+    run = app:command { "exec", "app.yml", "--host", bed.hosts[2].name, "--", "echo", "here" }
+    assert.equal(1, select(2, run.stdout:gsub("here", "")), run.stdout .. run.stderr)
+    run = app:command { "status", "app.yml", "--host", "nobody" }
+    assert.truthy(run.exit == 2 and run.stderr:find("there is no host 'nobody'", 1, true), run.stderr)
+    for text, says in pairs { ["echo nonsense"] = "no list of hosts", ["echo \"[{port: x}]\""] = "port", ["exit 3"] = "failed with status 3" } do
+      app.opts.hosts = ("{command: '%s'}"):format(text)
+      app:write(fixture.release "3", "3")
+      run = app:command { "rolling", "app.yml" }
+      assert.truthy(run.exit == 2 and run.stderr:find("hosts.command", 1, true) and run.stderr:find(says, 1, true), run.stderr)
+    end
+    app.opts.hosts = ("{command: 'cat %s/free/1 %s/free/2 | paste -s -d, | sed \"s/.*/[&]/\"'}"):format(pool, pool)
+    app:write(fixture.release "2", "2")
+  end)
+end)

@@ -1,0 +1,323 @@
+-- library_spec.lua -- Shared libraries: fetched by git or luarocks, locked file by file, and held to what app.yml allows them.
+-- weight: 3
+local fixture = require "spec.support.fixture"
+local version = require "deployrt.library.version"
+
+describe("versions of libraries", function()
+  it("are compared part by part, and what has letters comes before the same without", function()
+    local rising = { "scm-1", "0.9", "1.2.0rc1-1", "1.2.0rc2-1", "1.2.0-1", "1.2.0-2", "1.2.1-1", "1.10", "2.0-beta", "2.0" }
+    for i = 2, #rising do
+      assert.equal(-1, version.compare(rising[i - 1], rising[i]), rising[i])
+      assert.equal(1, version.compare(rising[i], rising[i - 1]), rising[i])
+    end
+    assert.equal(0, version.compare("1.2", "1.2.0"))
+  end)
+
+  it("fit what app.yml asks, written as LuaRocks has it", function()
+    for _, case in ipairs {
+      { "1.2.0-1", ">= 1.2", true }, { "1.1.9-1", ">= 1.2", false }, { "1.2.3-1", "~> 1.2", true }, { "1.3.0-1", "~> 1.2", false },
+      { "1.2.0-3", "1.2.0", true }, { "1.2.0-3", "1.2.0-1", false }, { "2.0-1", ">= 1.2, < 2", false }, { "1.9-1", ">= 1.2, < 2", true },
+      { "1.5-1", "~= 1.5", false }, { "7-1", nil, true },
+    } do assert.equal(case[3], version.fits(case[1], case[2]), case[1] .. " " .. tostring(case[2])) end
+    assert.truthy(select(2, version.parse "newest please"):find("write it like", 1, true))
+  end)
+end)
+
+local waves = [[
+local strategy = require "deployrt.strategy"
+local name = require "acme.name"
+return strategy.extend("rolling", { name = name, summary = "Rolling, shared." })
+]]
+
+describe("a shared library", function()
+  local dir, home
+
+  before_each(function()
+    dir = fixture.dir()
+    home = dir .. "/home"
+    os.execute(("mkdir -p %s/home %s/repository/lua/acme"):format(dir, dir))
+  end)
+  after_each(fixture.cleanup)
+
+  local function write(path, text)
+    os.execute(("mkdir -p %s/%s"):format(dir, path:match("^(.*)/[^/]*$") or "."))
+    return fixture.write(dir .. "/" .. path, text)
+  end
+
+  local function sh(script)
+    local run = fixture.run({ "sh", "-ec", script }, { cwd = dir, env = { HOME = home, GIT_CONFIG_GLOBAL = "/dev/null", GIT_AUTHOR_NAME = "a",
+      GIT_AUTHOR_EMAIL = "a@example", GIT_COMMITTER_NAME = "a", GIT_COMMITTER_EMAIL = "a@example" } })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    return run.stdout
+  end
+
+  local function deployrt(...)
+    return fixture.run({ fixture.deployrt(), "--state", dir .. "/state", ... }, { cwd = dir, env = { HOME = home, TERM = "dumb" } })
+  end
+
+  local function expect(exit, part, ...)
+    local run = deployrt(...)
+    assert.equal(exit, run.exit, run.stdout .. run.stderr)
+    if part then assert.truthy((run.stdout .. run.stderr):find(part, 1, true), ("expected %q in:\n%s%s"):format(part, run.stdout, run.stderr)) end
+    return run
+  end
+
+  --- app.yml with such an entry of `require`, and no balancer.
+  local function app(require_text, more)
+    write("app.yml", ("app: shop\nprocess: {command: [sleep, '600'], ports: [%d, %d]}\nhealth: {command: ['true'], interval: 10ms}\nrequire: [%s]\n%s\n"):format(
+      fixture.free_port(), fixture.free_port(), require_text, more or ""))
+  end
+
+  --- A git repository with one strategy and a module, tagged; returns what `require` says of it.
+  local function repository(tag, name, more)
+    write("repository/lua/acme/waves.lua", waves)
+    write("repository/lua/acme/name.lua", ("return %q\n"):format(name or "waves"))
+    sh(("cd repository && { [ -d .git ] || git init -q; } && %s git add -A && git commit -q -m x && git tag %s"):format(more or "", tag))
+    return ("{git: repository, ref: %s, path: lua}"):format(tag)
+  end
+
+  it("of git is fetched, locked and used; the run goes by its name, and resume needs none of its files", function()
+    app(repository "v1")
+    expect(2, "run `deployrt lib install app.yml`", "waves", "app.yml")
+    expect(0, "installed, and locked", "lib", "install")
+    expect(0, "is there", "lib", "install", "app.yml")
+    expect(0, "waves: Rolling, shared.", "help", "waves")
+    expect(0, "1 library", "lib", "verify")
+    expect(0, "acme/waves.lua", "lib", "list")
+    expect(0, nil, "test", "waves", "--seeds", "2")
+    expect(0, "waves, 1 instance", "waves", "app.yml")
+    local commit = sh "git -C repository rev-parse HEAD":gsub("%s", "")
+    assert.truthy(fixture.read(dir .. "/deployrt.lock"):find(commit, 1, true))
+    write("own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("waves", { name = "own" })\n'
+      .. "function own:deploy() self.super.deploy(self) self:sleep(30) end\nreturn own\n")
+    local log = dir .. "/log"
+    local pid = fixture.start({ fixture.deployrt(), "--state", dir .. "/state", "./own.lua", "app.yml", "--force", "--set", "strategy.settle=0" },
+      { cwd = dir, env = { HOME = home, TERM = "dumb" }, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("batch 1 of 1: done", 1, true) end, 20, "the sleep")
+    fixture.signal(pid, "KILL")
+    sh "rm -rf .deployrt deployrt.lock own.lua"
+    expect(0, "rolled back", "abort", "app.yml")
+    expect(0, nil, "stop", "app.yml", "--yes")
+  end)
+
+  it("whose code is not as the lock says is not run, and `install` brings the locked one back", function()
+    app(repository "v1")
+    expect(0, nil, "lib", "install")
+    local place = dir .. "/.deployrt/lib/repository/acme/"
+    for _, damage in ipairs {
+      { "echo '-- x' >> %swaves.lua", "acme/waves.lua is not what deployrt.lock says" }, { "rm %sname.lua", "acme/name.lua is missing" },
+      { "echo 'return 1' > %sother.lua", "acme/other.lua is not in deployrt.lock" },
+    } do
+      sh(damage[1]:format(place))
+      for _, argv in ipairs { { "waves", "app.yml" }, { "rolling", "app.yml" }, { "plan", "waves", "app.yml" }, { "lib", "verify" } } do
+        expect(2, damage[2], table.unpack(argv))
+      end
+      expect(0, "installed", "lib", "install")
+      expect(0, nil, "lib", "verify")
+    end
+    assert.equal("", sh "ls -A .deployrt/lib | grep -v '^repository$' || true")
+  end)
+
+  it("changes only when it is asked to: a moved tag is refused, an update shows what it was", function()
+    app(repository("v1", "waves"))
+    expect(0, nil, "lib", "install")
+    sh "git -C repository tag -d v1"
+    repository("v1", "changed")
+    expect(0, "is there", "lib", "install")
+    sh "rm -rf .deployrt"
+    expect(0, "installed", "lib", "install") -- the locked commit is still to be had
+    expect(0, "waves: Rolling", "help", "waves")
+    expect(0, "installed, in place of", "lib", "update", "repository")
+    expect(0, "changed: Rolling", "help", "waves")
+    expect(2, "did you mean 'repository'?", "lib", "update", "repositry")
+    app((repository("v2", "second")))
+    expect(2, "deployrt.lock has another repository (v1)", "waves", "app.yml")
+    expect(0, nil, "lib", "install")
+    expect(0, "second: Rolling", "help", "waves")
+  end)
+
+  it("that cannot be had leaves what was there", function()
+    app(repository "v1")
+    expect(0, nil, "lib", "install")
+    local lock = fixture.read(dir .. "/deployrt.lock")
+    for _, case in ipairs {
+      { "{git: repository, ref: v9, path: lua}", "has no 'v9'" }, { "{git: nowhere, ref: v1}", "fetching nowhere failed" },
+      { "{git: repository, ref: v1, path: none}", "has no directory 'none'" }, { "{git: repository, ref: v1, path: .git}", "are there any?" },
+      { "{rock: acme, server: nowhere}", "there is no rock 'acme' at nowhere" },
+    } do
+      app(case[1])
+      expect(2, case[2], "lib", "install")
+      assert.equal(lock, fixture.read(dir .. "/deployrt.lock"))
+    end
+    app "{git: repository, ref: v1, path: lua}"
+    expect(0, nil, "lib", "verify")
+    assert.equal("", sh "ls -A .deployrt/lib | grep -v '^repository$' || true")
+  end)
+
+  it("of a repository with links and hooks gives its Lua files only", function()
+    app(repository("v1", nil, "ln -s /etc/passwd lua/acme/secret.lua && ln -s /etc lua/etc && echo x > lua/acme/program.sh &&"))
+    write("repository/.git/hooks/post-checkout", "#!/bin/sh\ntouch " .. dir .. "/ran\n")
+    sh "chmod +x repository/.git/hooks/post-checkout"
+    expect(0, nil, "lib", "install")
+    assert.equal("acme/name.lua\nacme/secret.lua\nacme/waves.lua\n", sh "cd .deployrt/lib/repository && find * -type f | sort")
+    assert.equal("/etc/passwd", fixture.read(dir .. "/.deployrt/lib/repository/acme/secret.lua"))
+    assert.is_nil(fixture.read(dir .. "/ran"))
+  end)
+
+  --- A directory that serves rocks, each {version, build = text of the build table, dependencies}.
+  local function server(rocks)
+    for _, rock in ipairs(rocks) do
+      write("rocks/acme-" .. rock[1] .. ".rockspec", ([[
+        package = "acme" version = "%s" source = { url = "file://%s/rocks/acme-%s.tar.gz", dir = "acme" }
+        description = { license = "MIT" } dependencies = { %s } build = %s]]):format(rock[1], dir, rock[1], rock.dependencies or '"lua >= 5.4"',
+        rock.build or '{ type = "builtin", modules = { ["acme.waves"] = "acme/waves.lua", ["acme.name"] = "acme/name.lua" } }'))
+      write("source/acme/acme/waves.lua", waves)
+      write("source/acme/acme/name.lua", ("return 'waves %s'\n"):format(rock[1]))
+      sh(("tar -czf rocks/acme-%s.tar.gz -C source acme"):format(rock[1]))
+    end
+    sh "luarocks-admin make-manifest rocks > /dev/null"
+  end
+
+  it("of LuaRocks is the newest version that fits, until `update`", function()
+    server { { "1.0-1" }, { "1.2-1" }, { "2.0-1" } }
+    app '{rock: acme, version: "~> 1.0, >= 1.0", server: rocks}'
+    expect(0, "acme 1.0-1: installed, and locked", "lib", "install")
+    expect(0, "waves 1.0-1: Rolling", "help", "waves")
+    server { { "1.0.1-1" } }
+    expect(0, "acme 1.0-1: is there", "lib", "install")
+    expect(0, "acme 1.0.1-1: installed, in place of 1.0-1", "lib", "update")
+    app '{rock: acme, version: ">= 1.2", server: rocks}'
+    expect(0, "acme 2.0-1: installed", "lib", "install")
+    app '{rock: acme, version: ">= 3", server: rocks}'
+    expect(2, "no version of the rock acme fits '>= 3'", "lib", "install")
+    server { { "2.0-1", dependencies = "" } }
+    sh "echo 'return 1' > source/acme/acme/name.lua && tar -czf rocks/acme-2.0-1.tar.gz -C source acme && rm -rf .deployrt"
+    app '{rock: acme, version: ">= 1.2", server: rocks}'
+    expect(2, "acme/name.lua has changed", "lib", "install")
+  end)
+
+  it("of LuaRocks that would run or compile something, or pull in more, is refused before it is built", function()
+    local ran = ("touch %s/ran"):format(dir)
+    for _, rock in ipairs {
+      { "1-1", build = ('{ type = "command", build_command = %q, install_command = %q }'):format(ran, ran), says = "builds with 'command'" },
+      { "1-1", build = '{ type = "builtin", modules = { acme = { sources = { "a.c" } } } }', says = "a module that is not Lua" },
+      { "1-1", dependencies = '"lua >= 5.4", "lpeg"', says = "depends on 'lpeg'" },
+    } do
+      server { rock }
+      app "{rock: acme, server: rocks}"
+      expect(2, rock.says, "lib", "install")
+    end
+    write("rocks/acme-1-1.rockspec", 'package = "acme" version = "1-1" source = { url = "x" } while true do end')
+    expect(2, nil, "lib", "install")
+    assert.is_nil(fixture.read(dir .. "/ran"))
+    assert.is_nil(fixture.read(dir .. "/deployrt.lock"))
+  end)
+
+  --- A library with one strategy whose `deploy` has such a text.
+  local function library_of(text)
+    write("repository/acme.lua", 'local strategy = require "deployrt.strategy"\nlocal acme = strategy.extend("rolling", { name = "acme" })\n'
+      .. "function acme:deploy() " .. text .. " self.super.deploy(self) end\nreturn acme\n")
+    sh "cd repository && { [ -d .git ] || git init -q; } && git add -A && git commit -q -m x"
+  end
+
+  it("may do what app.yml allows it, and else says what to add", function()
+    for word, text in pairs {
+      ["host.run"] = 'self.fleet.hosts[1]:run { "true" }',
+      http = 'self:analyse { seconds = 0, new = {}, old = {}, metrics = { { source = "http", url = "http://127.0.0.1:1/" } }, inconclusive = "pass" }',
+    } do
+      library_of(text)
+      app "{git: repository}"
+      expect(0, nil, "lib", "update")
+      expect(0, nil, "rolling", "app.yml", "--set", "strategy.settle=0", "--force")
+      expect(1, ("add %s to its `allow` in app.yml"):format(word), "acme", "app.yml", "--set", "strategy.settle=0", "--force")
+      app(("{git: repository, allow: [balancer, %s]}"):format(word))
+      expect(0, nil, "lib", "install")
+      expect(0, nil, "stop", "app.yml", "--yes")
+      expect(0, nil, "acme", "app.yml", "--set", "strategy.settle=0", "--force")
+      expect(0, nil, "stop", "app.yml", "--yes")
+    end
+  end)
+
+  it("limits the strategy of one's own that inherits from it, also from a file given by its path", function()
+    library_of 'self:reload()'
+    write("own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("acme", { name = "own" })\n'
+      .. 'function own:reload() self.fleet.hosts[1]:run { "true" } end\nreturn own\n')
+    app "{git: repository}"
+    expect(0, nil, "lib", "install")
+    expect(0, nil, "rolling", "app.yml", "--set", "strategy.settle=0")
+    expect(1, "the library repository may not run commands on hosts", "own.lua", "app.yml", "--force", "--set", "strategy.settle=0")
+    library_of 'self.fleet.hosts[1]:run { "true" }'
+    expect(0, nil, "lib", "update")
+    expect(1, "may not run commands on hosts", ".deployrt/lib/repository/acme.lua", "app.yml", "--force", "--set", "strategy.settle=0")
+    expect(0, nil, "stop", "app.yml", "--yes")
+  end)
+
+  it("brings a balancer driver only where app.yml says so", function()
+    write("repository/edge.lua", fixture.read "examples/library/acme/edge.lua")
+    library_of ""
+    local balancer = "balancer: {type: .deployrt/lib/repository/edge.lua, options: {socket: /nowhere}}"
+    app("{git: repository}", balancer)
+    expect(2, "may not bring a driver", "check", "app.yml")
+    app("{git: repository, allow: [balancer, driver]}", balancer)
+    expect(0, nil, "lib", "install")
+    expect(0, nil, "check", "app.yml")
+    sh "echo '-- x' >> .deployrt/lib/repository/edge.lua"
+    expect(2, "edge.lua is not what deployrt.lock says", "status", "app.yml")
+  end)
+
+  it("written for another api says what to do", function()
+    write("repository/later.lua", 'return require("deployrt.strategy").define { name = "later", api = 2 }')
+    sh "cd repository && git init -q && git add -A && git commit -q -m x"
+    app "{git: repository}"
+    expect(0, nil, "lib", "install")
+    expect(2, "strategy 'later' is written for api 2; this deployrt has api 1: use a newer deployrt", "later", "app.yml")
+  end)
+
+  it("is one of several only by its path where both have a strategy of the name", function()
+    repository "v1"
+    sh "cp -R repository other"
+    app "{git: repository, path: lua}, {git: other, path: lua}"
+    expect(0, nil, "lib", "install")
+    expect(2, "several libraries have a strategy 'waves'", "waves", "app.yml")
+    app "{git: repository, path: lua}, {git: other/, path: lua, name: repository}"
+    expect(2, "there is a library 'repository' already", "check", "app.yml")
+  end)
+
+  it("is described in app.yml without contradictions", function()
+    for text, says in pairs {
+      ["{rock: a, git: b}"] = "one of rock and git", ["{name: a}"] = "one of rock and git", ["{git: a, version: '1'}"] = "require[1].version is for a rock",
+      ["{rock: a, ref: v1}"] = "require[1].ref is for git", ["{rock: a, version: newest}"] = "write it like", ["{git: a, path: ../b}"] = "may not leave the repository",
+      ["{git: '--upload-pack=x'}"] = "a URL or a directory", ["{git: a, ref: '--x'}"] = "the name of a tag", ["{rock: a, allow: [root]}"] = "root",
+      ["{rock: a, alow: [http]}"] = "did you mean 'allow'?",
+    } do
+      app(text)
+      expect(2, says, "check", "app.yml")
+    end
+    app ""
+    expect(2, "requires no library", "lib", "list")
+    expect(2, "install, update, list, verify", "lib", "fetch")
+  end)
+
+  it("of one's own needs no lock: a script requires Lua files beside it", function()
+    write("strategies/parts/names.lua", 'return "mine"')
+    write("strategies/mine.lua", 'local strategy = require "deployrt.strategy"\nreturn strategy.extend("rolling", { name = require "parts.names", summary = "Own." })')
+    app ""
+    expect(0, "mine: Own.", "help", "mine")
+    write("strategies/mine.lua", 'require "parts.none"')
+    expect(2, "cannot require 'parts.none'", "help", "mine")
+    write("strategies/mine.lua", 'require "..secret"')
+    expect(2, "cannot require '..secret'", "help", "mine")
+  end)
+end)
+
+describe("the example of a library", function()
+  it("deploys, and its own specs hold", function()
+    local run = fixture.run({ "sh", "examples/library/demo.sh", fixture.deployrt() }, { timeout = 120 })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.truthy(run.stdout:find("deployed 3.0", 1, true), run.stdout)
+    local here = os.getenv("PWD")
+    local specs = fixture.run({ "busted", "--lua=lua5.4", "spec/acme_spec.lua" }, { timeout = 120, cwd = here .. "/examples/library",
+      env = { LUA_PATH = here .. "/lua/?.lua;;", LUA_CPATH = here .. "/build/lib/?.so;;" } })
+    assert.equal(0, specs.exit, specs.stdout .. specs.stderr)
+  end)
+end)

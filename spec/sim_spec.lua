@@ -1,0 +1,132 @@
+-- sim_spec.lua -- The simulator: shipped strategies hold, broken ones are caught, and a seed is always the same.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local fixture = require "spec.support.fixture"
+local sim = require "deployrt.sim"
+local variants = require "spec.support.variants"
+
+--- Runs as a task, and raises what it raises.
+local function inside(fn)
+  local ok, result = core.run(fn)
+  if not ok then error(type(result) == "table" and errors.text(result) or result, 0) end
+  return result
+end
+
+local shipped = { "rolling", "blue_green", "in_place", "canary" }
+
+local function text_of(summary)
+  return summary.violation and sim.report.violation(summary.violation, "") or ""
+end
+
+describe("the simulator", function()
+  after_each(function()
+    assert.equal(0, core.live_tasks())
+    fixture.cleanup()
+  end)
+
+  local function script(text)
+    return fixture.write(fixture.dir() .. "/own.lua", text)
+  end
+
+  for _, name in ipairs(shipped) do
+    it("finds nothing wrong with " .. name .. ", whatever happens to it", function()
+      local summary = inside(function() return sim.test(name, { seeds = 12 }) end)
+      assert.equal("", text_of(summary))
+      assert.equal(12, summary.seeds)
+    end)
+  end
+
+  it("gives the same trace for the same seed, to the byte", function()
+    local function trace() return table.concat(sim.report.trace(sim.play("canary", 7)), "\n") end
+    local first = inside(trace)
+    assert.equal(first, inside(trace))
+    local lua = ("LUA_PATH='%s' LUA_CPATH='%s' lua5.4 -e \"local core = require 'deployrt.core'; core.run(function() local sim = "
+      .. "require 'deployrt.sim'; io.write(table.concat(sim.report.trace(sim.play('canary', 7)), '\\n')) end)\""):format(package.path, package.cpath)
+    local pipe <close> = io.popen(lua)
+    assert.equal(first, pipe:read("a"))
+  end)
+
+  for _, variant in ipairs(variants) do
+    it(("catches %s with %s"):format(variant.parent, variant.what), function()
+      local summary = inside(function() return sim.test(script(variant.script), { seeds = 100 }) end)
+      assert.truthy(summary.violation, "not one of 100 seeds caught it")
+      assert.is_true(summary.violation.violation.message ~= "")
+    end)
+  end
+
+  it("kills the controller around every record of a run, and what is resumed ends as if it had lived", function()
+    inside(function()
+      local whole = sim.play("blue_green", 3, { fault = "none", fleet = 2 })
+      for record = 1, whole.records do
+        for _, when in ipairs { "before", "after" } do
+          local result = sim.play("blue_green", 3, { fleet = 2, faults = { { kind = "crash", record = record, when = when, pause = 35, verb = "resume" } } })
+          assert.is_nil(result.violation, result.violation and sim.report.violation(result, ""))
+          if result.outcome ~= "refused" then assert.equal(whole.ending, result.ending) end
+        end
+      end
+    end)
+  end)
+
+  it("holds a strategy to the author's own invariants, and shrinks what breaks them to what is needed", function()
+    local summary = inside(function()
+      return sim.test("rolling", { seeds = 20, invariants = { ["never two of a kind"] = function(view)
+        local count = 0
+        for _, each in ipairs(view.instances) do
+          if each.new and each.weight > 0 then count = count + 1 end
+        end
+        return count < 2, count .. " new instances serve"
+      end } })
+    end)
+    assert.equal("never two of a kind", summary.violation.violation.invariant)
+    assert.same({}, summary.violation.faults)
+    assert.truthy(text_of(summary):find("2 new instances serve", 1, true))
+  end)
+
+  it("says what is wrong with a script that does not work at all", function()
+    local broken = script [[
+      local strategy = require "deployrt.strategy"
+      local broken = strategy.define { name = "broken", api = 1 }
+      function broken:deploy() self.no_such_verb() end
+      return broken]]
+    local ok, err = core.run(function() return sim.test(broken, { seeds = 1 }) end)
+    assert.is_false(ok)
+    assert.equal("strategy", err.code)
+    assert.truthy(err.message:find("no_such_verb", 1, true), err.message)
+  end)
+end)
+
+describe("deployrt test", function()
+  after_each(fixture.cleanup)
+
+  local function test(argv)
+    return fixture.run { fixture.deployrt(), table.unpack(argv) }
+  end
+
+  it("exits with 0 when all holds, 1 with a way to see it again when not, and 2 when the script is wrong", function()
+    local directory = fixture.dir()
+    local run = test { "test", "blue_green", "--seeds", "3" }
+    assert.equal(0, run.exit, run.stderr)
+    assert.truthy(run.stdout:find("blue_green: 3 seeds, every invariant holds", 1, true), run.stdout)
+    fixture.write(directory .. "/hasty.lua", [[
+      local strategy = require "deployrt.strategy"
+      local hasty = strategy.extend("rolling", { name = "hasty" })
+      function hasty:replace(old)
+        local new = self:successor(old)
+        new:start()
+        self.balancer:swap(old, new)
+        old:stop()
+      end
+      return hasty]])
+    local caught = test { "test", directory .. "/hasty.lua", "--json" }
+    assert.equal(1, caught.exit, caught.stderr)
+    local found = require("cjson").decode(caught.stdout).violation
+    local names = { ["traffic only to ready instances"] = true, capacity = true } -- both break at the same moment
+    assert.is_true(names[found.invariant], found.invariant)
+    local again = test { "test", directory .. "/hasty.lua", "--seed", tostring(math.tointeger(found.seed)) }
+    assert.equal(1, again.exit)
+    assert.truthy(again.stdout:find(found.message, 1, true), again.stdout)
+    assert.truthy(again.stdout:find("again: 'deployrt' 'test' '" .. directory .. "/hasty.lua' '--seed=", 1, true), again.stdout)
+    assert.equal(2, test({ "test", "nonesuch" }).exit)
+    assert.equal(2, test({ "test", "rolling", "--fault", "gremlins" }).exit)
+  end)
+end)

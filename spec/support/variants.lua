@@ -1,0 +1,180 @@
+-- variants.lua -- Deliberately broken variants of each shipped strategy, which the simulator must catch.
+-- Each: {parent, what, script = the text of a strategy}.
+local variants = {}
+
+--- What several of them do: take instances out of traffic without waiting for the requests that they still have.
+local frame = [[
+local strategy = require "deployrt.strategy"
+local child = strategy.extend("PARENT", { name = "NAME" })
+local function cut(self, list)
+  local changes = {}
+  for i, old in ipairs(list) do changes[i] = { slot = old.slot, state = "maint" } end
+  self.balancer:set(changes, "cut")
+end
+BODY
+return child
+]]
+
+local function variant(parent, what, body)
+  local words = { PARENT = parent, NAME = ("%s_with_%s"):format(parent, (what:gsub("%W", "_"))), BODY = body }
+  variants[#variants + 1] = { parent = parent, what = what, script = (frame:gsub("%u%u%u%u+", words)) }
+end
+
+variant("rolling", "no drain", [[
+function child:replace(old)
+  local new = self:successor(old)
+  if new.port == old.port then return self.super.replace(self, old) end
+  new:start(); new:await_healthy()
+  self.balancer:attach(new)
+  cut(self, { old })
+  old:stop()
+end
+]])
+
+variant("rolling", "no health wait", [[
+function child:replace(old)
+  local new = self:successor(old)
+  if new.port == old.port then return self.super.replace(self, old) end
+  new:start()
+  self.balancer:swap(old, new)
+  old:stop()
+end
+]])
+
+variant("rolling", "the wrong order", [[
+function child:replace(old)
+  local new = self:successor(old)
+  if new.port == old.port then return self.super.replace(self, old) end
+  self.balancer:swap(old, new)
+  new:start(); new:await_healthy()
+  old:stop()
+end
+]])
+
+variant("rolling", "a forgotten undo", [[
+function child:replace(old)
+  self.super.replace(self, old)
+  self:commit()
+end
+]])
+
+variant("in_place", "no drain", [[
+function child:replace(old)
+  cut(self, { old })
+  old:stop()
+  local new = self.fleet:candidate(old.host, old.port)
+  new:start(); new:await_healthy()
+  self.balancer:attach(new)
+end
+]])
+
+variant("in_place", "no health wait", [[
+function child:replace(old)
+  self.balancer:drain(old)
+  old:stop()
+  local new = self.fleet:candidate(old.host, old.port)
+  new:start()
+  self.balancer:attach(new)
+end
+]])
+
+variant("in_place", "the wrong order", [[
+function child:replace(old)
+  self.balancer:drain(old)
+  old:stop()
+  local new = self.fleet:candidate(old.host, old.port)
+  self.balancer:attach(new)
+  new:start(); new:await_healthy()
+end
+]])
+
+variant("in_place", "a forgotten undo", [[
+function child:replace(old)
+  self.super.replace(self, old)
+  self:commit()
+end
+]])
+
+variant("blue_green", "no drain", [[
+child.options.keep = { type = "boolean", default = false, doc = "the old set is stopped" }
+function child:deploy()
+  local old = self.fleet:old()
+  local new = self.fleet:second_set(old)
+  self:each(new, self.prepare)
+  self.balancer:attach(new)
+  cut(self, old)
+  self:each(old, self.retire)
+end
+]])
+
+variant("blue_green", "no health wait", [[
+function child:prepare(new)
+  new:start()
+end
+]])
+
+variant("blue_green", "the wrong order", [[
+function child:deploy()
+  local old = self.fleet:old()
+  local new = self.fleet:second_set(old)
+  self.balancer:drain(old)
+  self:each(new, self.prepare)
+  self.balancer:attach(new)
+  self:keep(old)
+end
+]])
+
+variant("blue_green", "a forgotten undo", [[
+function child:prepare(new)
+  self.super.prepare(self, new)
+  self:commit()
+end
+]])
+
+variant("canary", "no drain", [[
+function child:deploy()
+  local places = {}
+  for i, old in ipairs(self.fleet:old()) do places[i] = { old = old } end
+  self:grow(#places, places)
+  local new, old = {}, {}
+  for _, place in ipairs(places) do
+    new[#new + 1] = place.new
+    if not place.gone then old[#old + 1] = place.old end
+  end
+  self.balancer:attach(new)
+  cut(self, old)
+  self:each(old, function(_, each) each:stop() end)
+end
+]])
+
+variant("canary", "no health wait", [[
+function child:grow(count, places)
+  for i = 1, count do
+    local new = places[i].new or self.fleet:candidate(places[i].old.host)
+    if not new then return self.super.grow(self, count, places) end
+    new:start()
+    places[i].new = new
+  end
+end
+]])
+
+variant("canary", "the wrong order", [[
+function child:advance(share, places)
+  self:grow(1, places)
+  local new, old = { places[1].new }, {}
+  for i, place in ipairs(places) do
+    if not place.gone then old[i] = place.old end
+  end
+  self.balancer:share(share, new, old) -- one instance gets any share
+  self:grow(math.max(1, math.ceil(share / 100 * #places)), places)
+end
+]])
+
+variant("canary", "a forgotten undo", [[
+function child:advance(share, places)
+  self.super.advance(self, share, places)
+  self:commit()
+end
+]])
+
+return variants

@@ -1,0 +1,163 @@
+-- trace_spec.lua -- A script that goes wrong says where: its own file, line and frames, none of the runtime's.
+-- weight: 5
+local fixture = require "spec.support.fixture"
+
+local script = [[
+local strategy = require "deployrt.strategy"
+
+local own = strategy.extend("in_place", {
+  name = "own", options = { where = { type = "string", default = "nowhere" }, allow_gap = { type = "boolean", default = true } },
+})
+
+local function field_of(x)
+  return x.field
+end
+
+local function forever()
+  return 1 + forever()
+end
+
+function own:check()
+  if self.options.where == "check" then field_of(nil) end
+end
+
+function own:replace(old)
+  if self.options.where == "each" then field_of(nil) end
+  if self.options.where == "verb" then self:batches(nil, 1) end
+  if self.options.where == "super" then old = setmetatable({}, { __index = function() field_of(nil) end }) end
+  self.super.replace(self, old)
+end
+
+function own:deploy()
+  if self.options.where == "deploy" then field_of(nil) end
+  if self.options.where == "deep" then forever() end
+  if self.options.where == "undo" then
+    self:undo(function() field_of(nil) end)
+    self:fail("on purpose")
+  end
+  self:step("all", function()
+    self:each(self.fleet:old(), self.replace)
+  end)
+end
+
+return own
+]]
+
+--- The number of the line that has this text.
+local function at(text)
+  return select(2, script:sub(1, assert(script:find(text, 1, true), text)):gsub("\n", "")) + 1
+end
+
+describe("an error in a script", function()
+  local app
+
+  setup(function()
+    app = fixture.app { instances = 1, slots = 1, yaml = "strategy: {allow_gap: true, settle: 0}" }
+    assert.equal(0, app:deploy("in_place", "1.0").exit)
+    app:write(fixture.release("2.0"), "2.0")
+    fixture.write(app.dir .. "/strategies/own.lua", script)
+    app.opts.yaml = "strategy: {allow_gap: true}"
+    app:write(fixture.release("2.0"), "2.0")
+  end)
+  teardown(function()
+    assert.same({}, app:stop())
+    fixture.cleanup()
+  end)
+
+  local function run(where, ...)
+    local result = app:command { "own", "app.yml", "--set", "strategy.where=" .. where, ... }
+    return result.exit, result.stderr
+  end
+
+  --- Whether the error output shows these lines one after the other, however they are indented.
+  local function assert_shows(lines, text)
+    local plain = "\n" .. text:gsub("[| ]*([^\n]+)", "%1")
+    local wanted = "\n" .. table.concat(lines, "\n") .. "\n"
+    assert.truthy(plain:find(wanted, 1, true), ("wanted:%s\ngot:\n%s"):format(wanted, text))
+  end
+
+  local what = "attempt to index a nil value (local 'x')"
+  local place = "strategies/own.lua:%d: "
+  local first = place:format(at "return x.field") .. what
+  local helper = place:format(at "return x.field") .. "in function 'field_of'"
+
+  local function frame(line, name)
+    return place:format(at(line)) .. name
+  end
+
+  it("in deploy shows the line and who called", function()
+    local exit, said = run "deploy"
+    assert.equal(1, exit)
+    assert_shows({ helper, frame('"deploy" then', "in method 'deploy'") }, said)
+    assert.truthy(said:find("error: " .. first, 1, true), said)
+    assert.is_nil(said:find("deployrt/[%w_]+%.lua:%d"), said)
+    assert.is_nil(said:find("[C]", 1, true), said)
+  end)
+
+  it("in a child of each, below a step, goes on with the script's frames of its parents", function()
+    local exit, said = run "each"
+    assert.equal(1, exit)
+    local step = place:format(at "self:each(") .. ("in function <strategies/own.lua:%d>"):format(at "self:step(")
+    assert_shows({ helper, frame('"each" then', "in method 'replace'"), step, frame("self:step(", "in method 'deploy'") }, said)
+    assert.is_nil(said:find("deployrt/[%w_]+%.lua:%d"), said)
+  end)
+
+  it("in what the parent's method calls shows that method too", function()
+    local exit, said = run "super"
+    assert.equal(1, exit)
+    assert.truthy(said:find("strategies/in_place%.lua:%d+: in method 'replace'"), said)
+    assert.truthy(said:find(frame("self.super.replace", "in method 'replace'"), 1, true), said)
+    assert.is_nil(said:find("lua/deployrt/", 1, true), said)
+  end)
+
+  it("that a verb raises, because it was called wrongly, is at the line of the call", function()
+    local exit, said = run "verb"
+    assert.equal(1, exit)
+    assert.truthy(said:find("error: " .. place:format(at "self:batches(nil") .. "[^\n]*nil value[^\n]*, in 'batches'"), said)
+    assert.is_nil(said:find("verbs.lua", 1, true), said)
+  end)
+
+  it("in an undo function is told with what is left to do", function()
+    local exit, said = run "undo"
+    assert.equal(3, exit)
+    assert.truthy(said:find("the strategy's own undo: " .. first, 1, true), said)
+    assert.truthy(said:find(frame("self:undo(", ("in function <strategies/own.lua:%d>"):format(at "self:undo(")), 1, true), said)
+    assert.is_nil(said:find("deployrt/[%w_]+%.lua:%d"), said)
+    assert.equal(0, app:command({ "abort", "app.yml", "--force" }).exit)
+  end)
+
+  it("in check stops the run before anything is changed", function()
+    local exit, said = run "check"
+    assert.equal(2, exit)
+    assert_shows({ "deployrt: " .. first, helper, frame('"check" then', "in method 'check'") }, said)
+    assert.is_nil(said:find("deployrt/[%w_]+%.lua:%d"), said)
+  end)
+
+  it("while it is loaded has its place as well", function()
+    fixture.write(app.dir .. "/strategies/early.lua", "local x\n\nreturn x.field\n")
+    local result = app:command { "early", "app.yml" }
+    assert.equal(2, result.exit)
+    assert_shows({ "deployrt: strategies/early.lua:3: " .. what, "strategies/early.lua:3: in main chunk" }, result.stderr)
+  end)
+
+  it("that never ends to call itself shows some frames, and ends", function()
+    local exit, said = run "deep"
+    assert.equal(1, exit)
+    assert.truthy(said:find("stack overflow", 1, true), said)
+    assert.is_true(select(2, said:gsub("\n", "")) < 40, said)
+  end)
+
+  it("never stops what serves", function()
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("shows the runtime's frames too with --verbose", function()
+    local exit, said = run("each", "--verbose")
+    assert.equal(1, exit)
+    assert.truthy(said:find("all frames:", 1, true), said)
+    assert.truthy(said:find("deployrt/verbs%.lua:%d+: in "), said)
+    exit, said = run("check", "--verbose")
+    assert.equal(2, exit)
+    assert.truthy(said:find("deployrt/sandbox%.lua:%d+: in "), said)
+  end)
+end)
