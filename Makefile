@@ -1,7 +1,7 @@
 # Builds deployrt, its Lua module and its tests. `make help` lists the targets.
 BUILD   ?= build
 PREFIX  ?= /usr/local
-JOBS    ?= 4
+JOBS    ?= 3
 VERSION := 0.1.0
 
 PACKAGES := lua5.4 libuv libssh2 libcrypto yaml-0.1 lua5.4-cjson
@@ -15,7 +15,7 @@ LIBS     := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -ldl -lm
 CORE   := $(filter-out src/main.c $(wildcard src/fuzz_*.c),$(wildcard src/*.c))
 OBJ    := $(patsubst src/%.c,$(BUILD)/obj/%.o,$(CORE))
 LUA    := $(sort $(shell find lua strategies -name '*.lua' 2>/dev/null))
-GEN    := $(BUILD)/gen/host_library.h
+GEN    := $(BUILD)/gen/host_library.h $(BUILD)/gen/adopt_library.h
 
 QUIET  = @printf '%-5s %s\n'
 
@@ -32,10 +32,10 @@ $(BUILD)/obj/%.o: src/%.c $(GEN)
 	$(QUIET) CC $<
 	@$(CC) $(CFLAGS) -c -o $@ $<
 
-$(BUILD)/gen/host_library.h: src/host.sh src/embed.lua
+$(BUILD)/gen/%_library.h: src/%.sh src/embed.lua
 	@mkdir -p $(@D)
 	$(QUIET) GEN $@
-	@lua5.4 src/embed.lua string host_library src/host.sh > $@
+	@lua5.4 src/embed.lua string $*_library $< > $@
 
 $(BUILD)/gen/embedded.c: $(LUA) src/embed.lua Makefile
 	@mkdir -p $(@D)
