@@ -334,16 +334,22 @@ function HAProxy:worker()
   return self:command("show info"):match("\nPid: (%d+)") or nil
 end
 
-function HAProxy:kill()
+--- Its processes: the master, and the workers that it has now.
+function HAProxy:pids()
   local workers = sh(("cat /proc/%s/task/%s/children 2>/dev/null"):format(self.pid, self.pid))
-  for pid in (self.pid .. " " .. workers):gmatch("%d+") do
+  return (self.pid .. " " .. workers):gmatch("%d+")
+end
+
+function HAProxy:kill()
+  for pid in self:pids() do
     fixture.signal(pid, "KILL")
     fixture.eventually(function() return not fixture.alive(pid) end)
   end
 end
 
+--- Ends it; a master that has not learned its signals yet leaves its workers behind.
 function HAProxy:stop()
-  fixture.stop(self.pid)
+  for pid in self:pids() do fixture.stop(pid) end
 end
 
 local App = {}
