@@ -117,7 +117,7 @@ function machine.run(argv, opts)
     exit = code, signal = code > 128 and code <= 128 + 64 and code - 128 or nil,
     stdout = machine.read(base .. ".out"), stderr = machine.read(base .. ".err"),
   }
-  for _, suffix in ipairs { "", ".in", ".out", ".err" } do os.remove(base .. suffix) end
+  for _, suffix in ipairs { "", ".in", ".out", ".err", ".status" } do os.remove(base .. suffix) end
   return result
 end
 
