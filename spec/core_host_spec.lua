@@ -60,9 +60,9 @@ local function with_link(body)
       root = directory .. "/" .. shell.name:gsub("%W", "") .. "/" .. tostring(core.now())
       assert(link:exec { "mkdir", "-p", root })
       local closing <close> = setmetatable({}, { __close = function()
-        for _, pid in ipairs(launched) do link:exec { "sh", "-c", 'kill -9 "-$0" 2>/dev/null', pid } end
         for _, pid in ipairs(launched) do
-          eventually(function() return link:exec({ "kill", "-0", "-" .. pid }).status ~= 0 end, "the end of process group " .. pid)
+          local killed = link:exec { "sh", "-c", 'kill -9 "-$0" 2>/dev/null || ! kill -0 "-$0" 2>/dev/null', pid }
+          assert(killed.status == 0, "process group " .. pid .. " can't be ended")
         end
         launched = {}
       end })
