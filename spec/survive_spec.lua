@@ -160,6 +160,52 @@ describe("a run", function()
     end
   end)
 
+  it("whose resume or abort is killed as well is finished by the next one", function()
+    local _, count = app:mortal("count", nil, { "rolling", "app.yml" })
+    local serving, version = "2.0", 2
+    for _, first in ipairs { "resume", "abort" } do
+      for _, last in ipairs { "resume", "abort" } do
+        for n = 1, 5, 4 do
+          version = version + 1
+          local new, where = version .. ".0", ("%s killed at %d, then %s"):format(first, n, last)
+          app:write(fixture.release(new), new)
+          assert.equal(137, app:mortal("after", count // 2, { "rolling", "app.yml" }).exit)
+          local killed = app:mortal(n % 8 == 1 and "before" or "after", n, { first, "app.yml" })
+          local over = killed.exit == 0 -- it had less to do
+          if not over then
+            assert.equal(137, killed.exit, where .. killed.stdout .. killed.stderr)
+            local run = app:command { last, "app.yml" }
+            -- A rollback that was begun is finished by `resume` as well; one that was not, is not.
+            assert.is_true(run.exit == 0 or first == "abort" and last == "resume" and run.exit == 1, where .. run.stdout .. run.stderr)
+            if last == "resume" and run.exit == 0 then serving = new end
+          elseif first == "resume" then
+            serving = new
+          end
+          assert.same({ serving }, app:serving(), where)
+          assert.equal(cjson.null, app:status().lock, where)
+        end
+      end
+    end
+  end)
+
+  it("is rolled back at its timeout, which counts over all its lives", function()
+    app.opts.yaml = "strategy: {settle: 0, timeout: 5s}"
+    app:write(fixture.release("2.0"), "2.0")
+    strategy "self:log('asleep') for _ = 1, 6000 do self:sleep(0.1) end"
+    local log = app.dir .. "/log"
+    local pid = background({ "./own.lua", "app.yml" }, log)
+    fixture.eventually(function() return fixture.read(log):find("asleep", 1, true) end, 5, "the sleep")
+    core.run(function() core.sleep(3) end)
+    fixture.signal(pid, "KILL")
+    await_end(pid)
+    local run = app:command { "resume", "app.yml", "--json" }
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "took longer than its timeout of 5s")
+    local last = cjson.decode(run.stdout:match("([^\n]+)\n$"))
+    assert.is_true(last.seconds < 4, "it had 5 s anew: " .. last.seconds)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
   it("resumes with its own copies of the strategy and of app.yml", function()
     strategy "self.super.deploy(self)"
     assert.equal(137, app:mortal("before", 10, { "./own.lua", "app.yml", "--set", "process.env.MARK=kept" }).exit)

@@ -67,6 +67,22 @@ describe("over SSH, a run", function()
     assert.same({}, load:stop().errors)
   end)
 
+  it("whose controller is killed while it takes the lock blocks nobody for good", function()
+    for i, ending in ipairs { "resume", "abort", "unlock" } do
+      local new, old = next_version()
+      assert.equal(137, app:mortal("lock", i, { "rolling", "app.yml" }).exit)
+      local second = app:command { "rolling", "app.yml" }
+      assert.equal(4, second.exit, second.stdout .. second.stderr)
+      assert.truthy(second.stderr:find("was interrupted", 1, true) and second.stderr:find("deployrt abort", 1, true), second.stderr)
+      local run = app:command { ending, "app.yml" }
+      assert.equal(0, run.exit, ending .. run.stdout .. run.stderr)
+      deployed(ending == "resume" and new or old)
+      assert.equal(cjson.null, app:status().lock)
+      if ending ~= "resume" then version = version - 1 end
+      for host = 1, 4 do assert.equal("", bed:exec(host, "ls /home/deploy/.deployrt/shop/lock 2>/dev/null || true")) end
+    end
+  end)
+
   it("goes on without a host that it may do without, and --failed brings that one along", function()
     local new = next_version()
     fixture.write(app.dir .. "/own.lua", [[

@@ -44,7 +44,8 @@ function stopping.listen(run, options)
   end)
 end
 
---- Stops a run that has worked for longer than it may, over all its lives.
+--- Stops a run that has worked for longer than it may, over all its lives; of a life that was killed, what counts is the
+--- time to the last operation that ended in it.
 ---@param run table
 ---@param seconds number
 ---@return table task

@@ -1,9 +1,10 @@
 -- mortal.lua -- The command, and its death by SIGKILL at one operation.
---   lua5.4 mortal.lua before|after|count|end N ARGUMENT...
+--   lua5.4 mortal.lua before|after|count|end|lock N ARGUMENT...
 -- before: the intent is on the disk, and nothing was done; after: it was done, and nobody wrote so; end: the journal says
--- that the run is over, and nothing else does. With count it lives, and writes to the file N which operations there were:
+-- that the run is over, and nothing else does; lock: N hosts have its lock, and the others not yet. With count it lives, and writes to the file N which operations there were:
 -- "look NAME" or "effect NAME", a line each.
 local core = require "deployrt.core"
+local lock = require "deployrt.lock"
 local state = require "deployrt.state"
 local world = require "deployrt.world"
 
@@ -46,6 +47,13 @@ function state.open(...)
     return getmetatable(self).__index.save(self, id, record)
   end
   return opened
+end
+
+local take = lock.take
+function lock.take(connections, opts)
+  if when ~= "lock" then return take(connections, opts) end
+  take(table.move(connections, 1, tonumber(limit), 1, {}), opts)
+  die()
 end
 
 local exit = require("deployrt.cli").main(arg)
