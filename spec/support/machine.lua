@@ -3,7 +3,8 @@ local system = require "system"
 
 local machine = {}
 
-local made, started, given_ports = {}, {}, {}
+local made, given_ports = {}, {}
+local started = {} -- pid to start time: a suite makes processes by the ten thousand, and their numbers come round again
 local here = io.popen("pwd"):read("l")
 machine.here = here
 
@@ -121,25 +122,32 @@ function machine.run(argv, opts)
   return result
 end
 
+-- From JSON a pid comes as a float, and no process is called 123.0.
+local function text_of(pid)
+  return tostring(math.tointeger(pid) or pid)
+end
+
+--- When a process started, in ticks since boot; nil when there is none, or only a zombie (proc(5), fields 3 and 22 of stat).
+local function start_time(pid)
+  local stat = machine.read("/proc/" .. pid .. "/stat") or ""
+  return stat:match("%) [^ZX]" .. (" %S+"):rep(18) .. " (%d+)")
+end
+
 --- Starts a command in the background; its output goes to `log`.
 ---@return integer pid
 function machine.start(argv, opts)
   opts = opts or {}
   local pid = sh(("cd %s && %sexec setsid %s </dev/null >%s 2>&1 & echo $!"):format(machine.quote(opts.cwd or here), environment(opts.env),
     words(argv), machine.quote(opts.log or "/dev/null"))):match("%d+")
-  started[#started + 1] = pid
+  started[pid] = start_time(pid) or "ended"
   return pid
 end
 
--- From JSON a pid comes as a float, and no process is called 123.0.
-local function text_of(pid)
-  return tostring(math.tointeger(pid) or pid)
-end
-
---- Whether a process runs; a zombie does not.
+--- Whether a process runs; a zombie does not, nor does another one that got the number of one that start() began.
 function machine.alive(pid)
-  local status = machine.read("/proc/" .. text_of(pid) .. "/status")
-  return status ~= nil and not status:find("State:%s+[ZX]")
+  local name = text_of(pid)
+  local since = start_time(name)
+  return since ~= nil and (started[name] or since) == since
 end
 
 local patience = 4 -- times as long as things take on a quiet machine
@@ -159,7 +167,7 @@ function machine.eventually(condition, seconds, what)
 end
 
 function machine.signal(pid, name)
-  os.execute(("kill -%s %s 2>/dev/null"):format(name, text_of(pid)))
+  if machine.alive(pid) then os.execute(("kill -%s %s 2>/dev/null"):format(name, text_of(pid))) end
 end
 
 --- Ends a process that start() began: TERM, then KILL.
@@ -250,18 +258,18 @@ end
 
 --- Ends what was started and removes what was made.
 function machine.cleanup()
-  for _, pid in ipairs(started) do
+  for pid in pairs(started) do
     if machine.alive(pid) then machine.stop(pid) end
   end
   os.execute("rm -rf " .. words(made))
-  made, started = keep(made, exists), keep(started, machine.alive)
+  made = keep(made, exists)
 end
 
 --- What is still there of all that start() and dir() have made; empty after cleanup().
 ---@return string[]  "pid N: COMMAND" and paths
 function machine.leftovers()
   local list = {}
-  for _, pid in ipairs(started) do
+  for pid in pairs(started) do
     local command = (machine.read("/proc/" .. pid .. "/cmdline") or ""):gsub("%z", " ")
     if machine.alive(pid) then list[#list + 1] = ("pid %s: %s"):format(pid, command) end
   end

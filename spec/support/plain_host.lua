@@ -1,4 +1,6 @@
 -- plain_host.lua -- A host for specs of balancers: this machine, by stock Lua and socat.
+local machine = require "spec.support.machine"
+
 local plain_host = {}
 plain_host.__index = plain_host
 
@@ -78,19 +80,15 @@ end
 ---@return string pid
 ---@return string log
 function plain_host:spawn(argv)
-  local words = {}
-  for i, word in ipairs(argv) do words[i] = quote(word) end
   self.pids = self.pids or {}
   local log = ("%s/spawn-%d.log"):format(self.directory, #self.pids + 1)
-  local pipe <close> = assert(io.popen(("cd %s; setsid %s > %s 2>&1 < /dev/null & echo $!"):format(
-    quote(self.directory), table.concat(words, " "), log)))
-  self.pids[#self.pids + 1] = pipe:read("l")
+  self.pids[#self.pids + 1] = machine.start(argv, { cwd = self.directory, log = log })
   return self.pids[#self.pids], log
 end
 
 --- Ends what spawn started and removes the directory.
 function plain_host:close()
-  for _, pid in ipairs(self.pids or {}) do self:execute { "kill", "-KILL", pid } end
+  for _, pid in ipairs(self.pids or {}) do machine.signal(pid, "KILL") end
   self:execute { "rm", "-rf", self.directory }
 end
 
