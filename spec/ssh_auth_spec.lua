@@ -86,11 +86,58 @@ describe("logging in over SSH", function()
     end)
   end
 
+  --- A key file whose secret is in a security key; returns its path and its public half (PROTOCOL.key, PROTOCOL.u2f of OpenSSH).
+  local function security_key()
+    local function text(value) return string.pack(">s4", value) end
+    local function base64(bytes)
+      return (fixture.sh("base64 -w 0 " .. fixture.write(dir .. "/raw", bytes)))
+    end
+    local public = text "sk-ssh-ed25519@openssh.com" .. text(("k"):rep(32)) .. text "ssh:"
+    local private = string.pack(">I4I4", 1, 1) .. public .. "\1" .. text "handle" .. text "" .. text "comment"
+    for i = 1, -#private % 8 do private = private .. string.char(i) end
+    local whole = "openssh-key-v1\0" .. text "none" .. text "none" .. text "" .. string.pack(">I4", 1) .. text(public) .. text(private)
+    local path = fixture.write(dir .. "/id_sk",
+      "-----BEGIN OPENSSH PRIVATE KEY-----\n" .. base64(whole):gsub(("."):rep(70), "%0\n") .. "\n-----END OPENSSH PRIVATE KEY-----\n")
+    assert(os.execute("chmod 600 " .. path))
+    return path, "sk-ssh-ed25519@openssh.com " .. base64(public)
+  end
+
+  it("leaves a security key to the ssh command, whose words are in the error when nobody touches it", function()
+    local path, public = security_key()
+    bed:exec(1, ("echo '%s' >> /home/deploy/.ssh/authorized_keys"):format(public))
+    local answer = run(new_app(", identity: " .. path))
+    assert.equal(1, answer.exit)
+    assert.truthy(answer.stderr:find("ED25519-SK", 1, true) and answer.stderr:find("device not found", 1, true), answer.stderr)
+  end)
+
   it("leaves no process and no socket of the ssh command behind", function()
     local answer = run(new_app(", identity: " .. new_key "rsa"))
     assert.equal(0, answer.exit, answer.stderr)
     assert.equal("", fixture.sh("find " .. dir .. " -type s"))
     fixture.eventually(function() return fixture.sh("pgrep -f 'ControlPath[=]" .. dir .. "' || true") == "" end)
+  end)
+
+  it("the ssh command's own words, as of a refused connection, get into no answer", function()
+    local argv = new_app(", transport: openssh, identity: " .. new_key "ed25519")
+    fixture.write(dir .. "/calls.lua", [[
+      local core, ssh = require "deployrt.core", require "deployrt.ssh"
+      local address, identity, known_hosts = table.unpack(arg)
+      local host = { name = "web1", address = address, user = "deploy", identity = identity, known_hosts = known_hosts, transport = "openssh" }
+      assert(core.run(function()
+        local link <close> = assert(ssh.connect(host, { root = "shop" }))
+        assert(link:call "facts") -- by the process that all others share a connection with
+        for _ = 1, 20 do
+          local tasks = { core.spawn(function() return link:dial("127.0.0.1", 9, 5) end) }
+          for i = 2, 4 do tasks[i] = core.spawn(function() return link:call("eval", { "sleep 0.05; echo answer" }) end) end
+          for i, task in ipairs(tasks) do
+            local _, said = task:wait()
+            if i > 1 then assert(said == "answer\n", said) end
+          end
+        end
+      end))]])
+    local answer = fixture.run({ "lua5.4", dir .. "/calls.lua", host.address, argv and dir .. "/id_ed25519", host.known_hosts }, { env = {
+      HOME = dir, LUA_PATH = fixture.here .. "/lua/?.lua", LUA_CPATH = fixture.here .. "/build/lib/?.so;" .. package.cpath } })
+    assert.equal(0, answer.exit, answer.stdout .. answer.stderr)
   end)
 
   it("asks the agent, and needs no file then", function()

@@ -11,6 +11,7 @@
 #include "link.h"
 
 #define CALL "deployrt.Call"
+#define MAX_ASIDE 400
 #define MAX_SHELLS 6 /* sshd allows 10 sessions a connection; the rest is for streams and uploads */
 
 /* A call waits in the link's queue, then runs in a shell. It is a userdata of the waiting task. */
@@ -31,6 +32,7 @@ struct Shell {
   Channel *channel;
   Call *call; /* the one that runs */
   Buffer out;
+  Buffer aside;   /* what came on standard error: calls write to standard output only, so it is no answer */
   size_t scanned; /* of out, for the marker */
   char marker[48];
   bool broken;
@@ -70,6 +72,7 @@ static void shell_free(Shell *s) {
   s->box->shell_count--;
   s->channel->class->close(s->channel);
   buffer_free(&s->out);
+  buffer_free(&s->aside);
   free(s);
 }
 
@@ -95,7 +98,11 @@ static void shell_scan(Shell *s) {
 
 static void on_shell_output(void *owner, int stream, const char *data, size_t length) {
   Shell *s = owner;
-  (void)stream;
+  if (stream == 2) {
+    buffer_append(&s->aside, data, length);
+    if (s->aside.length > MAX_ASIDE) buffer_consume(&s->aside, s->aside.length - MAX_ASIDE);
+    return;
+  }
   buffer_append(&s->out, data, length);
   shell_scan(s);
 }
@@ -112,9 +119,10 @@ static void on_shell_end(void *owner, int status, int signal) {
   Shell *s = owner;
   char message[400];
   (void)signal;
-  int shown = s->out.length > 200 ? 200 : (int)s->out.length;
+  const Buffer *said = s->aside.length > 0 ? &s->aside : &s->out;
+  int shown = said->length > 200 ? 200 : (int)said->length;
   snprintf(message, sizeof message, "the host's shell ended with status %d: %.*s", status, shown,
-           s->out.data ? s->out.data : "");
+           said->data ? said->data : "");
   shell_broke(s, "lost", message);
 }
 

@@ -144,7 +144,8 @@ end
 function ssh.command(target)
   local control = control_path()
   local words = {
-    "/usr/bin/env", "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
+    "/usr/bin/env", "ssh", "-o", "LogLevel=ERROR", -- or a refused forward is told to the command that happens to hold the connection
+    "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
     "-o", "ControlMaster=" .. (control and "auto" or "no"), "-o", "ControlPersist=no", "-o", "ControlPath=" .. (control or "none"),
     "-o", "StrictHostKeyChecking=" .. (target.accept_new and "accept-new" or "yes"),
     "-o", "UserKnownHostsFile=" .. table.concat(target.known_hosts, " "),

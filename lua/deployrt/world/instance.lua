@@ -16,7 +16,11 @@ end
 
 local function parse(host, line)
   local port, state, pid, key, record = line:match("^(%d+)\t(%l+)\t(%d+)\t([^\t]*)\t(.*)$")
-  local ok, launch = pcall(json.decode, record or "")
+  if not state then
+    errors.raise("host", ("%s: it answers something that is no instance: %q; is its shell a POSIX one, and silent?"):format(host.name, line:sub(1, 200)),
+      { host = host.name })
+  end
+  local ok, launch = pcall(json.decode, record)
   local ending = state == "ending"
   return {
     host = host.name, port = math.tointeger(port), state = ending and "running" or state, ending = ending or nil,
