@@ -82,15 +82,29 @@ describe("conformance of", function()
     }))
   end))
 
+  --- Makes it begin with the states that the last one had; returns the file that they are kept in.
+  local function with_state_file(haproxy, more)
+    local file = haproxy.dir .. "/server-state"
+    fixture.write(haproxy.config, fixture.read(haproxy.config):gsub("global\n", "%0  server-state-file " .. file .. "\n"):gsub("defaults\n",
+      "%0  load-server-state-from-file global\n") .. (more or ""))
+    haproxy:restart()
+    return file
+  end
+
   it("HAProxy of the user's, whose states outlive a restart by a state file", inside(function()
     local haproxy = fixture.haproxy { servers = servers { "alpha", "beta", "gamma", "delta" } }
-    local file = haproxy.dir .. "/server-state"
-    local config = fixture.read(haproxy.config):gsub("global\n", "%0  server-state-file " .. file .. "\n"):gsub("defaults\n",
-      "%0  load-server-state-from-file global\n")
-    fixture.write(haproxy.config, config)
-    haproxy:restart()
+    local file = with_state_file(haproxy)
     assert.equal(apart .. "; sees what others change, and sets it right",
       conforms({ type = "haproxy", socket = haproxy.socket, backend = "shop", state_file = file }, haproxy.port, {
+        persists = true, restart = function() haproxy:restart() end, requests = 400,
+      }))
+  end))
+
+  it("HAProxy of the user's, whose free servers of a server-template get addresses, which a state file keeps", inside(function()
+    local haproxy = fixture.haproxy { servers = {} }
+    local file = with_state_file(haproxy, "  server-template t 1-4 127.0.0.1:1 disabled\n")
+    assert.equal(apart .. "; sees what others change, and sets it right",
+      conforms({ type = "haproxy", socket = haproxy.socket, backend = "shop", template = "t", state_file = file }, haproxy.port, {
         persists = true, restart = function() haproxy:restart() end, requests = 400,
       }))
   end))

@@ -32,6 +32,10 @@ backend hashed
 backend twice
     server first 127.0.0.1:%d
     server second 127.0.0.1:%d
+backend templated
+    balance roundrobin
+    server-template app 1-2 127.0.0.1:1 check inter 100ms disabled
+    server other 127.0.0.1:2 disabled
 ]]
 
 describe("HAProxy of one's own", function()
@@ -59,7 +63,7 @@ describe("HAProxy of one's own", function()
   local function own(count, options)
     options = options or {}
     local socket = options.socket or host.directory .. "/admin.sock"
-    return open({ type = "haproxy", socket = socket, backend = options.backend or "shop" }, count)
+    return open({ type = "haproxy", socket = socket, backend = options.backend or "shop", template = options.template }, count)
   end
 
   --- Both services behind a HAProxy that knows two servers, the first of them in service.
@@ -177,6 +181,33 @@ describe("HAProxy of one's own", function()
     assert.is_nil(host.last_request:find("add server", 1, true))
   end))
 
+  it("gives slots the free servers of its server-template, and says when there are none left", inside(function()
+    serve(1)
+    serve(2)
+    start()
+    local driver = own(2, { backend = "templated", template = "app" })
+    driver:check()
+    driver:prepare()
+    assert.same({ "maint", "app1", "app2" }, { driver:read().slots["web1-8080"].state,
+      driver:read().slots["web1-8080"].server, driver:read().slots["web2-8080"].server })
+    driver:apply { { slot = "web1-8080", state = "ready", weight = 10 }, { slot = "web2-8080", state = "ready", weight = 10 } }
+    await("both", function()
+      local slots = driver:read().slots
+      return slots["web1-8080"].up and slots["web2-8080"].up
+    end)
+    driver = own(3, { backend = "templated", template = "app" })
+    local err = refused("balancer", driver.prepare, driver)
+    assert.matches("no server of its server%-template 'app' is free", err.message)
+    assert.matches("server%-template app 1%-3", err.detail)
+    driver:apply { { slot = "web2-8080", state = "maint" } }
+    driver.context.slots[2] = table.remove(driver.context.slots)
+    serve(3)
+    driver:prepare() -- the server of a slot that is gone is free again
+    assert.equal("app2", driver:read().slots["web3-8080"].server)
+    driver:apply { { slot = "web3-8080", state = "ready" } }
+    await("the third", function() return driver:read().slots["web3-8080"].up end)
+  end))
+
   it("gets a server of its own anew when the slot moved to another port", inside(function()
     local driver = shop(3)
     driver:prepare()
@@ -245,7 +276,7 @@ describe("HAProxy of one's own", function()
       local driver = own(1, options)
       return refused("balancer", driver.check, driver).message
     end
-    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice",
+    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice, templated",
       message { backend = "shp" })
     assert.matches("level operator.*level admin", message { socket = host.directory .. "/operator.sock" })
     assert.matches("static%-rr.*no weights at runtime", message { backend = "fixed" })

@@ -91,6 +91,8 @@ local balancer = { type = "object", keys = {
     pattern = "^[^%s,]*:%d+$", expected = 'an address and a port like "127.0.0.1:8404"' }),
   maintenance = text "a page that a managed balancer shows while nothing serves",
   state_file = text "HAProxy: the server-state-file of your own one, which deployrt keeps up to date",
+  template = text("HAProxy: the prefix of a server-template of your own one, whose free servers new slots get", {
+    pattern = "^[%w_.:-]+$", expected = "letters, digits and _.:-" }),
   drain = { type = "object", always = true, doc = "letting requests in flight finish", keys = {
     timeout = { type = "duration", default = "30s", doc = "then the instance is stopped all the same" },
     long = { type = "duration", doc = "the same for WebSockets and other upgraded connections; default: the timeout" },

@@ -7,6 +7,7 @@ local outage = require "deployrt.balancer.outage"
 local routes = require "deployrt.balancer.haproxy_route"
 local route = require "deployrt.balancer.route"
 local runtime = require "deployrt.balancer.haproxy_runtime"
+local servers = require "deployrt.balancer.haproxy_servers"
 local suggest = require "deployrt.suggest"
 
 ---@class deployrt.HAProxy: deployrt.Driver
@@ -38,7 +39,7 @@ function haproxy.open(options, context)
   end
   self.paths = options.managed and managed.paths(context.host.root, options.socket)
   self.socket = options.socket or self.paths.socket
-  self.map = options.managed and self.paths.map or options.map
+  self.map, self.template = options.managed and self.paths.map or options.map, options.template
   return self
 end
 
@@ -67,63 +68,13 @@ function HAProxy:ask(commands)
     { host = self.host.name, detail = answer.message })
 end
 
---- The addresses by which HAProxy may know the slot: as given, or what the balancer's host resolves it to.
-local function addresses_of(self, slot)
-  if slot.address:find("^[%d.]+$") or slot.address:find(":", 1, true) then return { slot.address } end
-  local known = self.addresses[slot.address]
-  if known then return known end
-  known = {}
-  local found = self.host:execute({ "getent", "ahosts", slot.address }, { timeout = 10 }).stdout or ""
-  for address in found:gmatch("(%S+)%s+STREAM") do
-    table.insert(known, address:find(":", 1, true) and #known + 1 or 1, address)
-  end
-  self.addresses[slot.address] = known
-  return known
-end
-
-local function own_name(slot)
-  return "deployrt-" .. config.identifier(slot.name)
-end
-
---- Rows by address, by the host name that the configuration gives, and by their own name: many slots find theirs at once.
-local function index_of(rows)
-  local index = { ends = {}, hosts = {}, names = {} }
-  for _, row in ipairs(rows) do
-    local host = row.fqdn and row.fqdn .. ":" .. row.endpoint:match("%d*$")
-    for key, list in pairs { [row.endpoint] = index.ends, [host or ""] = index.hosts } do
-      list[key] = list[key] or {}
-      table.insert(list[key], row)
-    end
-    index.names[row.server] = row
-  end
-  return index
-end
-
---- The servers that are the slot: by address, whatever they are called, else the one that is named like it.
-local function servers_of(self, slot, index)
-  local found = index.hosts[slot.address .. ":" .. slot.port]
-  if found then return found end
-  found = {}
-  for _, address in ipairs(addresses_of(self, slot)) do
-    local rows = index.ends[config.endpoint { address = address, port = slot.port }] or {}
-    table.move(rows, 1, #rows, #found + 1, found)
-  end
-  return #found > 0 and found or { index.names[config.identifier(slot.name)] }
-end
-
-local function match_slots(self, rows)
-  local slots, index = {}, index_of(rows)
-  for _, slot in ipairs(self.context.slots) do slots[slot.name] = servers_of(self, slot, index)[1] end
-  return slots
-end
-
 local function observations(self)
   return { "show servers state " .. self.backend, ("show stat %s 6 -1"):format(self.backend), "show info" }
 end
 
 --- The servers of the routed backend, by slot; none where there is no such backend.
 local function routed_slots(self, text)
-  return match_slots(self, runtime.rows_of(text, routes.backend(self.backend)))
+  return servers.match(self, runtime.rows_of(text, routes.backend(self.backend)))
 end
 
 --- What HAProxy says now, in one round trip: rows by slot, all rows, and who answered.
@@ -134,7 +85,7 @@ function HAProxy:look()
   local text = self:ask(request)
   local rows, pid = runtime.rows_of(text, self.backend), text:match("\nPid: (%d+)")
   if not pid then self:fail("what answers there is not HAProxy's runtime API", text:sub(1, 300)) end
-  local routed, slots = routed_slots(self, text), match_slots(self, rows)
+  local routed, slots = routed_slots(self, text), servers.match(self, rows)
   for name, row in pairs(slots) do slots[name] = routes.merge(row, routed[name]) end
   return {
     exists = text:find("# be_id", 1, true) ~= nil, rows = rows, slots = slots, pid = pid,
@@ -253,7 +204,7 @@ local function outcome(changes)
 end
 
 local function verify(self, text, changes)
-  local slots, wrong = match_slots(self, runtime.rows_of(text, self.backend)), {}
+  local slots, wrong = servers.match(self, runtime.rows_of(text, self.backend)), {}
   local final, order = outcome(changes)
   for _, name in ipairs(order) do
     local change, row = final[name], slots[name]
@@ -331,23 +282,6 @@ local function check_backend(self, stats)
     #names > 0 and table.concat(names, ", ") or "none"))
 end
 
-local function missing_slots(self, slots)
-  local list = {}
-  for _, slot in ipairs(self.context.slots) do
-    if not slots[slot.name] then list[#list + 1] = slot end
-  end
-  return list
-end
-
---- Lines for the user's configuration, where a server cannot be added at runtime.
-local function server_lines(slots)
-  local lines = {}
-  for i, slot in ipairs(slots) do
-    lines[i] = ("server %s %s check disabled"):format(config.identifier(slot.name), config.endpoint(slot))
-  end
-  return table.concat(lines, "\n")
-end
-
 --- HAProxy refuses an `add server` without an address: nothing is added, and the reason tells what it can do.
 local function check_weights(self, text, backend)
   local is_static = text:find("must use a dynamic load balancing", 1, true) or backend.algo == "static-rr"
@@ -357,18 +291,15 @@ local function check_weights(self, text, backend)
 end
 
 local function check_slots(self, rows, text)
-  local missing = missing_slots(self, match_slots(self, rows))
-  if #missing > 0 and text:find("Unknown command", 1, true) then
+  local missing = servers.missing(self, servers.match(self, rows))
+  if #missing > 0 and not self.template and text:find("Unknown command", 1, true) then
     self:fail(("backend '%s' has no server for %s, and adding one at runtime needs HAProxy 2.4: add the lines "
-      .. "below to it"):format(self.backend, missing[1].name), server_lines(missing))
+      .. "below to it"):format(self.backend, missing[1].name), servers.lines(missing))
   end
-  local index = index_of(rows)
-  for _, slot in ipairs(self.context.slots) do
-    local found = servers_of(self, slot, index)
-    if #found > 1 then
-      self:fail(("servers %s and %s of backend '%s' are the same instance (%s): remove one of them"):format(
-        found[1].server, found[2].server, self.backend, found[1].endpoint))
-    end
+  local slot, first, second = servers.ambiguous(self, rows)
+  if slot then
+    self:fail(("servers %s and %s of backend '%s' are the same instance (%s): remove one of them"):format(
+      first.server, second.server, self.backend, first.endpoint))
   end
 end
 
@@ -395,39 +326,19 @@ function HAProxy:check()
   if self.options.managed then managed.check(self) else check_own(self) end
 end
 
---- The command that makes a server of a slot. It begins in maintenance, with its check on.
-local function add_commands(self, slot, rows)
-  local where = ("%s/%s"):format(self.backend, own_name(slot))
-  local commands = {}
-  for _, row in ipairs(rows) do
-    if row.server == own_name(slot) then -- of another address, from an earlier run
-      commands = { ("set server %s state maint"):format(where), "del server " .. where }
-    end
-  end
-  local endpoint = config.endpoint { address = addresses_of(self, slot)[1] or slot.address, port = slot.port }
-  local add = "add server %s %s check inter 500ms fall 3 rise 1 weight 100"
-  commands[#commands + 1] = add:format(where, endpoint)
-  commands[#commands + 1] = "enable health " .. where
-  return commands
-end
-
---- Slots that the user's HAProxy does not know become dynamic servers, in maintenance.
+--- Slots that the user's HAProxy does not know get a server, in maintenance.
 local function add_missing(self)
   local seen = look_at_backend(self)
-  local missing, request = missing_slots(self, seen.slots), {}
+  local missing = servers.missing(self, seen.slots)
   if #missing == 0 then return end
-  if seen.version:find("^2%.[45]%.") then request[1] = "experimental-mode on" end
-  for _, slot in ipairs(missing) do
-    local commands = add_commands(self, slot, seen.rows)
-    table.move(commands, 1, #commands, #request + 1, request)
-  end
+  local request = servers.commands(self, missing, seen.rows, seen.version)
   table.move(observations(self), 1, 2, #request + 1, request)
   local text = self:ask(request)
-  local left = missing_slots(self, match_slots(self, runtime.rows_of(text, self.backend)))
+  local left = servers.missing(self, servers.match(self, runtime.rows_of(text, self.backend)))
   if #left == 0 then return end
-  self:fail(("backend '%s' has no server for %s (%s), and adding one failed: add the lines below to it, and "
-    .. "reload"):format(self.backend, left[1].name, config.endpoint(left[1])),
-    runtime.complaint(text) .. "\n" .. server_lines(left))
+  local what, lines = servers.advice(self, left)
+  self:fail(("backend '%s' has no server for %s (%s), and %s"):format(self.backend, left[1].name, config.endpoint(left[1]), what),
+    runtime.complaint(text) .. "\n" .. lines)
 end
 
 --- Makes every slot known: one's own HAProxy gets the missing ones as dynamic servers, in maintenance; a managed

@@ -1,5 +1,5 @@
 -- haproxy_entry.lua -- What app.yml says of a HAProxy: its keys, what cannot work, and what a user must have there.
-local haproxy_entry = { keys = { "socket", "backend", "managed", "listen", "map", "stats", "state_file", "maintenance" } }
+local haproxy_entry = { keys = { "socket", "backend", "managed", "listen", "map", "stats", "state_file", "maintenance", "template" } }
 
 haproxy_entry.help = [[
 haproxy: deployrt works through HAProxy's runtime API; nothing is reloaded. HAProxy 2.4 or newer adds servers at runtime.
@@ -16,8 +16,11 @@ Your own, on this machine or on a host (`host:`):
       stats socket /run/haproxy/admin.sock mode 660 level admin expose-fd listeners
     backend shop
       balance roundrobin
-  Servers of the backend are found by their address, whatever they are called (also those of a server-template); a slot
-  without one is added at runtime. A reload forgets added servers, and a run adds them again: servers
+  Servers of the backend are found by their address, whatever they are called; a slot without one is added at runtime, or
+  gets a free one of a server-template (`template: app`; those in maintenance that are no slot's are free):
+    backend shop
+      server-template app 1-16 127.0.0.1:1 check disabled
+  A reload forgets added servers and addresses, and a run sets them again: servers
   that are to outlive a reload between runs belong into the configuration. A reload or restart forgets states and weights too, unless deployrt keeps them for it:
     balancer: {type: haproxy, socket: /run/haproxy/admin.sock, backend: shop, state_file: /var/lib/haproxy/server-state}
     global
@@ -43,6 +46,8 @@ function haproxy_entry.rules(entry, path, fail)
     fail(path, ("%s.listen is missing: where shall the managed HAProxy listen? Such as \"127.0.0.1:8000\""):format(path))
   elseif entry.managed and entry.state_file then
     fail(path .. ".state_file", ("%s.state_file is for your own HAProxy; a managed one keeps its states in its configuration"):format(path))
+  elseif entry.managed and entry.template then
+    fail(path .. ".template", ("%s.template is for your own HAProxy; a managed one has a server for each slot"):format(path))
   elseif not entry.managed and entry.maintenance then
     fail(path .. ".maintenance", ("%s.maintenance is for `managed: true`; your own HAProxy has `errorfile 503`"):format(path))
   elseif not entry.managed and entry.stats then
