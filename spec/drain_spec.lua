@@ -68,4 +68,36 @@ describe("a drain", function()
     assert.same({ drained = true }, result)
     host:close()
   end))
+
+  it("waits for requests that a HAProxy of before a reload still has, which no counter shows", function()
+    local app = fixture.app { yaml = "strategy: {settle: 0}", process = "  stop: {signal: KILL, timeout: 1s}" }
+    local servers = {}
+    for i, port in ipairs(app.ports) do servers[i] = ("s%d 127.0.0.1:%d disabled"):format(i, port) end
+    local proxy = fixture.haproxy { servers = servers, master = true }
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop}"):format(proxy.socket)
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    fixture.write(proxy.config, (fixture.read(proxy.config):gsub("s1 ([^\n]*) disabled", "s1 %1"))) -- as it serves now
+    fixture.write(app.dir .. "/own.lua", [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:replace(old)
+        self:log("now")
+        self:approve("reloaded?")
+        self.super.replace(self, old)
+      end
+      return own]])
+    app:write(fixture.release("2.0"), "2.0")
+    local log, slow = app.dir .. "/log", app.dir .. "/slow"
+    local run = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return fixture.read(log):find("now", 1, true) end, 10, "the run")
+    fixture.start({ "curl", "-s", "-w", "%{http_code}", "-o", "/dev/null", ("http://127.0.0.1:%d/slow?ms=4000"):format(proxy.port) }, { log = slow })
+    fixture.eventually(function() return proxy:command("show stat shop 4 -1"):find("shop,s1,0,0,1,", 1, true) end, 5, "the request")
+    proxy:reload()
+    assert.equal(0, app:command({ "approve", "app.yml" }).exit)
+    fixture.eventually(function() return not fixture.alive(run) end, 20, "end of the run")
+    fixture.eventually(function() return fixture.read(slow) ~= "" end, 5, "the answer")
+    assert.equal("200", fixture.read(slow))
+    assert.same({ "2.0" }, app:serving())
+    assert.same({}, app:stop())
+  end)
 end)

@@ -235,6 +235,27 @@ describe("HAProxy of one's own", function()
     assert.same({ web3 = 4 }, (answers(4)))
   end))
 
+  it("counts on a slot that drains what the workers of before a reload may still have there", inside(function()
+    serve(1)
+    serve(2)
+    local master = start()
+    local driver = own(2)
+    driver:prepare()
+    local before = driver:read().instance
+    host:spawn { "curl", "-s", "-o", host.directory .. "/slow", ("http://127.0.0.1:%d/slow"):format(listen) }
+    await("a session", function() return driver:read().slots["web1-8080"].sessions == 1 end)
+    host:execute { "kill", "-USR2", master }
+    await("the reload", function()
+      local ok, seen = pcall(driver.read, driver)
+      return ok and seen.instance ~= before
+    end)
+    driver:apply { { slot = "web2-8080", state = "ready" }, { slot = "web1-8080", state = "drain" } }
+    assert.is_nil(host:read(host.directory .. "/slow"), "the request should outlast the reload")
+    assert.equal(1, driver:read().slots["web1-8080"].sessions)
+    await("its end", function() return driver:read().slots["web1-8080"].sessions == 0 end)
+    assert.equal("web1\n", host:read(host.directory .. "/slow"))
+  end))
+
   it("counts requests, errors and latency by slot", inside(function()
     local driver = shop()
     answers(10)

@@ -9,6 +9,7 @@ local route = require "deployrt.balancer.route"
 local runtime = require "deployrt.balancer.haproxy_runtime"
 local servers = require "deployrt.balancer.haproxy_servers"
 local suggest = require "deployrt.suggest"
+local workers = require "deployrt.balancer.haproxy_workers"
 
 ---@class deployrt.HAProxy: deployrt.Driver
 ---@field options table   the entry of app.yml
@@ -119,6 +120,14 @@ local function tunnels_of(self, seen)
   return runtime.tunnels(self:ask { "show sess" }, self.backend)
 end
 
+--- Whether workers of before a reload go on, whose requests may be on any slot. No worker gets an older one beside it later.
+local function has_old_workers(self, seen)
+  if self.alone == seen.instance or not self.socket:find("^/") then return false end
+  if workers.old(self.host, seen.pid) > 0 then return true end
+  self.alone = seen.instance
+  return false
+end
+
 --- States, weights and sessions of the slots. A slot that HAProxy does not know is absent; a managed HAProxy that
 --- does not run has all of them, out of service.
 --- Raises deployrt.Error: "balancer"; "missing", "refused", "denied", "timeout" where HAProxy is not to be had.
@@ -129,11 +138,12 @@ function HAProxy:read()
   local gone = not ok and (seen.code == "missing" or seen.code == "refused")
   if gone and self.options.managed then return nothing_runs(self) end
   if not ok then error(seen, 0) end
-  local slots, tunnels = {}, tunnels_of(self, seen)
+  local slots, tunnels, unseen = {}, tunnels_of(self, seen), nil
   for name, row in pairs(seen.slots) do
+    if row.state ~= "ready" and row.up and unseen == nil then unseen = has_old_workers(self, seen) end
     slots[name] = {
       server = row.server, state = row.state, up = row.up, weight = row.weight,
-      sessions = row.sessions, long = tunnels[row.server] and math.min(tunnels[row.server], row.sessions), queue = row.queue,
+      sessions = math.max(row.sessions, unseen and row.state ~= "ready" and 1 or 0), long = tunnels[row.server] and math.min(tunnels[row.server], row.sessions), queue = row.queue,
     }
   end
   return { slots = slots, instance = seen.instance, route = seen.route }

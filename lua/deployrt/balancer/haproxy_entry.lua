@@ -27,7 +27,7 @@ Your own, on this machine or on a host (`host:`):
       server-state-file /var/lib/haproxy/server-state
     defaults
       load-server-state-from-file global
-  With a master process (-W) the socket is the new worker's after a reload; requests that old workers finish are not counted.
+  With a master process (-W) the socket is the new worker's after a reload; a drain waits for the old workers too, where the socket is a path.
 
 Other keys:
   drain: {timeout: 30s, long: 5m}
