@@ -100,6 +100,20 @@ describe("conformance of", function()
       }))
   end))
 
+  it("HAProxy of the user's, with the lines that let it tell requests apart", inside(function()
+    local routed = require "deployrt.balancer.haproxy_route"
+    local haproxy = fixture.haproxy { servers = servers { "alpha", "beta", "gamma", "delta" } }
+    local map = fixture.write(haproxy.dir .. "/split.map", "percent 0\n")
+    local lines = routed.lines_for_own("shop", map):match("in the frontend:\n(.-)and a backend")
+    local second = "backend shop-routed\n  server " .. table.concat(servers { "alpha", "beta", "gamma", "delta" }, "\n  server ") .. "\n"
+    local config = fixture.read(haproxy.config):gsub("  default_backend", function(line) return lines .. line end) .. second
+    fixture.write(haproxy.config, config)
+    haproxy:restart()
+    assert.equal("", conforms({ type = "haproxy", socket = haproxy.socket, backend = "shop", map = map }, haproxy.port, {
+      restart = function() haproxy:restart() end, edit = function() haproxy:command("set server shop/alpha state maint") end, requests = 4000,
+    }))
+  end))
+
   it("HAProxy of the user's, whose free servers of a server-template get addresses, which a state file keeps", inside(function()
     local haproxy = fixture.haproxy { servers = {} }
     local file = with_state_file(haproxy, "  server-template t 1-4 127.0.0.1:1 disabled\n")
