@@ -78,7 +78,7 @@ describe("a service that was started by hand", function()
 
   for _, name in ipairs { "rolling", "blue_green", "canary" } do
     it("is replaced by " .. name .. " without a failed request, and comes back with a rollback, as it was", function()
-      app.opts.yaml = "strategy: " .. (name == "canary" and "{hold: 300ms, steps: [50%, 100%]}" or "{settle: 0}")
+      app.opts.yaml = "strategy: " .. (name == "canary" and "{hold: 300ms, latency: 1000, steps: [50%, 100%]}" or "{settle: 0}")
       start_by_hand()
       local load = app:load { rate = 300 }
       local run = app:deploy(name, "1.0")

@@ -4,8 +4,8 @@ local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 
 local options = {
-  rolling = "{settle: 50ms}", in_place = "{settle: 50ms}", blue_green = "{settle: 50ms}", canary = "{hold: 200ms, steps: [50%, 100%]}",
-  canary_blue_green = "{hold: 200ms, steps: [50%], settle: 50ms}",
+  rolling = "{settle: 50ms}", in_place = "{settle: 50ms}", blue_green = "{settle: 50ms}", canary = "{hold: 200ms, latency: 1000, steps: [50%, 100%]}",
+  canary_blue_green = "{hold: 200ms, latency: 1000, steps: [50%], settle: 50ms}",
 }
 
 describe("an old release", function()

@@ -5,7 +5,7 @@ local fixture = require "spec.support.fixture"
 
 local options = {
   rolling = "{settle: 100ms, batch: 50%}", in_place = "{settle: 100ms}", blue_green = "{settle: 100ms}",
-  canary = "{hold: 600ms, steps: [10%, 50%, 100%]}", canary_blue_green = "{settle: 100ms, hold: 600ms, steps: [10%, 50%, 100%]}",
+  canary = "{hold: 600ms, latency: 1000, steps: [10%, 50%, 100%]}", canary_blue_green = "{settle: 100ms, hold: 600ms, latency: 1000, steps: [10%, 50%, 100%]}",
 }
 
 -- Each strategy with a last line that fails, so that everything before is rolled back.
@@ -159,7 +159,7 @@ describe("deploying under load", function()
   end)
 
   it("gives a canary exactly its share", function()
-    app.opts.yaml = "strategy: {hold: 1500ms, steps: [20%]}"
+    app.opts.yaml = "strategy: {hold: 1500ms, latency: 1000, steps: [20%]}"
     assert.equal(0, app:deploy("canary", "1.0").exit)
     fixture.write(app.dir .. "/watched.lua", [[
       local strategy = require "deployrt.strategy"

@@ -3,7 +3,7 @@
 local fixture = require "spec.support.fixture"
 local nginx = require "spec.support.nginx"
 
-local options = { rolling = "{settle: 100ms, batch: 50%}", blue_green = "{settle: 100ms}", canary = "{hold: 600ms, steps: [10%, 100%]}" }
+local options = { rolling = "{settle: 100ms, batch: 50%}", blue_green = "{settle: 100ms}", canary = "{hold: 600ms, latency: 1000, steps: [10%, 100%]}" }
 
 local failing = [[
 local strategy = require "deployrt.strategy"

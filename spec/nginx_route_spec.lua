@@ -92,7 +92,7 @@ describe("behind nginx, traffic that is told apart", function()
     assert.same({}, load:stop().errors)
   end)
 
-  local canary = 'strategy: {hold: 600ms, steps: [0%, 20%, 100%], sticky: true, route: [{header: "X-Canary: 1"}]}'
+  local canary = 'strategy: {hold: 600ms, latency: 1000, steps: [0%, 20%, 100%], sticky: true, route: [{header: "X-Canary: 1"}]}'
 
   it("grows with a canary, counts its requests, and goes back whole when the last step fails", function()
     app.opts.yaml = canary

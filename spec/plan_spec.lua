@@ -40,7 +40,7 @@ describe("a plan", function()
   for _, strategy in ipairs { "rolling", "blue_green", "in_place", "canary" } do
     it("of " .. strategy .. " changes nothing anywhere, and names the very operations that the run then does", function()
       local argv = { strategy, "app.yml" }
-      app.opts.yaml = strategy == "canary" and "strategy: {hold: 200ms, steps: [50%, 100%]}"
+      app.opts.yaml = strategy == "canary" and "strategy: {hold: 200ms, latency: 1000, steps: [50%, 100%]}"
         or strategy == "blue_green" and "strategy: {settle: 200ms}" or "strategy: {settle: 200ms, batch: 1}"
       app:write(fixture.release("2.0"), "2.0")
       local before = fingerprint()

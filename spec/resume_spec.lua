@@ -149,8 +149,8 @@ return own
 local cases = {
   { strategy = "rolling", instances = 1, slots = 2, yaml = "{settle: 0}", managed = true },
   { strategy = "blue_green", instances = 1, slots = 2, yaml = "{settle: 0}", keeps = true },
-  { strategy = "canary", instances = 1, slots = 2, yaml = "{hold: 0, steps: [25%, 100%]}" },
-  { strategy = "canary_blue_green", instances = 1, slots = 2, yaml = "{hold: 0, settle: 0, steps: [25%, 100%]}", keeps = true },
+  { strategy = "canary", instances = 1, slots = 2, yaml = "{hold: 0, latency: 1000, steps: [25%, 100%]}" },
+  { strategy = "canary_blue_green", instances = 1, slots = 2, yaml = "{hold: 0, settle: 0, latency: 1000, steps: [25%, 100%]}", keeps = true },
   { strategy = "ab", instances = 1, slots = 2, yaml = "{sticky: false}", asks = true },
   { strategy = "in_place", instances = 2, slots = 2, yaml = "{settle: 0, batch: 1}" },
   { strategy = "./own.lua", instances = 1, slots = 2, yaml = "{settle: 0}", script = own_script },

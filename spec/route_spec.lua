@@ -63,7 +63,7 @@ describe("traffic that is told apart", function()
   end)
 
   it("grows with a canary, and nobody who is sticky holds up its end", function()
-    app.opts.yaml = 'strategy: {hold: 300ms, steps: [0%, 20%, 100%], sticky: true, route: [{header: "X-Canary: 1"}]}'
+    app.opts.yaml = 'strategy: {hold: 300ms, latency: 1000, steps: [0%, 20%, 100%], sticky: true, route: [{header: "X-Canary: 1"}]}'
     local load = app:load { rate = 500 }
     local run = app:deploy("canary", "2.0")
     assert.equal(0, run.exit, run.stdout .. run.stderr)

@@ -49,7 +49,7 @@ describe("over SSH", function()
     it(name .. " deploys to four hosts without a failed request", function()
       assert.equal(0, app:deploy("rolling", "1.0").exit)
       local load = app:load()
-      app.opts.yaml = name == "canary" and "strategy: {hold: 500ms, steps: [25%, 100%]}" or "strategy: {settle: 100ms}"
+      app.opts.yaml = name == "canary" and "strategy: {hold: 500ms, latency: 1000, steps: [25%, 100%]}" or "strategy: {settle: 100ms}"
       local run = app:deploy(name, "2.0")
       assert.equal(0, run.exit, run.stdout .. run.stderr)
       fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 50 end)

@@ -17,7 +17,7 @@ local world = { bed = hosts.up(4) }
 local strategies = { "rolling", "blue_green", "in_place", "canary" }
 local options = {
   rolling = "{settle: 200ms, batch: 2}", blue_green = "{settle: 200ms}", in_place = "{settle: 200ms, batch: 1}",
-  canary = "{hold: 300ms, steps: [5%, 50%, 100%]}",
+  canary = "{hold: 300ms, latency: 1000, steps: [5%, 50%, 100%]}",
 }
 
 local function set_up()
