@@ -24,19 +24,23 @@ end
 
 local most = 20 -- of what would be undone; more of it nobody reads
 
---- What would be put back, the last first, each once.
-local function undo_of(scope, list)
+--- What would be put back, the last first, each once: the first of them in words, and how many there are.
+local function undo_of(scope, found)
   for i = #scope.entries, 1, -1 do
     local entry = scope.entries[i]
     if entry.entries then
-      undo_of(entry, list)
+      undo_of(entry, found)
     elseif entry.back then
-      local text = ("%s %s"):format(words[entry.back] or entry.back, entry.instance or entry.host or ""):gsub("%s+$", "")
-      if not list[text] then list[#list + 1] = text end
-      list[text] = true
+      local word, subject_of = words[entry.back] or entry.back, entry.instance or entry.host or ""
+      local known = found.known[word] or {}
+      found.known[word] = known
+      if not known[subject_of] then
+        known[subject_of], found.count = true, found.count + 1
+        if found.count <= most then found[found.count] = subject_of == "" and word or word .. " " .. subject_of end
+      end
     end
   end
-  return list
+  return found
 end
 
 local function has_build(app)
@@ -75,9 +79,9 @@ function plan.make(app, options)
   local show = {}
   show["step.started"] = function(event) add(0, "== " .. event.step, event) end
   show["step.finished"] = function(event)
-    local back = undo_of(rehearsal.root, {})
-    local rest = #back > most and (" and %d more"):format(#back - most) or ""
-    add(1, #back > 0 and "a failure up to here undoes: " .. table.concat(back, ", ", 1, math.min(#back, most)) .. rest or "nothing to undo up to here", event)
+    local back = undo_of(rehearsal.root, { known = {}, count = 0 })
+    local rest = back.count > most and (" and %d more"):format(back.count - most) or ""
+    add(1, back.count > 0 and "a failure up to here undoes: " .. table.concat(back, ", ") .. rest or "nothing to undo up to here", event)
   end
   show.op = function(event)
     if not event.effect then return end

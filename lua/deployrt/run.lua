@@ -380,7 +380,7 @@ function run.rehearse(app, options)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
   check_balancers(self)
-  local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns.queue[1] ~= nil end) }
+  local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns:is_busy() end) }
   local ok, err = pcall(function()
     check(self)
     find_previous(self)

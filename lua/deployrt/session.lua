@@ -35,8 +35,9 @@ local session = {}
 local function slots_of(app)
   local slots = {}
   for _, entry in ipairs(app.all_hosts) do
+    local address = connection.address(entry)
     for _, port in ipairs(app.process.ports) do
-      slots[#slots + 1] = { name = ("%s-%d"):format(entry.name, port), address = connection.address(entry), port = port }
+      slots[#slots + 1] = { name = ("%s-%d"):format(entry.name, port), address = address, port = port }
     end
   end
   return slots

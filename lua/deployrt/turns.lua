@@ -38,7 +38,7 @@ end
 ---@return deployrt.Turns
 function turns.new(records)
   local self = setmetatable({
-    intents = {}, dones = {}, order = {}, at = 1, waiting = {}, queue = {}, live = records == nil,
+    intents = {}, dones = {}, order = {}, at = 1, waiting = {}, queue = {}, first = 1, last = 0, live = records == nil,
     arrived = core.event(), going_live = core.event(),
   }, Turns)
   index(self, records or {})
@@ -91,7 +91,12 @@ function Turns:await(id)
   if not takes_turns(id) then return end
   raise_failure(self)
   local event = core.event()
-  if self.dones[id] then self.waiting[id] = event else self.queue[#self.queue + 1] = event end
+  if self.dones[id] then
+    self.waiting[id] = event
+  else
+    self.last = self.last + 1
+    self.queue[self.last] = event
+  end
   self.arrived:set()
   event:wait()
   raise_failure(self)
@@ -134,6 +139,12 @@ local function replay_one(self, hooks)
   event:set()
 end
 
+--- Whether somebody waits for a turn that is not in the journal.
+---@return boolean
+function Turns:is_busy()
+  return self.first <= self.last
+end
+
 --- Ends serve().
 function Turns:close()
   self.over = true
@@ -153,8 +164,10 @@ function Turns:serve(hooks)
       local ok, err = pcall(hooks.live)
       if not ok then return self:fail(errors.wrap(err)) end
       self.going_live:set()
-    elseif self.queue[1] then
-      table.remove(self.queue, 1):set()
+    elseif self:is_busy() then
+      local event = self.queue[self.first]
+      self.queue[self.first], self.first = nil, self.first + 1
+      event:set()
     elseif not self.over then
       self.arrived:clear()
       self.arrived:wait()

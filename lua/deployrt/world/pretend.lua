@@ -18,7 +18,7 @@ local calm = 30 -- turns of the loop without an operation, after which everybody
 ---@param begin? {hosts: table<string, table>, balancer: table}  what is known without looking
 ---@return deployrt.Pretend
 function pretend.new(real, begin)
-  return setmetatable({ real = real, hosts = begin and begin.hosts or {}, balancer = begin and begin.balancer, time = 0, waiting = {}, active = true, pids = 0 }, Pretend)
+  return setmetatable({ real = real, hosts = begin and begin.hosts or {}, balancer = begin and begin.balancer, time = 0, moments = {}, active = true, pids = 0 }, Pretend)
 end
 
 function Pretend:now()
@@ -34,12 +34,17 @@ end
 function Pretend:rest(seconds)
   if seconds <= 0 then return end
   local event, at = core.event(), self.time + math.max(seconds, 1e-6) -- time moves, however little is left
-  local first, past = 1, #self.waiting + 1 -- who waits till the same moment comes behind those that were there
+  local first, past = 1, #self.moments + 1
   while first < past do
     local middle = (first + past) // 2
-    if self.waiting[middle].at <= at then first = middle + 1 else past = middle end
+    if self.moments[middle].at < at then first = middle + 1 else past = middle end
   end
-  table.insert(self.waiting, first, { at = at, event = event })
+  local moment = self.moments[first]
+  if not moment or moment.at ~= at then
+    moment = { at = at, events = {} }
+    table.insert(self.moments, first, moment)
+  end
+  table.insert(moment.events, event) -- behind those that were there
   event:wait()
 end
 
@@ -51,11 +56,11 @@ function Pretend:serve(is_busy)
   while self.active do
     core.sleep(0)
     idle = is_busy() and 0 or idle + 1
-    if idle >= calm and self.waiting[1] then
+    if idle >= calm and self.moments[1] then
       idle = 0
-      local first = table.remove(self.waiting, 1)
-      self.time = math.max(self.time, first.at)
-      first.event:set()
+      local moment = table.remove(self.moments, 1)
+      self.time = math.max(self.time, moment.at)
+      for _, event in ipairs(moment.events) do event:set() end
     elseif idle > calm then
       core.sleep(0.001) -- somebody looks at the real world
     end
