@@ -24,6 +24,7 @@ local function encode(command, found)
 end
 
 return function(command)
+  collectgarbage("incremental", 400, 400) -- what a plan makes, it keeps: looking for garbage often is in vain
   local app, options = deploy.prepare(command)
   inventory.check_plan(app)
   options.force, options.offline = command.flags.force, command.flags.offline
