@@ -123,8 +123,18 @@ static int exec_step(lua_State *L, int status, lua_KContext ctx) {
   return push_exec_failure(L, e, "running a command");
 }
 
+/* Quoted words of these characters are the same to every log-in shell, csh and fish included. */
+static bool is_for_any_shell(const Buffer *script) {
+  static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '_./:@+,=%-";
+  for (size_t i = 0; i < script->length; i++) {
+    if (!memchr(plain, script->data[i], sizeof plain - 1)) return false;
+  }
+  return true;
+}
+
+/* A log-in shell may be any; one that need not start another saves the host a process image. */
 void shell_wrap(const LinkBox *box, const Buffer *script, Buffer *command) {
-  if (box->is_local) {
+  if (box->is_local || is_for_any_shell(script)) {
     buffer_append(command, script->data, script->length);
   } else {
     buffer_text(command, "exec /bin/sh -c ");
