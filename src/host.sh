@@ -71,7 +71,7 @@ lock_take() { # run epoch owner life text -- the first of its epoch gets it; tex
     taken=1
   fi
   rm -f "$mine" "$mine.copy"
-  [ $taken -eq 0 ] && rm -f "$root/runs/$1/control"
+  [ $taken -eq 0 ] && [ -e "$root/runs/$1/control" ] && rm -f "$root/runs/$1/control"
   [ $taken -eq 0 ] && [ -n "$5" ] && printf '%s' "$5" >> "$root/runs/$1/journal"
   return $taken
 }
@@ -141,11 +141,14 @@ run_journal() { # run -- the copy of its journal
 # --- releases: a directory that is complete, or absent; beside it its SHA-256 and the boot in which it was unpacked
 
 release_list() { # -- version sha256 time of each
+  set --
   for r in "$root"/releases/*/; do
-    [ -d "$r" ] || continue
     r=${r%/}
-    release_complete "${r##*/}" || continue
-    printf '%s\t%s\t%s\n' "${r##*/}" "$release_sum" "$(stat -c %Y "$r")"
+    ! release_complete "${r##*/}" || set -- "$@" "$r"
+  done
+  [ $# -gt 0 ] || return 0
+  stat -c '%Y %n' "$@" 2>/dev/null | while read -r time r; do
+    ! release_complete "${r##*/}" || printf '%s\t%s\t%s\n' "${r##*/}" "$release_sum" "$time"
   done
 }
 

@@ -166,13 +166,6 @@ local function maintenance_of(driver)
   return ("%s/maintenance-%s.html"):format(driver.paths.directory, core.sha256(page):sub(1, 12)), page
 end
 
----@param driver deployrt.HAProxy
-function haproxy_managed.check(driver)
-  require_program(driver)
-  maintenance_of(driver)
-  check_listen(driver, look(driver))
-end
-
 local function text_of(driver, wanted)
   local routing = driver.routing
   local hard_stop = math.max(60, math.ceil(driver.options.drain and driver.options.drain.timeout or 0))
@@ -183,6 +176,13 @@ local function text_of(driver, wanted)
     routing = routing and routes.frontend(driver.context.app, driver.backend, driver.map, routing),
     routed = routing and routes.backend(driver.backend),
   }, driver.context.slots, wanted)
+end
+
+---@param driver deployrt.HAProxy
+function haproxy_managed.check(driver)
+  require_program(driver)
+  local running, text = look(driver), text_of(driver, {})
+  if not running or running.description ~= config.fingerprint(text) then check_listen(driver, running) end
 end
 
 local function output(result)

@@ -101,9 +101,9 @@ local function died(host, port, launch)
 end
 
 --- How long to wait before the next probe: soon after the start it is worth looking often, and what is found late is
---- late by a fifth of the start at most.
+--- late by a tenth of the start at most.
 local function pause_after(elapsed, settings)
-  return math.min(math.max(0.005, elapsed / 5), settings.interval)
+  return math.min(math.max(0.005, elapsed / 10), settings.interval)
 end
 
 local show_every = 0.02 -- seconds: looking whether the process lives costs as much as a probe
