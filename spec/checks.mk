@@ -36,14 +36,14 @@ asan-build:
 	@$(MAKE) --no-print-directory BUILD=build/asan CC=clang OPT="-O1 -g $(SANITIZE)" \
 	  LDFLAGS="$(SANITIZE) -Wl,-rpath,$(dir $(ASAN_LIB))"
 
-build/asan/lua: spec/support/lua_host.c
+build/asan/bin/lua5.4: spec/support/lua_host.c
 	@mkdir -p $(@D)
 	@clang $(C_FLAGS) -O1 -g $(SANITIZE) -Wl,-rpath,$(dir $(ASAN_LIB)) -o $@ $< $(shell pkg-config --libs lua5.4)
 
 asan: check-deps ## the whole suite against a build with sanitizers; SPECS=spec/core_spec.lua for a part of it
-	@$(MAKE) --no-print-directory asan-build build/asan/lua
-	@$(ASAN_ENV) DEPLOYRT=$(CURDIR)/build/asan/deployrt SPECS="$(SPECS)" \
-	  BUSTED="build/asan/lua $(shell command -v busted) --ignore-lua --cpath=build/asan/lib/?.so" sh spec/suite.sh $(JOBS)
+	@$(MAKE) --no-print-directory all asan-build build/asan/bin/lua5.4
+	@$(ASAN_ENV) DEPLOYRT=$(CURDIR)/build/asan/deployrt SPECS="$(SPECS)" PATH="$(CURDIR)/build/asan/bin:$$PATH" \
+	  BUSTED="lua5.4 $(shell command -v busted) --ignore-lua --cpath=build/asan/lib/?.so" sh spec/suite.sh $(JOBS)
 
 build/fuzz/yaml: $(wildcard src/fuzz_yaml.c src/yaml*.c src/class.c src/error.c src/memory.c) $(GEN)
 	@mkdir -p $(@D)

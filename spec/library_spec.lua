@@ -315,9 +315,8 @@ describe("the example of a library", function()
     local run = fixture.run({ "sh", "examples/library/demo.sh", fixture.deployrt() }, { timeout = 120 })
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     assert.truthy(run.stdout:find("deployed 3.0", 1, true), run.stdout)
-    local here = os.getenv("PWD")
-    local specs = fixture.run({ "busted", "--lua=lua5.4", "spec/acme_spec.lua" }, { timeout = 120, cwd = here .. "/examples/library",
-      env = { LUA_PATH = here .. "/lua/?.lua;;", LUA_CPATH = here .. "/build/lib/?.so;;" } })
+    local specs = fixture.run({ "busted", "--lua=lua5.4", "spec/acme_spec.lua" }, { timeout = 120, cwd = fixture.here .. "/examples/library",
+      env = fixture.modules() })
     assert.equal(0, specs.exit, specs.stdout .. specs.stderr)
   end)
 end)

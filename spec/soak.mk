@@ -5,7 +5,7 @@ SOAK_SECONDS ?= 600
 
 soak: deps ## random faults for SOAK_SECONDS, as root; SEED= repeats one
 	@$(MAKE) --no-print-directory all
-	@LUA_PATH="lua/?.lua;?.lua" LUA_CPATH="$(BUILD)/lib/?.so;$$(lua5.4 -e 'io.write(package.cpath)')" \
+	@LUA_PATH="lua/?.lua;?.lua;;" LUA_CPATH="$(BUILD)/lib/?.so;;" \
 	  lua5.4 spec/soak/run.lua $(SOAK_SECONDS) $(SEED)
 
 kills: deps ## kill the controller at every operation of each strategy, and go both ways from there

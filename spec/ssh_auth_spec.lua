@@ -118,7 +118,7 @@ describe("logging in over SSH", function()
   end)
 
   it("the ssh command's own words, as of a refused connection, get into no answer", function()
-    local argv = new_app(", transport: openssh, identity: " .. new_key "ed25519")
+    new_key "ed25519"
     fixture.write(dir .. "/calls.lua", [[
       local core, ssh = require "deployrt.core", require "deployrt.ssh"
       local address, identity, known_hosts = table.unpack(arg)
@@ -135,8 +135,9 @@ describe("logging in over SSH", function()
           end
         end
       end))]])
-    local answer = fixture.run({ "lua5.4", dir .. "/calls.lua", host.address, argv and dir .. "/id_ed25519", host.known_hosts }, { env = {
-      HOME = dir, LUA_PATH = fixture.here .. "/lua/?.lua", LUA_CPATH = fixture.here .. "/build/lib/?.so;" .. package.cpath } })
+    local env = fixture.modules()
+    env.HOME = dir
+    local answer = fixture.run({ "lua5.4", dir .. "/calls.lua", host.address, dir .. "/id_ed25519", host.known_hosts }, { env = env })
     assert.equal(0, answer.exit, answer.stdout .. answer.stderr)
   end)
 

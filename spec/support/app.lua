@@ -48,12 +48,11 @@ end
 ---@param n? integer
 function App:mortal(when, n, argv)
   local counted = self.dir .. "/operations"
-  local all = {
-    "env", "LUA_PATH=" .. machine.here .. "/lua/?.lua", "LUA_CPATH=" .. machine.here .. "/build/lib/?.so;" .. package.cpath, "lua5.4",
-    machine.here .. "/spec/support/mortal.lua", when, when == "count" and counted or tostring(n), "--state", self.dir .. "/state",
-  }
+  local all = { "lua5.4", machine.here .. "/spec/support/mortal.lua", when, when == "count" and counted or tostring(n), "--state", self.dir .. "/state" }
   for _, word in ipairs(argv) do all[#all + 1] = word end
-  local result = machine.run(all, { env = { HOME = self.dir .. "/home", TERM = "dumb" }, timeout = 120, cwd = self.dir })
+  local env = machine.modules()
+  env.HOME, env.TERM = self.dir .. "/home", "dumb"
+  local result = machine.run(all, { env = env, timeout = 120, cwd = self.dir })
   if when ~= "count" then return result end
   local list = {}
   for looks, name in (machine.read(counted) or ""):gmatch("(%l+) (%S+)\n") do list[#list + 1] = { name = name, looks = looks == "look" } end

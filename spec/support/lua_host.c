@@ -1,8 +1,9 @@
-/* lua_host.c -- A Lua interpreter that is built with sanitizers: lua_host SCRIPT ARGUMENT... */
+/* lua_host.c -- lua5.4, built with sanitizers, as far as specs use it: SCRIPT ARGUMENT..., or -e CODE. */
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
 #include <stdio.h>
+#include <string.h>
 
 static int l_traceback(lua_State *L) {
   luaL_traceback(L, L, luaL_tolstring(L, 1, NULL), 1);
@@ -20,7 +21,8 @@ int main(int argc, char **argv) {
   }
   lua_setglobal(L, "arg");
   lua_pushcfunction(L, l_traceback);
-  int failed = luaL_loadfile(L, argv[1]);
+  int is_code = argc > 2 && strcmp(argv[1], "-e") == 0;
+  int failed = is_code ? luaL_loadbuffer(L, argv[2], strlen(argv[2]), "=-e") : luaL_loadfile(L, argv[1]);
   for (int i = 2; !failed && i < argc; i++) lua_pushstring(L, argv[i]);
   if (!failed) failed = lua_pcall(L, argc - 2, 0, 1);
   if (failed) fprintf(stderr, "%s\n", lua_tostring(L, -1));

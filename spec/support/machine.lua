@@ -227,6 +227,13 @@ function machine.deployrt()
   return os.getenv("DEPLOYRT") or (here .. "/build/deployrt")
 end
 
+--- The environment of a Lua program that uses the modules under test, wherever it runs.
+---@return {LUA_PATH: string, LUA_CPATH: string}
+function machine.modules()
+  local built = machine.deployrt():match("^(.*)/")
+  return { LUA_PATH = here .. "/lua/?.lua;" .. here .. "/?.lua;;", LUA_CPATH = built .. "/lib/?.so;;" }
+end
+
 --- A directory with a release: the service, its version, how it misbehaves.
 ---@param version string
 ---@param opts? {fault?: string, start_delay?: integer|string, conf?: string}  start_delay in milliseconds, or "2s"; conf: more
