@@ -293,6 +293,24 @@ describe("a run", function()
     assert.is_true(app:status().instances[1].healthy)
   end)
 
+  it("that was interrupted twice is aborted also when something must be mended first", function()
+    strategy "self.fleet.hosts[1]:run({ 'sleep', '60' }) self.super.deploy(self)"
+    local pid = background { "./own.lua", "app.yml" }
+    local function await_record(text)
+      fixture.eventually(function() return (fixture.read(journal_path()) or ""):find(text, 1, true) end, 8, text)
+    end
+    await_record '"op":"host.run"'
+    fixture.signal(pid, "INT")
+    await_record '"SIGNAL"'
+    fixture.signal(pid, "INT")
+    await_end(pid)
+    fixture.signal(app:status().instances[1].pid, "KILL")
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
   it("stops at SIGINT, rolls back, and exits 130; at a second one it leaves, and can be aborted", function()
     strategy "self.super.deploy(self) self:sleep(20)"
     app:write(fixture.release("2.0", { fault = "stubborn" }), "2.0") -- so that there is time for a second signal

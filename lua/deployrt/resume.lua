@@ -191,13 +191,22 @@ local function start_again(run, member, abort)
   member.pid = result.pid
 end
 
+--- Who is to be told apart, as the journal says; nil: nobody was, and nobody is. A copy that lags may not know of a route
+--- that the balancer has.
+local function expected_route(run)
+  local context = run.world.context
+  if context.route ~= nil then return context.route end
+  return world_balancer.read(context).route and (run.balancer.route or false)
+end
+
 --- Brings the world to what the journal says of it, as far as that is gone: instances that died, then the balancer's states,
 --- which may give them traffic. A copy of the journal that lags tells of some as running that were stopped already.
 local function repair(run, abort)
   local context = run.world.context
   for _, member in ipairs(missing_instances(run, abort)) do start_again(run, member, abort) end
   if #context.drivers > 0 then
-    if context.route ~= nil then world_balancer.route(context, nil, { route = context.route, timeout = 0 }) end
+    local route = expected_route(run)
+    if route ~= nil then world_balancer.route(context, nil, { route = route, timeout = 0 }) end
     for _, driver in ipairs(context.drivers) do driver:prepare() end
     local changes = {}
     for name, state in pairs(context.wanted) do changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight } end
@@ -233,7 +242,10 @@ local function go_live(past, options)
     if options.force or run.turns.unwinding then want_what_is_there(run, past.records) end
     if options.force then return end
     if not run.turns.unwinding then
+      local stopping = run.stopping
+      run.stopping = nil -- a signal of an earlier life ends the run after the repair, and not the repair
       operation.within(undo.root("repair" .. run.lock.epoch), repair, run, options.abort)
+      run.stopping = run.stopping or stopping
     end
     if options.abort then run.stop(run, errors.new("aborted", ("aborted by %s@%s"):format(me.user, me.host))) end
     if run.stop_when_live then run.stop(run, run.stop_when_live) end

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local machine = require "deployrt.sim.machine"
+local routes = require "deployrt.balancer.route"
 
 ---@class deployrt.sim.Slot
 ---@field name string
@@ -9,7 +10,8 @@ local machine = require "deployrt.sim.machine"
 ---@field port integer
 ---@field state "ready"|"drain"|"maint"
 ---@field weight integer
----@field since number     when its state or weight last changed
+---@field routed boolean   requests that are told apart go there
+---@field since number     when its state, weight or route last changed
 ---@field drained_at number  when the last request of those that it had ends
 ---@field requests number
 ---@field errors number
@@ -18,6 +20,7 @@ local machine = require "deployrt.sim.machine"
 ---@field slots deployrt.sim.Slot[]
 ---@field named table<string, deployrt.sim.Slot>
 ---@field demand number    requests a second
+---@field route? deployrt.Route  who gets the routed slots, where requests are told apart
 ---@field dirty boolean    somebody else changed it, and nobody has set all of it right yet
 local Balancer = {}
 Balancer.__index = Balancer
@@ -34,7 +37,7 @@ function balancer.new(world)
   for _, host in ipairs(world.machines) do
     for _, port in ipairs(world.ports) do
       local slot = {
-        name = ("%s-%d"):format(host.name, port), host = host.name, machine = host, port = port, state = "maint", weight = 100, since = 0,
+        name = ("%s-%d"):format(host.name, port), host = host.name, machine = host, port = port, state = "maint", weight = 100, since = 0, routed = false,
         drained_at = 0, left_at = 0, requests = 0, errors = 0,
       }
       self.slots[#self.slots + 1], self.named[slot.name] = slot, slot
@@ -43,27 +46,52 @@ function balancer.new(world)
   return self
 end
 
+--- Whether requests may come to a slot: as one of all, or as one that only routed requests go to.
+---@param slot deployrt.sim.Slot
+---@return boolean
+function Balancer:is_open(slot)
+  return slot.routed or (slot.state == "ready" and slot.weight > 0)
+end
+
 --- Whether the balancer sends requests to a slot: its own health check needs a moment to see a dead one.
 function Balancer:feeds(slot)
-  if slot.state ~= "ready" or slot.weight == 0 then return false end
+  if not self:is_open(slot) then return false end
   local process = slot.machine:running(slot.port)
   if process and (process.ready_at <= core.now() or process.sick_from) then return true end
   return core.now() - math.max(slot.since, process and process.started or slot.died_at or 0) < check_takes
 end
 
+--- The part of the requests that goes to each slot which is accepted. No rule fits a simulated request.
+---@param accepts fun(slot: deployrt.sim.Slot): boolean
+---@return table<string, number>  0 to 1, by name
+function Balancer:parts(accepts)
+  local parts, weights, routed = {}, 0, 0
+  for _, slot in ipairs(self.slots) do
+    if accepts(slot) then
+      parts[slot.name] = 0
+      if slot.state == "ready" then weights = weights + slot.weight end
+      if slot.routed then routed = routed + 1 end
+    end
+  end
+  local apart = routed > 0 and self.route.percent / 100 or 0
+  for _, slot in ipairs(self.slots) do
+    local name = slot.name
+    if parts[name] and slot.routed then parts[name] = apart / routed end
+    if parts[name] and slot.state == "ready" and weights > 0 then parts[name] = parts[name] + (1 - apart) * slot.weight / weights end
+  end
+  return parts
+end
+
 --- Counts the requests of the time that has passed.
 function Balancer:count()
   local now = core.now()
-  local seconds, total = now - self.counted, 0
+  local seconds = now - self.counted
   self.counted = now
   if seconds <= 0 then return end
+  local parts = self:parts(function(slot) return self:feeds(slot) end)
   for _, slot in ipairs(self.slots) do
-    slot.fed = self:feeds(slot)
-    if slot.fed then total = total + slot.weight end
-  end
-  for _, slot in ipairs(self.slots) do
-    if slot.fed then
-      local requests = self.demand * seconds * slot.weight / total
+    if parts[slot.name] then
+      local requests = self.demand * seconds * parts[slot.name]
       local process = slot.machine:running(slot.port)
       local rate = machine.is_healthy(process, now) and (process.error_rate or 0) or 1
       slot.requests, slot.errors = slot.requests + requests, slot.errors + requests * rate
@@ -76,23 +104,43 @@ local function sessions(slot, fed, now)
   return now < slot.drained_at and 1 or 0
 end
 
---- Sets states at once, whoever asks.
----@param changes {slot: string, state?: string, weight?: integer}[]
+--- Changes slots at once, and tells who looks what they were before.
+---@param changes {slot: string, state?: string, weight?: integer, routed?: boolean}[]
 ---@param by string   "run", or a fault
-function Balancer:set(changes, by)
-  self:count()
+local function change_slots(self, changes, by)
   local now, before = core.now(), {}
   for i, change in ipairs(changes) do
     local slot = self.named[change.slot]
     local fed = self:feeds(slot)
-    before[i] = { state = slot.state, weight = slot.weight }
+    before[i] = { state = slot.state, weight = slot.weight, routed = slot.routed, open = self:is_open(slot) }
     slot.state, slot.weight = change.state or slot.state, change.weight or slot.weight
-    if before[i].state ~= slot.state or before[i].weight ~= slot.weight then slot.since = now end
-    if fed and not (slot.state == "ready" and slot.weight > 0) then
-      slot.left_at, slot.drained_at = now, now + self.world.faults:session_length(self.random)
-    end
+    if change.routed ~= nil then slot.routed = change.routed end
+    if before[i].state ~= slot.state or before[i].weight ~= slot.weight or before[i].routed ~= slot.routed then slot.since = now end
+    if fed and not self:is_open(slot) then slot.left_at, slot.drained_at = now, now + self.world.faults:session_length(self.random) end
   end
   self.world:note("traffic", { changes = changes, before = before, by = by })
+end
+
+--- Sets states, whoever asks.
+---@param changes {slot: string, state?: string, weight?: integer}[]
+---@param by string   "run", or a fault
+function Balancer:set(changes, by)
+  self:count()
+  change_slots(self, changes, by)
+end
+
+--- Tells requests apart from now on, or none any more.
+---@param wanted? deployrt.Route
+---@param by string
+function Balancer:reroute(wanted, by)
+  self:count()
+  local has, changes = {}, {}
+  for _, name in ipairs(wanted and wanted.slots or {}) do has[name] = true end
+  self.route = wanted
+  for _, slot in ipairs(self.slots) do
+    if slot.routed or has[slot.name] then changes[#changes + 1] = { slot = slot.name, routed = has[slot.name] or false } end
+  end
+  change_slots(self, changes, by)
 end
 
 local function snapshot(self)
@@ -133,9 +181,10 @@ end
 --- A stale answer is that of a moment ago.
 function Driver:read()
   reach(self)
+  self.balancer.known = true
   local now = core.now()
-  if self.balancer.stale and now < self.balancer.stale.till then return { slots = self.balancer.stale.slots } end
-  return { slots = snapshot(self.balancer) }
+  if self.balancer.stale and now < self.balancer.stale.till then return self.balancer.stale end
+  return { slots = snapshot(self.balancer), route = self.balancer.route }
 end
 
 local function agrees(slots, changes)
@@ -146,21 +195,37 @@ local function agrees(slots, changes)
   return true
 end
 
+--- Whether somebody else changed something, and the run has not set it right yet.
+local function is_dirty(self)
+  for _, slot in ipairs(self.slots) do
+    if slot.dirty then return true end
+  end
+  return self.route_lost or false
+end
+
 --- What the run asks for is not somebody else's any more.
 local function clean(self, changes)
   for _, change in ipairs(changes) do self.named[change.slot].dirty = nil end
-  self.dirty = false
-  for _, slot in ipairs(self.slots) do self.dirty = self.dirty or slot.dirty == true end
+  self.dirty = is_dirty(self)
 end
 
---- Somebody else sets states.
+--- Somebody else sets states. What the run has not seen yet is how it finds things: less may serve than the traffic needs.
 ---@param by string
 function Balancer:disturb(changes, by)
+  if not self.known then self.world.hurt = true end
   for _, change in ipairs(changes) do
     local slot = self.named[change.slot]
     if slot.state ~= (change.state or slot.state) or slot.weight ~= (change.weight or slot.weight) then slot.dirty, self.dirty = true, true end
   end
   self:set(changes, by)
+end
+
+--- A restart forgets whom it told apart.
+---@param by string
+function Balancer:lose_route(by)
+  if not self.route then return end
+  self.route_lost, self.dirty = true, true
+  self:reroute(nil, by)
 end
 
 local function different(self, changes)
@@ -172,26 +237,43 @@ local function different(self, changes)
   return list
 end
 
---- Sets states, and returns when they are seen.
-function Driver:apply(changes)
-  reach(self)
+--- Has an effect happen, with what faults make of it, and returns when it is seen.
+local function carry_out(self, effect, is_seen)
   local owner, started = self.balancer, core.now()
   local fate = self.world.faults:on_apply(owner)
-  local function effect()
-    local list = different(owner, changes)
-    if #list > 0 then owner:set(list, "run") end
-    if owner.dirty then clean(owner, changes) end
-  end
-  if fate.stale then owner.stale = { slots = snapshot(owner), till = core.now() + fate.stale } end
+  if fate.stale then owner.stale = { slots = snapshot(owner), route = owner.route, till = core.now() + fate.stale } end
   if fate.late then self.world.agenda:after(fate.late, effect) else effect() end
   if fate.timeout then
     core.sleep(5)
     errors.raise("timeout", "the balancer's socket: no answer within the time allowed")
   end
-  while not agrees(self:read().slots, changes) do
+  while not is_seen() do
     if core.now() - started > patience then errors.raise("timeout", "the balancer does not do what it was asked") end
     core.sleep(0.1)
   end
+end
+
+--- Sets states.
+function Driver:apply(changes)
+  reach(self)
+  local owner = self.balancer
+  carry_out(self, function()
+    local list = different(owner, changes)
+    if #list > 0 then owner:set(list, "run") end
+    if owner.dirty then clean(owner, changes) end
+  end, function() return agrees(self:read().slots, changes) end)
+end
+
+--- Tells requests apart; nil: none any more.
+---@param wanted? deployrt.Route
+function Driver:route(wanted)
+  reach(self)
+  carry_out(self, function()
+    local owner = self.balancer
+    if not routes.is_same(owner.route, wanted) then owner:reroute(wanted, "run") end
+    owner.route_lost = nil
+    owner.dirty = is_dirty(owner)
+  end, function() return routes.is_same(self:read().route, wanted) end)
 end
 
 --- What a restart comes up with.

@@ -5,9 +5,9 @@ local core = require "deployrt.core"
 local ending = {}
 
 --- What a slot holds and gets, in one word for each.
-local function fingerprint(slot)
+local function fingerprint(world, slot)
   local process = slot.machine:running(slot.port)
-  local fed = slot.state == "ready" and slot.weight > 0
+  local fed = world.balancer:is_open(slot)
   return process and process.release or "nothing", fed, process
 end
 
@@ -17,7 +17,7 @@ end
 function ending.remember(world)
   local found = {}
   for _, slot in ipairs(world.balancer.slots) do
-    local release, fed = fingerprint(slot)
+    local release, fed = fingerprint(world, slot)
     found[slot.name] = { release = release, fed = fed, state = slot.state, weight = slot.weight }
   end
   return found
@@ -29,7 +29,7 @@ end
 function ending.describe(world)
   local parts = {}
   for i, slot in ipairs(world.balancer.slots) do
-    local release, fed = fingerprint(slot)
+    local release, fed = fingerprint(world, slot)
     parts[i] = ("%s %s %s"):format(slot.name, release, fed and slot.weight or "-")
   end
   return table.concat(parts, ", ")
@@ -40,11 +40,12 @@ end
 ---@param spared table<string, boolean>
 ---@return string?
 function ending.not_new(world, spared)
+  if world.balancer.route then return "requests are still told apart" end
   for _, host in ipairs(world.machines) do
     local serving = 0
     for _, port in ipairs(world.ports) do
       local slot = world.balancer.named[host.name .. "-" .. port]
-      local release, fed, process = fingerprint(slot)
+      local release, fed, process = fingerprint(world, slot)
       if fed and release ~= world.target.release and not spared[host.name] then return ("%s gets traffic and runs %s"):format(slot.name, release) end
       if process and not fed and not world.keeps_old and not spared[host.name] then return ("%s runs %s and gets no traffic"):format(slot.name, release) end
       if fed then serving = serving + 1 end
@@ -60,7 +61,7 @@ end
 --- What a slot is not as it was; nil when it is.
 local function difference(world, slot)
   local was = world.initial[slot.name]
-  local release, fed, process = fingerprint(slot)
+  local release, fed, process = fingerprint(world, slot)
   if release ~= was.release then return ("%s runs %s; before: %s"):format(slot.name, release, was.release) end
   if fed ~= was.fed then return ("%s %s traffic; before the run it did%s"):format(slot.name, fed and "gets" or "gets no", was.fed and "" or " not") end
   if fed and slot.weight ~= was.weight then return ("%s has the weight %d; before: %d"):format(slot.name, slot.weight, was.weight) end

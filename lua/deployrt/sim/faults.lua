@@ -206,6 +206,7 @@ timed["balancer-reset"] = function(world)
     changes[#changes + 1] = { slot = slot.name, state = state.state, weight = state.weight }
   end
   owner:disturb(changes, "reset")
+  owner:lose_route("reset")
 end
 
 timed["balancer-edited"] = function(world, fault)

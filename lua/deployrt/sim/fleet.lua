@@ -15,7 +15,7 @@ process:
   ports: [%s]
   instances: %d
 health: {tcp: true, interval: 500ms, successes: 2, deadline: 60s}
-balancer: {type: haproxy, socket: /sim, backend: sim, drain: {timeout: 30s}}
+balancer: {type: haproxy, socket: /sim, backend: sim, map: /sim.map, drain: {timeout: 30s}}
 ]]
 
 --- Makes an application one that can be simulated: its hosts are names, its health is a simulated process's.

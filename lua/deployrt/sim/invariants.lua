@@ -6,21 +6,22 @@ local invariants = {}
 
 ---@class deployrt.sim.View  a world as an invariant sees it
 ---@field time number         seconds since the run began
----@field instances {host: string, port: integer, name: string, state: string, weight: integer, share: number, release?: string,
----  new: boolean, running: boolean, healthy: boolean, hurt: boolean}[]  what runs or gets traffic; share in percent
+---@field instances {host: string, port: integer, name: string, state: string, weight: integer, open: boolean, share: number,
+---  release?: string, new: boolean, running: boolean, healthy: boolean, hurt: boolean}[]  what runs or gets traffic; open: requests may come
+---  there; share in percent
 ---@field demand number       requests a second
 ---@field capacity number     requests a second that one instance can serve
 ---@field target string       the new release
 
 local slack = 1.02 -- weights are whole numbers
 
---- Sides of the fleet: weight, and how many of it can serve.
+--- Sides of the fleet: share, and how many of it can serve.
 local function sides(view)
-  local new, old = { weight = 0, able = 0, name = "new" }, { weight = 0, able = 0, name = "old" }
+  local new, old = { share = 0, able = 0, name = "new" }, { share = 0, able = 0, name = "old" }
   for _, each in ipairs(view.instances) do
     local side = each.new and new or old
-    side.weight = side.weight + each.weight
-    if each.weight > 0 and (each.healthy or each.hurt or each.slot.hurt) then side.able = side.able + 1 end
+    side.share = side.share + each.share
+    if each.share > 0 and (each.healthy or each.hurt or each.slot.hurt) then side.able = side.able + 1 end
   end
   return new, old
 end
@@ -36,26 +37,25 @@ local checks = {}
 checks["capacity"] = { on = { traffic = true, exit = true }, look = function(world, event, view)
   if world.crippled or not is_undisturbed(world) or (event.kind == "exit" and event.why ~= "stopped") then return end
   local new, old = sides(view)
-  local total = new.weight + old.weight
   for _, side in ipairs { new, old } do
-    local load = total > 0 and view.demand * side.weight / total or 0
+    local load = view.demand * side.share / 100
     if load > view.capacity * side.able * slack then
       return ("the %s side gets %.0f requests a second, and its %d instances that are ready can serve %.0f"):format(
         side.name, load, side.able, view.capacity * side.able)
     end
   end
-  if total == 0 and not world.allow_gap then return "nothing serves" end
+  if new.share + old.share == 0 and not world.allow_gap then return "nothing serves" end
 end }
 
 local function is_fed(world, event)
   local slot = world.balancer.named[event.host .. "-" .. event.port]
-  return slot.state == "ready" and slot.weight > 0, slot
+  return world.balancer:is_open(slot), slot
 end
 
 --- Whether a slot that is opened holds a process that was ready at some time.
 local function opened_too_early(world, change, before)
   local slot = world.balancer.named[change.slot]
-  local opens = slot.state == "ready" and slot.weight > 0 and not (before.state == "ready" and before.weight > 0)
+  local opens = world.balancer:is_open(slot) and not before.open
   if not opens or slot.hurt then return end
   local process = slot.machine:running(slot.port)
   if not process then return ("%s gets traffic, and nothing runs there"):format(slot.name) end
@@ -84,6 +84,7 @@ end }
 checks["stopped only when drained"] = { on = { signal = true }, look = function(world, event)
   local slot = world.balancer.named[event.host .. "-" .. event.port]
   local now = core.now()
+  if event.process.started > slot.left_at then return end -- what is still to come was for one that ran there before
   if event.process.hurt or event.signal == "KILL" or now >= slot.drained_at or now >= slot.left_at + world.drain_timeout then return end
   return ("%s:%d is stopped, and %.2fs of its requests are still to come"):format(event.host, event.port, slot.drained_at - now)
 end }
@@ -94,7 +95,7 @@ local function serving_and_healthy(world)
   for _, slot in ipairs(world.balancer.slots) do
     local process = slot.machine:running(slot.port)
     local fit = slot.hurt or (process and process.hurt) or machine.is_healthy(process, now)
-    if slot.state == "ready" and slot.weight > 0 and fit then count = count + 1 end
+    if world.balancer:is_open(slot) and fit then count = count + 1 end
   end
   return count
 end
@@ -106,7 +107,7 @@ checks["the last healthy instance stays"] = { on = { traffic = true }, look = fu
   if event.by ~= "run" or world.allow_gap or not is_undisturbed(world) or not before or before == 0 or world.serving_before > 0 then return end
   for _, change in ipairs(event.changes) do
     local slot = world.balancer.named[change.slot]
-    if slot.state == "ready" and slot.weight > 0 then return end -- it goes to something, if not to something healthy: said elsewhere
+    if world.balancer:is_open(slot) then return end -- it goes to something, if not to something healthy: said elsewhere
   end
   return "the last healthy instance was taken out of traffic"
 end }
@@ -115,26 +116,32 @@ local function new_share(view)
   local share, fed = 0, 0
   for _, each in ipairs(view.instances) do
     if each.new then share = share + each.share end
-    if each.new and each.weight > 0 then fed = fed + 1 end
+    if each.new and each.open then fed = fed + 1 end
   end
   return share, fed
 end
 
 --- Whether a change takes traffic from a slot altogether: the others' shares grow then.
-local function closes_something(event)
+local function closes_something(world, event)
   for i, change in ipairs(event.changes) do
-    if event.before[i].state == "ready" and change.state and change.state ~= "ready" then return true end
+    if event.before[i].open and not world.balancer:is_open(world.balancer.named[change.slot]) then return true end
   end
   return false
 end
 
---- Once a run is being taken back, the new release gets no instance more, and no greater share.
-checks["no rise after an abort"] = { on = { traffic = true, rollback = true }, look = function(world, event, view)
+--- Once a run is being taken back, the new release gets no instance more, and no greater share. A copy of the journal that
+--- lags may not know of that: who resumes from it goes forward again.
+checks["no rise after an abort"] = { on = { traffic = true, rollback = true, operator = true }, look = function(world, event, view)
+  if event.kind == "operator" then
+    world.backwards = false
+    return
+  end
   local before, fed_before = world.new_share or 0, world.new_fed or 0
   world.new_share, world.new_fed = new_share(view)
   if event.kind == "rollback" then world.backwards = true end
   if event.kind ~= "traffic" or event.by ~= "run" or not world.backwards or world.balancer.dirty or world.hurt then return end
-  if world.new_fed > fed_before or (world.new_share > before + 1 and not closes_something(event)) then
+  local rises = world.new_share > before + 1 and not closes_something(world, event) and not world.crippled -- an old one less: each has more
+  if world.new_fed > fed_before or rises then
     return ("the new release's share rises from %.0f%% to %.0f%% while the run is being rolled back"):format(before, world.new_share)
   end
 end }

@@ -168,21 +168,20 @@ end
 --- The shares and instances as they are now: what invariants look at.
 ---@return deployrt.sim.View
 function World:view()
-  local now, total = core.now(), 0
-  local list = {}
+  local now, list = core.now(), {}
+  local parts = self.balancer:parts(function(slot) return self.balancer:is_open(slot) end)
   for _, slot in ipairs(self.balancer.slots) do
     local process = slot.machine:running(slot.port)
-    local fed = slot.state == "ready" and slot.weight or 0
-    total = total + fed
-    if process or fed > 0 then
+    local part = parts[slot.name]
+    if process or part then
       list[#list + 1] = {
-        host = slot.host, port = slot.port, name = slot.name, state = slot.state, weight = fed, release = process and process.release,
+        host = slot.host, port = slot.port, name = slot.name, state = slot.state, weight = slot.state == "ready" and slot.weight or 0,
+        open = part ~= nil, share = 100 * (part or 0), release = process and process.release,
         new = process ~= nil and process.release == self.target.release, running = process ~= nil,
         healthy = machine.is_healthy(process, now), hurt = process and process.hurt or slot.hurt or false, process = process, slot = slot,
       }
     end
   end
-  for _, each in ipairs(list) do each.share = total > 0 and 100 * each.weight / total or 0 end
   return { time = now - self.began, instances = list, demand = self.balancer.demand, capacity = self.capacity, target = self.target.release }
 end
 

@@ -194,6 +194,10 @@ local function mend_one(context, index)
   local changes = differences(seen, context.wanted)
   local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
   if rerouted then driver:route(context.route or nil) end
+  for _, change in ipairs(changes) do
+    local slot = seen.slots[change.slot]
+    if change.state ~= "ready" and slot and slot.state == "ready" then context.closed_aside[change.slot] = true end
+  end
   if #changes > 0 then
     driver:prepare()
     driver:apply(changes)
@@ -278,6 +282,18 @@ function balancer.await_drained(context, _, args)
   end
 end
 
+--- Waits for what somebody else sent to a slot, which was closed again when that was seen; no operation waited for it.
+---@async
+---@param context table
+---@param name string  of the slot
+function balancer.await_strays(context, name)
+  if not context.closed_aside[name] then return end
+  local timeout = 0
+  for _, entry in ipairs(context.app.balancers) do timeout = math.max(timeout, entry.drain.timeout) end
+  balancer.await_drained(context, nil, { slots = { name }, timeout = timeout })
+  context.closed_aside[name] = nil
+end
+
 --- The slots that get routed requests now, and not in what is wanted.
 local function left_out(before, wanted)
   local kept, list = {}, {}
@@ -307,21 +323,39 @@ local function only_routed(context, names)
   return list
 end
 
+--- Takes traffic from slots by an action. When it fails, they may get some still: what runs there is not stopped then.
+---@param kind "kept_open"|"kept_routed"  which traffic: as one of all, or as one that routed requests go to
+local function or_keep(context, kind, slots, action)
+  local ok, err = pcall(action)
+  for _, name in ipairs(slots) do context[kind][name] = not ok or nil end
+  if not ok then error(err, 0) end
+end
+
+--- Who gets routed requests now; a balancer that is being restarted has its time to come back.
+local function routed_now(context)
+  local found
+  local err = patiently(patience_alone, function() found = read_one(context).route end)
+  if err then error(err, 0) end
+  return found
+end
+
 --- Tells requests apart, or not any more (false). Slots that get none any more are drained first, while the balancer
 --- still knows of what it sent them.
 ---@async
 function balancer.route(context, _, args)
   context.check_lock()
-  local wanted, before = args.route, read_one(context).route
-  local leaving = left_out(before, wanted)
-  if #leaving > 0 then
-    local closing = { rules = {} }
-    for key, value in pairs(context.route or {}) do closing[key] = value end
-    closing.slots, closing.percent = wanted and wanted.slots or {}, wanted and wanted.percent or 0
-    reroute(context, closing)
-    balancer.await_drained(context, nil, { slots = only_routed(context, leaving), timeout = args.timeout })
-  end
-  reroute(context, wanted)
+  local wanted = args.route
+  or_keep(context, "kept_routed", left_out(context.route, wanted), function()
+    local leaving = left_out(routed_now(context), wanted)
+    if #leaving > 0 then
+      local closing = { rules = {} }
+      for key, value in pairs(context.route or {}) do closing[key] = value end
+      closing.slots, closing.percent = wanted and wanted.slots or {}, wanted and wanted.percent or 0
+      reroute(context, closing)
+      balancer.await_drained(context, nil, { slots = only_routed(context, leaving), timeout = args.timeout })
+    end
+    reroute(context, wanted)
+  end)
   return {}
 end
 
@@ -385,11 +419,13 @@ function balancer.restore(context, _, args)
     if leaves then leaving[#leaving + 1] = change.slot end
   end
   table.move(drains, 1, #drains, #first + 1, first)
-  set(context, first, function()
-    if next(context.held_back) and ends_service(context, first) then refuse(context, first) end
+  or_keep(context, "kept_open", leaving, function()
+    set(context, first, function()
+      if next(context.held_back) and ends_service(context, first) then refuse(context, first) end
+    end)
+    balancer.await_drained(context, nil, { slots = leaving, timeout = args.timeout, long = args.long })
+    balancer.apply(context, nil, { changes = changes })
   end)
-  balancer.await_drained(context, nil, { slots = leaving, timeout = args.timeout, long = args.long })
-  balancer.apply(context, nil, { changes = changes })
   if next(held) then raise_held(held) end
   return {}
 end

@@ -4,6 +4,7 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local health = require "deployrt.health"
 local template = require "deployrt.template"
+local world_balancer = require "deployrt.world.balancer"
 
 local instance = {}
 local json = cjson.new()
@@ -177,9 +178,11 @@ end
 function instance.stop(context, host, args)
   local pid = pid_to_stop(context, host, args)
   if not pid then return { stopped = false } end
-  if context.kept_open[("%s-%d"):format(host.name, args.port)] then
+  local slot = ("%s-%d"):format(host.name, args.port)
+  if context.kept_open[slot] or context.kept_routed[slot] then
     errors.raise("serving", ("%s:%d still gets traffic, because what it replaced could not be put back"):format(host.name, args.port), { host = host.name })
   end
+  world_balancer.await_strays(context, slot)
   return end_process(host, args.port, pid, args)
 end
 
