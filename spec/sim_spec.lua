@@ -12,7 +12,7 @@ local function inside(fn)
   return result
 end
 
-local shipped = { "rolling", "blue_green", "in_place", "canary" }
+local shipped = { "rolling", "blue_green", "in_place", "canary", "canary_blue_green", "ab" }
 
 local function text_of(summary)
   return summary.violation and sim.report.violation(summary.violation, "") or ""
@@ -44,6 +44,21 @@ describe("the simulator", function()
       .. "require 'deployrt.sim'; io.write(table.concat(sim.report.trace(sim.play('canary', 7)), '\\n')) end)\""):format(package.path, package.cpath)
     local pipe <close> = io.popen(lua)
     assert.equal(first, pipe:read("a"))
+  end)
+
+  it("finds nothing wrong with requests that are told apart", function()
+    local summary = inside(function() return sim.test("canary", { seeds = 40, options = { sticky = true } }) end)
+    assert.equal("", text_of(summary))
+  end)
+
+  it("notices when requests are routed to what is not ready", function()
+    local own = script [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("ab", { name = "own" })
+      function own:prepare(new) new:start() end
+      return own]]
+    local summary = inside(function() return sim.test(own, { seeds = 20, fault = "none" }) end)
+    assert.truthy(summary.violation, "not one of 20 seeds caught it")
   end)
 
   for _, variant in ipairs(variants) do

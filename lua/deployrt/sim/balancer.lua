@@ -174,14 +174,15 @@ function Driver:check()
   reach(self)
 end
 
+--- A run that begins looks at the balancer right after this.
 function Driver:prepare()
   reach(self)
+  self.balancer.known = true
 end
 
 --- A stale answer is that of a moment ago.
 function Driver:read()
   reach(self)
-  self.balancer.known = true
   local now = core.now()
   if self.balancer.stale and now < self.balancer.stale.till then return self.balancer.stale end
   return { slots = snapshot(self.balancer), route = self.balancer.route }
@@ -209,12 +210,14 @@ local function clean(self, changes)
   self.dirty = is_dirty(self)
 end
 
---- Somebody else sets states. What the run has not seen yet is how it finds things: less may serve than the traffic needs.
+--- Somebody else sets states. What the run has not seen yet is how it finds things, and what it puts back: less may serve
+--- than the traffic needs, and an empty slot may be open.
 ---@param by string
 function Balancer:disturb(changes, by)
   if not self.known then self.world.hurt = true end
   for _, change in ipairs(changes) do
     local slot = self.named[change.slot]
+    slot.found_open = not self.known and change.state == "ready" or slot.found_open
     if slot.state ~= (change.state or slot.state) or slot.weight ~= (change.weight or slot.weight) then slot.dirty, self.dirty = true, true end
   end
   self:set(changes, by)

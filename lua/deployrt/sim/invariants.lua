@@ -58,6 +58,7 @@ local function opened_too_early(world, change, before)
   local opens = world.balancer:is_open(slot) and not before.open
   if not opens or slot.hurt then return end
   local process = slot.machine:running(slot.port)
+  if not process and slot.found_open then return end -- it was so before, and is put back
   if not process then return ("%s gets traffic, and nothing runs there"):format(slot.name) end
   if process.hurt or process.was_ready or process.ready_at <= core.now() then return end
   return ("%s gets traffic before release %s is ready there"):format(slot.name, process.release)
