@@ -119,7 +119,8 @@ os.exit(0)
     assert.same(cjson.null, app:status().lock)
   end)
 
-  it("on a terminal has prompts; Ctrl-C stops a line, and twice leaves", function()
+  --- A conversation on a terminal.
+  local function converse()
     local fifo, log = app.dir .. "/fifo", app.dir .. "/log"
     fixture.sh("mkfifo " .. fifo)
     local line = ("%s --state %s/state repl app.yml; echo exit $?"):format(fixture.deployrt(), app.dir)
@@ -136,6 +137,28 @@ os.exit(0)
       fixture.eventually(function() return shown():find(text, 1, true) end, 20, text .. " in:\n" .. shown())
     end
     await ":help says more.\n>"
+    return typing, await, shown, function()
+      typing:close()
+      fixture.eventually(function() return not fixture.alive(pid) end, 10, "the end of the terminal")
+    end
+  end
+
+  it("on a terminal lets a line be edited, and brings former ones back", function()
+    local typing, await, _, finish = converse()
+    typing:write("'onf'\27[D\127e\n") -- to the left, the letter before it away, another one
+    await '"one"\n>'
+    typing:write("'two'\n")
+    await '"two"\n>'
+    typing:write("\27[A\27[A .. '!'\n")
+    await '"one!"\n>'
+    typing:write("\4")
+    await "nothing was changed"
+    finish()
+    assert_as_before()
+  end)
+
+  it("on a terminal has prompts; Ctrl-C stops a line, and twice leaves", function()
+    local typing, await, shown, finish = converse()
     typing:write("new = self:successor(fleet:old()[1])\nnew:start() if true then\n")
     await ">>"
     typing:write("self:sleep(600) end\n")
@@ -150,8 +173,7 @@ os.exit(0)
     await "once more, and everything is taken back"
     typing:write("\3")
     await "exit 130"
-    typing:close()
-    fixture.eventually(function() return not fixture.alive(pid) end, 10, "the end of the terminal")
+    finish()
     assert_as_before()
   end)
 end)

@@ -5,6 +5,7 @@
 
 #include "channel.h"
 #include "digest.h"
+#include "editor.h"
 #include "event.h"
 #include "fs.h"
 #include "http.h"
@@ -53,6 +54,7 @@ int luaopen_deployrt_core(lua_State *L) {
   push_limit_functions(L);
   push_event_functions(L);
   push_system_functions(L);
+  push_editor_functions(L);
   push_lines_functions(L);
   push_link_functions(L);
   push_digest_functions(L);

@@ -36,6 +36,7 @@ Ctrl-C stops a line; once more, it leaves and takes everything back, and so does
 
 ---@class deployrt.Console  where the lines come from
 ---@field interactive boolean
+---@field ask? fun(prompt: string)  has a person asked for a line; without it the prompt is written
 ---@field write fun(text: string)
 ---@field lines string[]       typed, and not read yet; `ended`: no more will come
 ---@field arrived deployrt.Event  set when lines come, or a signal
@@ -60,7 +61,8 @@ end
 
 --- Says what awaits input, to a person.
 function Repl:prompt()
-  if self.console.interactive then self.console.write(self.pending and ">> " or "> ") end
+  local console, prompt = self.console, self.pending and ">> " or "> "
+  if console.ask then console.ask(prompt) elseif console.interactive then console.write(prompt) end
 end
 
 --- The next line; nil when there is none any more. Raises when the run is stopped.

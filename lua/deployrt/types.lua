@@ -132,6 +132,10 @@ function core.echo(fd, on) end
 ---@return deployrt.Lines
 function core.lines(fd) end
 
+--- Lines that a person types on the terminal, edited with GNU readline; nil without a terminal, or where it is not installed.
+---@return deployrt.Editor?
+function core.editor() end
+
 --- 64 hexadecimal digits.
 ---@param text string
 ---@return string
@@ -337,6 +341,20 @@ function Lines:next() end
 
 --- Lets go of the descriptor, which stays open.
 function Lines:close() end
+
+--- To be closed: `local editor <close> = core.editor()`.
+---@class deployrt.Editor
+local Editor = {}
+
+--- The next line; nil when the input has ended. One task at a time; between two lines the terminal is as it was.
+---@async
+---@param prompt string
+---@return string? line
+---@return deployrt.Error? err  "canceled"
+function Editor:next(prompt) end
+
+--- Gives the terminal back.
+function Editor:close() end
 
 --- To be closed: `local signals <close> = core.signals("INT")`.
 ---@class deployrt.Signals

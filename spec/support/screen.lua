@@ -80,6 +80,20 @@ end
 local controls = {
   A = function(self, n) self.row = math.max(1, self.row - n) end,
   B = function(self, n) self.row = math.min(self.rows, self.row + n) end,
+  C = function(self, n) self.column = math.min(self.columns, self.column + n) end,
+  D = function(self, n) self.column = math.max(1, self.column - n) end,
+  P = function(self, n)
+    for _ = 1, n do
+      table.remove(self.cells[self.row], self.column)
+      table.insert(self.cells[self.row], " ")
+    end
+  end,
+  ["@"] = function(self, n)
+    for _ = 1, n do
+      table.insert(self.cells[self.row], self.column, " ")
+      table.remove(self.cells[self.row])
+    end
+  end,
   H = function(self) self.row, self.column = 1, 1 end,
   J = function(self) self:erase(self.row, self.rows) end,
   K = function(self) self:erase(self.row, self.row) end,
@@ -107,7 +121,7 @@ function Screen:write(data)
   self.bytes, self.writes = self.bytes + #data, self.writes + 1
   local at = 1
   while at <= #data do
-    local parameters, final, after = data:match("^\27%[([%d;?]*)(%a)()", at)
+    local parameters, final, after = data:match("^\27%[([%d;?]*)([%a@])()", at)
     if parameters then
       self:control(parameters, final)
       at = after
@@ -116,6 +130,7 @@ function Screen:write(data)
       assert(char, "the screen got a broken character")
       at = at + #char
       if char == "\r" then self.column = 1
+      elseif char == "\b" then self.column = math.max(1, self.column - 1)
       elseif char == "\n" then self:feed_line() self.column = 1
       else
         assert(not char:find("%c"), "the screen got a control character")
