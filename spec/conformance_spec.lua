@@ -110,7 +110,7 @@ describe("conformance of", function()
     fixture.write(haproxy.config, config)
     haproxy:restart()
     assert.equal("", conforms({ type = "haproxy", socket = haproxy.socket, backend = "shop", map = map }, haproxy.port, {
-      restart = function() haproxy:restart() end, edit = function() haproxy:command("set server shop/alpha state maint") end, requests = 4000,
+      restart = function() haproxy:restart() end, edit = function() haproxy:command("set server shop/alpha state maint") end,
     }))
   end))
 

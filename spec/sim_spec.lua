@@ -46,6 +46,25 @@ describe("the simulator", function()
     assert.equal(first, pipe:read("a"))
   end)
 
+  -- What was wrong once: a route that could not be ended while the balancer was away, a copy of the journal that lacked it,
+  -- an interrupted run that could not be aborted, a compensation that was tried again after later ones.
+  for _, found in ipairs { { "canary", 54, { sticky = true } }, { "canary", 1539, { sticky = true } }, { "canary_blue_green", 3915, { sticky = true } },
+    { "rolling", 1738 }, { "ab", 1095 } } do
+    it(("holds what it once found broken: %s, seed %d"):format(found[1], found[2]), function()
+      local result = inside(function() return sim.play(found[1], found[2], { options = found[3] }) end)
+      assert.is_nil(result.violation, result.violation and sim.report.violation(result, ""))
+    end)
+  end
+
+  it("lets nobody begin a second run beside the first", function()
+    local result = inside(function() return sim.play("rolling", 5, { fleet = 2, faults = { { kind = "second-run", at = 3, seconds = 0 } } }) end)
+    assert.is_nil(result.violation, result.violation and result.violation.message)
+    local refused = false
+    for _, event in ipairs(result.events) do refused = refused or event.kind == "refused" and event.text:find("under way", 1, true) ~= nil end
+    assert.is_true(refused)
+    assert.equal("succeeded", result.outcome)
+  end)
+
   it("finds nothing wrong with requests that are told apart", function()
     local summary = inside(function() return sim.test("canary", { seeds = 40, options = { sticky = true } }) end)
     assert.equal("", text_of(summary))

@@ -173,6 +173,31 @@ local function settle(run, spec, id)
   end
 end
 
+local function changes_slot(name)
+  return function(args)
+    for _, change in ipairs(args.changes) do
+      if change.slot == name then return true end
+    end
+    return false
+  end
+end
+
+--- What is left of a compensation that failed, and is tried again: traffic that a later one has set is as it should be.
+---@return deployrt.Operation? spec  nil: nothing
+local function what_is_left(run, spec, id)
+  if spec.name == "balancer.route" then
+    return not run.turns:is_overtaken(id, spec.name, function() return true end) and spec or nil
+  elseif spec.name ~= "balancer.restore" then
+    return spec
+  end
+  local changes, left = {}, setmetatable({}, { __index = spec })
+  for _, change in ipairs(spec.args.changes) do
+    if not run.turns:is_overtaken(id, spec.name, changes_slot(change.slot)) then changes[#changes + 1] = change end
+  end
+  left.args = setmetatable({ changes = changes }, { __index = spec.args })
+  return changes[1] and left or nil
+end
+
 --- Changes the world. The way back is registered before the effect.
 ---@async
 ---@param spec deployrt.Operation
@@ -191,7 +216,8 @@ operation.effect = exempt(function(spec)
   run.changed = true
   if done and (done.ok or not undoing) then return hand_back(run, spec, id, done) end -- what could not be undone is tried again
   if in_doubt then settle(run, spec, id) end
-  return act(run, spec, id)
+  if done then spec = what_is_left(run, spec, id) end
+  return spec and act(run, spec, id) or {}
 end)
 
 --- Waits, unless the run is stopped meanwhile.

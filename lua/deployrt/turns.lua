@@ -53,6 +53,20 @@ function Turns:past(id)
   return self.intents[id], self.dones[id]
 end
 
+--- Whether a later operation of the same name did what concerns the same thing: one that failed is not to be tried again then.
+---@param id string
+---@param op string
+---@param concerns fun(args: table): boolean
+---@return boolean
+function Turns:is_overtaken(id, op, concerns)
+  local this = self.dones[id]
+  for other, done in pairs(self.dones) do
+    local intent = self.intents[other]
+    if done.op == op and done.ok and done.n > this.n and intent and concerns(intent.args) then return true end
+  end
+  return false
+end
+
 --- Operations that were begun, and of which nobody knows whether they were done.
 ---@return table[]
 function Turns:in_doubt()

@@ -252,7 +252,7 @@ check("tells requests apart, by rule and by an exact share", function(stand)
   if not route.is_same(before.route, wanted) then fail("the route is not read back as it was set") end
   stand.driver:route(wanted)
   if stand.driver:read().instance ~= before.instance then fail("the balancer is another one after the same route") end
-  local count = stand.requests or 10000
+  local count = 2 * (stand.requests or 10000) -- a balancer may leave it to chance
   local got = 100 * (tally(stand, count, true)[second] or 0) / count
   if math.abs(got - wanted.percent) > 1 then fail("%s should get %g%% of %d requests and got %.2f%%", second, wanted.percent, count, got) end
   expect_state(stand, first, "ready", 100)

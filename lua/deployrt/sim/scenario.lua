@@ -74,10 +74,22 @@ local function begin(plan)
   return world, app, target
 end
 
+--- A run begins, or is taken up: nobody else's may be under way.
+local function check_alone(world, life)
+  for _, other in ipairs(world.lives) do
+    if other ~= life and other.began and not other.finished and not other.dead then
+      world:violate("one run at a time", "a second controller goes on while the first is at work")
+    end
+  end
+  life.began = true
+end
+
 --- What people and invariants learn of a run.
 local function hear(world, life)
   return function(event)
-    if event.event == "op" and event.effect then
+    if event.event == "run.started" then
+      check_alone(world, life)
+    elseif event.event == "op" and event.effect then
       world.crippled = world.crippled or life.rolled_back_at ~= nil and not event.ok
       world:note("op", { text = event.op, host = event.host, instance = event.instance, ok = event.ok, error = event.error })
     elseif event.event == "step.started" then
@@ -115,11 +127,12 @@ local function options_of(world, plan, life, state)
   }
 end
 
---- The life of a controller, to its end or its death.
+--- The life of a controller, to its end or its death. What interrupts and freezes is meant for the one that is not a rival.
 ---@async
-local function live(world, body)
-  local life = { ended = core.event(), signal = core.event() }
-  world.life = life
+local function live(world, body, rival)
+  local life = { ended = core.event(), signal = core.event(), rival = rival }
+  world.lives[#world.lives + 1] = life
+  if rival then world.rival = life else world.life = life end
   life.task = core.spawn(function()
     core.locals().life = life
     local ok, result = pcall(body, life)
@@ -138,7 +151,7 @@ local function live(world, body)
   return life
 end
 
-local function deploy(world, plan, app, target, state)
+local function deploy(world, plan, app, target, state, rival)
   return live(world, function(life)
     local options = options_of(world, plan, life, state)
     options.target = function(session)
@@ -146,7 +159,7 @@ local function deploy(world, plan, app, target, state)
       return target
     end
     return run.execute(app, options)
-  end)
+  end, rival)
 end
 
 local function take_up(world, plan, app, state, verb)
@@ -242,13 +255,34 @@ local function see_through(world, plan, app, life, state)
   return life
 end
 
+--- Somebody else begins the same deployment from another machine.
+local function rival_of(world, plan, app, target)
+  local state = memory.state("rival", function() world:hold() end)
+  return function()
+    if world.rival then return end
+    core.spawn(function()
+      world:note("operator", { text = "deployrt run, on another machine" })
+      deploy(world, plan, app, target, state, true)
+    end)
+  end
+end
+
+--- The life that had the last word: of two that began, the one that was not refused, or came later.
+local function last_of(world, life)
+  local rival = world.rival
+  if not rival then return life end
+  if not rival.finished and not rival.dead then rival.ended:wait(longest) end
+  return rival.outcome and rival or life
+end
+
 local function play(world, plan, app, target)
   local state = memory.state("run", function(when) world:on_record(when) end)
   core.spawn(world.agenda.serve, world.agenda)
   core.sleep(0)
   world.began, world.watched = core.now(), true
+  world.on_second = rival_of(world, plan, app, target)
   world.faults:arm()
-  local life = see_through(world, plan, app, deploy(world, plan, app, target, state), state)
+  local life = last_of(world, see_through(world, plan, app, deploy(world, plan, app, target, state), state))
   world.over = true
   if not world.violation then check_end(world, life) end
   return life

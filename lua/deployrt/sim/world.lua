@@ -36,7 +36,7 @@ local json = cjson.new()
 function world.new(seed, app, opts)
   local self = setmetatable({
     seed = seed, app = app, ports = app.process.ports, machines = {}, by_name = {}, events = {}, target = opts.target, check = opts.check,
-    agenda = agenda.new(), launches = {}, records = 0, began = 0,
+    agenda = agenda.new(), launches = {}, lives = {}, records = 0, began = 0,
   }, World)
   for i, entry in ipairs(app.hosts) do
     local host = machine.new(entry.name, self)
@@ -162,7 +162,7 @@ end
 
 --- Somebody else starts a run meanwhile.
 function World:second_run()
-  if self.on_second and self.life and not self.life.dead and not self.life.finished then self.on_second() end
+  if self.life and not self.life.finished then self.on_second() end
 end
 
 --- The shares and instances as they are now: what invariants look at.
