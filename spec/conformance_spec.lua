@@ -182,7 +182,7 @@ describe("conformance of", function()
 import json, socket, sys
 wanted = json.load(sys.stdin)
 line = ""
-for slot in wanted["slots"]:
+for slot in sorted(wanted["slots"], key=lambda slot: slot["state"] != "ready"):
     line += "set server shop/%%s weight %%d; set server shop/%%s state %%s;" %% (slot["name"], slot["weight"], slot["name"], slot["state"])
 s = socket.socket(socket.AF_UNIX)
 s.connect("%s")
