@@ -14,6 +14,7 @@ local midnight = 1700000000 -- the time of day at which every simulation begins
 local capacity = 100        -- requests a second that an instance can serve
 local longest = 2 * 3600    -- seconds in which a controller must have come to an end
 local attempts = 6          -- of an operator, until a run must have ended
+local abort_within = 100    -- seconds: what is in flight may wait for its health (60), and for a host that does not answer (30)
 
 ---@class deployrt.sim.Scenario
 ---@field seed integer
@@ -98,6 +99,9 @@ local function hear(world, life)
       world:note("analysis", { verdict = event.verdict, text = event.reason })
     elseif event.event == "rollback.started" then
       life.rolled_back_at, world.reason = core.now(), event.reason
+      if life.asked_at and core.now() - life.asked_at > abort_within then
+        world:violate("an abort is honoured in time", ("it was asked for %.0f seconds before the way back began"):format(core.now() - life.asked_at))
+      end
       world:note("rollback", { text = event.reason })
     elseif event.event == "run.finished" then
       life.outcome, life.left = event.outcome, event.left

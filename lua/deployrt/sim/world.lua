@@ -143,6 +143,7 @@ end
 function World:interrupt()
   local life = self.life
   if not life or life.dead or life.finished then return end
+  life.asked_at = life.asked_at or core.now()
   life.signal:set()
 end
 
