@@ -21,6 +21,7 @@ local routes = require "deployrt.balancer.route"
 ---@field named table<string, deployrt.sim.Slot>
 ---@field demand number    requests a second
 ---@field route? deployrt.Route  who gets the routed slots, where requests are told apart
+---@field lives integer    one more with each restart
 ---@field dirty boolean    somebody else changed it, and nobody has set all of it right yet
 local Balancer = {}
 Balancer.__index = Balancer
@@ -33,7 +34,7 @@ local patience = 10     -- seconds in which a change must be seen
 ---@param world deployrt.sim.World
 ---@return deployrt.sim.Balancer
 function balancer.new(world)
-  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, counted = 0, dirty = false, random = world:stream("balancer") }, Balancer)
+  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, counted = 0, lives = 1, dirty = false, random = world:stream("balancer") }, Balancer)
   for _, host in ipairs(world.machines) do
     for _, port in ipairs(world.ports) do
       local slot = {
@@ -245,7 +246,11 @@ local function carry_out(self, effect, is_seen)
   local owner, started = self.balancer, core.now()
   local fate = self.world.faults:on_apply(owner)
   if fate.stale then owner.stale = { slots = snapshot(owner), route = owner.route, till = core.now() + fate.stale } end
-  if fate.late then self.world.agenda:after(fate.late, effect) else effect() end
+  local life = owner.lives
+  local function late_effect() -- a restart forgets what it was still to do
+    if owner.lives == life then effect() end
+  end
+  if fate.late then self.world.agenda:after(fate.late, late_effect) else effect() end
   if fate.timeout then
     core.sleep(5)
     errors.raise("timeout", "the balancer's socket: no answer within the time allowed")

@@ -200,6 +200,7 @@ end
 timed["balancer-reset"] = function(world)
   local owner, changes = world.balancer, {}
   owner:count()
+  owner.lives = owner.lives + 1
   for _, slot in ipairs(owner.slots) do
     local state = owner.kept and owner.kept[slot.name] or world.initial[slot.name]
     slot.requests, slot.errors = 0, 0
