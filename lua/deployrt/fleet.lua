@@ -65,7 +65,7 @@ function Fleet:discover()
     self.listening[host.name] = answers[i].listening
     for _, slot in ipairs(answers[i].slots) do
       local launch = slot.launch or { release = "unknown", settings = "", command = {} }
-      local member = instance.new { host = host, port = slot.port, launch = launch, pid = slot.pid }
+      local member = instance.new { host = host, port = slot.port, launch = launch, pid = slot.pid, key = slot.key }
       if slot.state == "running" then
         member.state = self:state_of(member)
         self:add(member)

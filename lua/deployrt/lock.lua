@@ -134,7 +134,7 @@ function lock.take(connections, opts)
   table.sort(sorted, function(a, b) return a.name < b.name end)
   local self = setmetatable({
     run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(),
-    connections = {}, step = "", told = core.event(), beaten = core.now(),
+    connections = {}, step = "", told = core.event(), beaten = core.now(), confirmed = core.now(),
   }, Lock)
   for _, host in ipairs(sorted) do
     local ok, err = pcall(take_one, self, host, opts.is_over)
@@ -144,11 +144,23 @@ function lock.take(connections, opts)
     end
     self.connections[#self.connections + 1] = host
   end
-  return self
+  local ok, err = pcall(self.check, self) -- whoever slept in between has perhaps lost the first of them again
+  if ok then return self end
+  self:release()
+  error(err, 0)
+end
+
+--- A sign of life to a host. What it confirms was so when it was asked, however late its answer is read.
+local function ask(self, host)
+  local asked = core.now()
+  local ok, answer = pcall(host.call, host, "lock_beat", { self.run, tostring(self.epoch), self.step })
+  if ok then self.confirmed = math.max(self.confirmed, asked) end
+  if not ok and answer.code == "superseded" then self.lost = answer end
+  return ok, answer
 end
 
 local function beat_one(self, host, failures)
-  local ok, answer = pcall(host.call, host, "lock_beat", { self.run, tostring(self.epoch), self.step })
+  local ok, answer = ask(self, host)
   if not ok then
     if answer.code == "superseded" then failures[#failures + 1] = answer end
     return
@@ -204,12 +216,10 @@ end
 ---@async
 --- Raises deployrt.Error: "superseded".
 function Lock:check()
-  if core.now() - self.beaten < 3 * beat_every then return end
-  fleet.together(self.connections, function(host)
-    local ok, err = pcall(host.call, host, "lock_beat", { self.run, tostring(self.epoch), self.step })
-    if not ok and err.code == "superseded" then error(err, 0) end
-  end)
-  self.beaten = core.now()
+  if self.lost then error(self.lost, 0) end
+  if core.now() - self.confirmed < 3 * beat_every then return end
+  fleet.together(self.connections, function(host) ask(self, host) end)
+  if self.lost then error(self.lost, 0) end
 end
 
 --- Gives no more signs of life.
@@ -223,16 +233,27 @@ function Lock:stop()
   self.beating = nil
 end
 
+local function let_go(self)
+  local held = self.connections
+  self.active, self.connections = false, {}
+  fleet.together(held, function(host) pcall(host.call, host, "lock_release", { self.run, tostring(self.epoch) }) end)
+  return held
+end
+
+--- Another controller has it: hosts go on refusing what is asked of them as its holder, and what is held still is let go.
+--- Any task may say so, also one that gave a sign of life.
+---@async
+---@param err deployrt.Error  "superseded"
+function Lock:give_up(err)
+  self.lost = self.lost or err
+  let_go(self)
+end
+
 --- Lets go of the lock on all hosts that can be reached.
 ---@async
 function Lock:release()
   self:stop()
-  local held = self.connections
-  self.connections = {}
-  fleet.together(held, function(host)
-    pcall(host.call, host, "lock_release", { self.run, tostring(self.epoch) })
-    host.guard = nil
-  end)
+  for _, host in ipairs(let_go(self)) do host.guard = nil end
 end
 
 return lock

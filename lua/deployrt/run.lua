@@ -10,6 +10,7 @@ local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
+local leftover = require "deployrt.leftover"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
@@ -118,20 +119,6 @@ local function finish_well(self)
   try("what was adopted still runs: ", adoption.stop_last, self)
 end
 
-local away = { lost = true, unreachable = true }
-
---- What is left when compensations failed, host by host, with what mends it.
-local function left_over(self, failures)
-  local left = {}
-  for _, failure in ipairs(failures) do
-    left[#left + 1] = {
-      host = failure.host or "balancer", message = ("%s: %s"):format(failure.label, errors.text(failure.error)),
-      command = ("%sdeployrt abort %s"):format(away[failure.error.code] and ("once %s is back: "):format(failure.host or "it") or "", self.app.file),
-    }
-  end
-  return left
-end
-
 --- From now on a disk that is full stops nothing: going back, or saying that the run is over, counts more.
 local function endure(self)
   self.journal:endure(function(err) self.emit { event = "warning", message = errors.text(err) } end)
@@ -145,7 +132,8 @@ local function roll_back(self, cause)
   if not self.turns.unwinding then self.journal:write { type = "ROLLBACK", reason = cause.message } end
   local locals = core.locals()
   locals.scope, locals.undoing = undo.root("undo/end"), true
-  local left = left_over(self, operation.unwind(self.root))
+  local left = leftover.describe(self, operation.unwind(self.root))
+  if #left == 0 and self.resumed then left = leftover.describe(self, leftover.stop_unknown(self)) end
   self.emit { event = "rollback.finished", ok = #left == 0, left = left }
   local hook_ok, hook_err = pcall(self.script.hook, self.script, "failed", { ERROR = cause.message })
   if not hook_ok then self.emit { event = "warning", message = errors.text(errors.wrap(hook_err)) } end
@@ -283,6 +271,14 @@ local function open_journal(self, path, options)
   end
 end
 
+--- Another controller has taken over. Where the lock was taken after that one had come and gone, it is let go.
+local function give_up(self, err)
+  if self.leaving then return self.leaving:wait() end
+  self.leaving = core.event()
+  self.lock:give_up(err)
+  self.leaving:set()
+end
+
 --- A run, new or in a later life, with all that its tasks need.
 local function new_run(opened, options)
   local past = options.past
@@ -292,7 +288,7 @@ local function new_run(opened, options)
   opened.fleet.target = target
   local self = opened:new_run {
     id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
-    has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
+    resumed = past ~= nil, has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
     turns = turns.new(past and past.records), root = undo.root(), stop = stopping.stop, control = control.new(options.yes),
   }
   open_journal(self, options.state:directory(id), options)
@@ -302,7 +298,10 @@ local function new_run(opened, options)
     if self.begun then options.emit(event, opened.secrets) end
   end
   self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
-  self.leave = function(err) options.leave(err) end
+  self.leave = function(err)
+    if self.lock and err and err.code == "superseded" then give_up(self, err) end
+    options.leave(err)
+  end
   self.announce = announce
   self.script = script.trusted(self, options.values)
   return self

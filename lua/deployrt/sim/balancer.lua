@@ -164,29 +164,32 @@ function balancer.driver(self)
   return setmetatable({ balancer = self, world = self.world }, Driver)
 end
 
+--- A request on its way. What was sent arrives, whatever becomes of the sender.
 local function reach(self)
   self.world:hold()
   core.sleep(self.balancer.random:uniform(0.0005, 0.005))
-  self.world:hold()
   if self.balancer.down then errors.raise("refused", "the balancer's socket refuses the connection") end
 end
 
 function Driver:check()
   reach(self)
+  self.world:hold()
 end
 
 --- A run that begins looks at the balancer right after this.
 function Driver:prepare()
   reach(self)
   self.balancer.known = true
+  self.world:hold()
 end
 
 --- A stale answer is that of a moment ago.
 function Driver:read()
   reach(self)
-  local now = core.now()
-  if self.balancer.stale and now < self.balancer.stale.till then return self.balancer.stale end
-  return { slots = snapshot(self.balancer), route = self.balancer.route }
+  local stale = self.balancer.stale
+  local seen = stale and core.now() < stale.till and stale or { slots = snapshot(self.balancer), route = self.balancer.route }
+  self.world:hold()
+  return seen
 end
 
 local function agrees(slots, changes)
@@ -302,6 +305,7 @@ function Driver:stats()
       requests = math.floor(slot.requests), errors = math.floor(slot.errors), latency = process and process.latency or 0.02,
     }
   end
+  self.world:hold()
   return self.world.faults:on_stats(stats)
 end
 

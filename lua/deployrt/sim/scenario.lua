@@ -13,6 +13,7 @@ local scenario = {}
 local midnight = 1700000000 -- the time of day at which every simulation begins
 local capacity = 100        -- requests a second that an instance can serve
 local longest = 2 * 3600    -- seconds in which a controller must have come to an end
+local silence = 32          -- seconds after which a run counts as dead, and a little more
 local attempts = 6          -- of an operator, until a run must have ended
 local abort_within = 100    -- seconds: what is in flight may wait for its health (60), and for a host that does not answer (30)
 
@@ -78,7 +79,7 @@ end
 --- A run begins, or is taken up: nobody else's may be under way.
 local function check_alone(world, life)
   for _, other in ipairs(world.lives) do
-    if other ~= life and other.began and not other.finished and not other.dead then
+    if other ~= life and other.began and not other.finished and not other.dead and not other.overtaken then
       world:violate("one run at a time", "a second controller goes on while the first is at work")
     end
   end
@@ -241,7 +242,7 @@ end
 --- What an operator does about a run that did not end: first what the fault says, in the end an abort.
 local function see_through(world, plan, app, life, state)
   for i = 1, attempts do
-    if world.violation or ended(life) then return life end
+    if world.violation or ended(life) or life.overtaken then return life end
     if life.finished and life.exit == 3 then check_left(world, life) end
     if life.error and (life.error.code == "nothing" or not life.resumed and i == 1) then return life end
     local crash = life.why == "crash" and world.crash
@@ -271,8 +272,30 @@ local function rival_of(world, plan, app, target)
   end
 end
 
---- The life that had the last word: of two that began, the one that was not refused, or came later.
-local function last_of(world, life)
+--- Somebody believes the controller dead, because it gave no sign of life for long enough, and takes its run up. When it
+--- wakes, it must find out, and leave.
+local function takeover_of(world, plan, app)
+  local state = memory.state("elsewhere", function() world:hold() end)
+  return function(life, fault)
+    core.spawn(function()
+      core.sleep(silence)
+      if not life.frozen or life.finished or life.dead or world.takeover then return end
+      world.takeover, life.overtaken = core.event(), true
+      local later = take_up(world, plan, app, state, fault.verb)
+      if later.error then life.overtaken = false else world.later = later end
+      world.takeover:set()
+    end)
+  end
+end
+
+--- The life that had the last word: of two controllers, the one that was not refused, or came later.
+local function last_of(world, life, see)
+  if world.takeover then world.takeover:wait(longest) end
+  if world.later then
+    life = see(world.later)
+  elseif not ended(life) then
+    life = see(life)
+  end
   local rival = world.rival
   if not rival then return life end
   if not rival.finished and not rival.dead then rival.ended:wait(longest) end
@@ -284,9 +307,10 @@ local function play(world, plan, app, target)
   core.spawn(world.agenda.serve, world.agenda)
   core.sleep(0)
   world.began, world.watched = core.now(), true
-  world.on_second = rival_of(world, plan, app, target)
+  world.on_second, world.on_freeze = rival_of(world, plan, app, target), takeover_of(world, plan, app)
   world.faults:arm()
-  local life = last_of(world, see_through(world, plan, app, deploy(world, plan, app, target, state), state))
+  local function see(life) return see_through(world, plan, app, life, state) end
+  local life = last_of(world, see(deploy(world, plan, app, target, state)), see)
   world.over = true
   if not world.violation then check_end(world, life) end
   return life

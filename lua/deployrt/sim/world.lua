@@ -66,7 +66,14 @@ function World:site()
   return {
     dial = function(entry) return link.dial(self.by_name[entry.name], self) end,
     driver = function() return balancer.driver(self.balancer) end,
-    world = simulated.new,
+    world = function(context)
+      local check = context.check_lock
+      function context.check_lock() -- a frozen controller does not get as far as this
+        self:hold()
+        check()
+      end
+      return simulated.new(context)
+    end,
   }
 end
 
@@ -158,7 +165,7 @@ function World:freeze(fault)
     thaw:set()
     self:note("fault", { text = "the frozen controller goes on" })
   end)
-  if self.on_freeze then self.on_freeze(life, fault) end
+  self.on_freeze(life, fault)
 end
 
 --- Somebody else starts a run meanwhile.

@@ -139,7 +139,10 @@ end
 local function change_one(context, index, action)
   local behind = context.behind[index]
   local patience = #context.drivers == 1 and patience_alone or behind and 0 or patience_beside
-  local err = patiently(patience, function() action(context.drivers[index]) end)
+  local err = patiently(patience, function()
+    context.check_lock() -- each time: a balancer has no epoch to refuse who was superseded while it waited
+    action(context.drivers[index])
+  end)
   if not err and not behind then context.has[index] = snapshot(context) end
   if err and not behind then
     context.behind[index] = err
@@ -193,15 +196,14 @@ local function mend_one(context, index)
   local seen = driver:read()
   local changes = differences(seen, context.wanted)
   local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
+  if #changes > 0 then driver:prepare() end
+  if #changes > 0 or rerouted then context.check_lock() end
   if rerouted then driver:route(context.route or nil) end
   for _, change in ipairs(changes) do
     local slot = seen.slots[change.slot]
     if change.state ~= "ready" and slot and slot.state == "ready" then context.closed_aside[change.slot] = true end
   end
-  if #changes > 0 then
-    driver:prepare()
-    driver:apply(changes)
-  end
+  if #changes > 0 then driver:apply(changes) end
   if #changes > 0 or rerouted then
     context.warn(context.behind[index] and ("%s is back: %d slots brought up to date"):format(name_of(context, index), #changes)
       or ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes))
