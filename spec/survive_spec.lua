@@ -119,6 +119,23 @@ describe("a run", function()
     assert.equal(cjson.null, app:status().lock)
   end)
 
+  it("that slept while its lock was taken away does no harm when it wakes, also not to the balancer", function()
+    strategy "self.super.deploy(self) self:log('asleep') self:sleep(60)"
+    local log = app.dir .. "/log"
+    local pid = background({ "./own.lua", "app.yml" }, log)
+    fixture.eventually(function() return fixture.read(log):find("asleep", 1, true) end, 8, "the sleep")
+    fixture.signal(pid, "STOP")
+    assert.equal(0, app:command({ "unlock", "app.yml", "--force" }).exit)
+    assert.equal(0, app:deploy("rolling", "3.0", nil, { "--force" }).exit)
+    local load = app:load { rate = 200 }
+    fixture.eventually(function() return load:numbers().requests > 20 end)
+    fixture.signal(pid, "CONT")
+    await_end(pid)
+    contains(fixture.read(log), "does not hold the lock")
+    assert.same({ "3.0" }, app:serving())
+    assert.same({}, load:stop().errors)
+  end)
+
   it("that was killed blocks others, is shown by status, and can be resumed where its journal never was", function()
     local killed = app:mortal("after", 12, { "rolling", "app.yml" })
     assert.equal(137, killed.exit)
