@@ -128,6 +128,25 @@ describe("HAProxy run by deployrt", function()
     assert.same({ web1 = 3 }, (answers(3)))
   end))
 
+  it("is started when another one is still ending, and resets who asks it", inside(function()
+    local driver = managed(1)
+    serve(1)
+    host:execute { "mkdir", "-p", "-m", "700", driver.paths.socket_directory }
+    host:spawn { "python3", "-c", [[
+import os, socket, sys, time
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1]); s.listen()
+s.settimeout(0.1)
+end = time.time() + 0.6
+while time.time() < end:
+    try: s.accept()[0].close() # what was asked is not read
+    except TimeoutError: pass
+os.unlink(sys.argv[1])]], driver.paths.socket }
+    await("its socket", function() return host:execute({ "test", "-S", driver.paths.socket }).status == 0 end)
+    driver:prepare()
+    assert.equal("maint", driver:read().slots["web1-8080"].state)
+  end))
+
   it("is brought back by the next change when it died", inside(function()
     local driver = started(1)
     ready(driver, { "web1" })

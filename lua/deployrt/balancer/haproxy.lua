@@ -85,6 +85,9 @@ function HAProxy:look()
   if self.map then table.move(routes.observations(self.backend, self.map), 1, 3, #request + 1, request) end
   local text = self:ask(request)
   local rows, pid = runtime.rows_of(text, self.backend), text:match("\nPid: (%d+)")
+  if text == "" then
+    errors.raise("lost", ("HAProxy at %s: it closed the connection without an answer: it is ending"):format(self.socket), { host = self.host.name })
+  end
   if not pid then self:fail("what answers there is not HAProxy's runtime API", text:sub(1, 300)) end
   local routed, slots = routed_slots(self, text), servers.match(self, rows)
   for name, row in pairs(slots) do slots[name] = routes.merge(row, routed[name]) end

@@ -130,12 +130,16 @@ local function require_program(driver)
     .. "a running one with balancer.socket instead of balancer.managed", { host = driver.host.name })
 end
 
---- What our HAProxy says, or nil when it does not run.
+--- What our HAProxy says, or nil when it does not run. One that is ending resets connections for a moment.
 local function look(driver)
-  local ok, seen = pcall(driver.look, driver)
-  if ok then return seen end
-  if seen.code == "missing" or seen.code == "refused" then return nil end
-  error(seen, 0)
+  local deadline = core.now() + 2
+  while true do
+    local ok, seen = pcall(driver.look, driver)
+    if ok then return seen end
+    if seen.code == "missing" or seen.code == "refused" then return nil end
+    if seen.code ~= "lost" or core.now() > deadline then error(seen, 0) end
+    errors.check(core.sleep(0.02))
+  end
 end
 
 --- Whether the listening process is ours: the worker that answers, or the master above it.
