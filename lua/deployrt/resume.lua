@@ -153,6 +153,12 @@ local function ask_in_doubt(run, options)
   end
 end
 
+--- Whether a life of this run that was killed then had started it again.
+local function was_mended(run, member, found)
+  local launch = found.launch
+  return found.key:sub(1, #run.id + 1) == run.id .. "/" and launch ~= nil and launch.release == member.release and launch.settings == member.launch.settings
+end
+
 --- Instances that the journal leaves running, and that are not there any more.
 local function missing_instances(run, only_old)
   local doubtful, missing = {}, {}
@@ -161,6 +167,7 @@ local function missing_instances(run, only_old)
     local adopted = not member.stranger or member.recorded -- before that the process is none of ours to look after
     local known = adopted and not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
     local found = known and run.world:perform({ name = "instance.show", host = member.host, args = { port = member.port } }, "")
+    if found and found.state == "running" and was_mended(run, member, found) then member.pid = found.pid end
     if found and found.state == "running" and found.pid ~= member.pid then
       errors.raise("moved", ("%s: another process runs there than the journal has: the application was changed by somebody else meanwhile; "
         .. "see `deployrt status`"):format(member.label), { host = member.host.name })
@@ -227,6 +234,10 @@ local function want_what_is_there(run, records)
   for name in pairs(context.wanted) do context.wanted[name] = nil end
   local ok, found = pcall(function() return #context.drivers > 0 and world_balancer.read(context) or { slots = {} } end)
   for name, slot in pairs(ok and found.slots or {}) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
+  for _, member in ipairs(run.fleet.members) do -- the new release gets no traffic again that it has lost already
+    local slot = ok and found.slots[member.slot]
+    if slot and slot.state ~= "ready" and run.fleet:is_target(member) then context.gone[member.slot] = true end
+  end
   if ok then context.route = found.route or false end
 end
 
