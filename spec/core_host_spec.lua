@@ -148,7 +148,8 @@ for _, candidate in ipairs(shells) do
 
     it("tells a process that was told to end from one that goes on", with_link(function()
       local port = free_port()
-      local pid = start(port, "k1", "--", "sh", "-c", "trap '' TERM; sleep 600")
+      local pid = start(port, "k1", "--", "sh", "-c", "trap '' TERM; echo deaf; sleep 600")
+      eventually(function() return read(root .. "/logs/" .. port .. ".log") == "deaf\n" end, "its trap")
       assert.equal("running", (state(port)))
       call("process_signal", port, pid, "TERM")
       assert.equal("ending", (state(port)))

@@ -236,7 +236,7 @@ local function want_what_is_there(run, records)
   for name, slot in pairs(ok and found.slots or {}) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
   for _, member in ipairs(run.fleet.members) do -- the new release gets no traffic again that it has lost already
     local slot = ok and found.slots[member.slot]
-    if slot and slot.state ~= "ready" and run.fleet:is_target(member) then context.gone[member.slot] = true end
+    if slot and slot.state ~= "ready" and run.fleet:is_target(member) then context.closed[member.slot] = true end
   end
   if ok then context.route = found.route or false end
 end

@@ -113,7 +113,7 @@ function Session:new_run(fields)
   }
   for key, value in pairs(fields or {}) do run[key] = value end
   run.world = self.site.world {
-    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted, held_back = {}, kept_open = {}, kept_routed = {}, closed_aside = {}, gone = {},
+    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted, held_back = {}, kept_open = {}, kept_routed = {}, closed_aside = {}, gone = {}, closed = {},
     behind = {}, has = {}, -- by the balancer's place: why it is away, and the states that it was last known to have
     warn = function(message) run.emit { event = "warning", message = message } end,
     connections = self.connections, controller = self.controller,

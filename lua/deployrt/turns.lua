@@ -62,7 +62,8 @@ function Turns:is_overtaken(id, op, concerns)
   local this = self.dones[id]
   for other, done in pairs(self.dones) do
     local intent = self.intents[other]
-    if done.op == op and done.ok and done.n > this.n and intent and concerns(intent.args) then return true end
+    local did = done.op == op and done.ok and not (done.result and done.result.skipped)
+    if did and done.n > this.n and intent and concerns(intent.args) then return true end
   end
   return false
 end

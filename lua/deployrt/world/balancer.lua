@@ -403,7 +403,8 @@ local function without_held_back(context, changes)
   for _, change in ipairs(changes) do
     local holds = change.state == "ready" and context.held_back[change.slot]
     if holds then held[change.slot] = true elseif change.state == "ready" then opening = opening + 1 end
-    kept[#kept + 1] = (holds or change.state == "ready" and context.gone[change.slot]) and { slot = change.slot, state = "maint" } or change
+    local shut = context.gone[change.slot] or context.closed[change.slot]
+    kept[#kept + 1] = (holds or change.state == "ready" and shut) and { slot = change.slot, state = "maint" } or change
   end
   if next(held) and opening == 0 then refuse(context, changes) end
   return kept, held
@@ -413,7 +414,7 @@ end
 --- any more is drained before the slot is closed.
 function balancer.restore(context, _, args)
   local changes, held = without_held_back(context, args.changes)
-  if next(context.gone) and ends_service(context, changes) then return {} end -- a step on the way back to what is there already
+  if next(context.gone) and ends_service(context, changes) then return { skipped = true } end -- a step on the way back to what is there already
   local first, drains, leaving = {}, {}, {}
   for _, change in ipairs(changes) do
     local leaves = change.state ~= "ready"

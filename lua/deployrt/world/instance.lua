@@ -190,7 +190,8 @@ end
 --- was told to end, by a life of the run that ended first, does so, and is started anew.
 function instance.restore(context, host, args, key)
   local found = instance.show(context, host, args)
-  context.gone[("%s-%d"):format(host.name, args.port)] = nil
+  local slot = ("%s-%d"):format(host.name, args.port)
+  context.gone[slot], context.closed[slot] = nil, nil
   if found.ending then
     end_process(host, args.port, found.pid, context.app.process.stop)
   elseif found.state == "running" and is_same(found.launch, args.launch) then
