@@ -225,18 +225,21 @@ end
 --- A rollback that goes on wants of the balancers what is there, until it wants something else: what the strategy wanted
 --- last is not to be brought back. What was stopped already is not opened again on the way.
 local function want_what_is_there(run, records)
-  local context, instances = run.world.context, {}
+  local context, instances, put_back = run.world.context, {}, {}
   for _, record in ipairs(records) do
     if record.type == "INTENT" and record.id:find("^undo") then instances[record.id] = record.instance end
     local label = record.type == "DONE" and record.ok and instances[record.id]
-    if label and record.op:find("^instance%.") then context.gone[world_balancer.slot_of(label)] = record.op == "instance.stop" or nil end
+    if label and record.op:find("^instance%.") then
+      local slot = world_balancer.slot_of(label)
+      context.gone[slot], put_back[slot] = record.op == "instance.stop" or nil, record.op == "instance.restore" or nil
+    end
   end
   for name in pairs(context.wanted) do context.wanted[name] = nil end
   local ok, found = pcall(function() return #context.drivers > 0 and world_balancer.read(context) or { slots = {} } end)
   for name, slot in pairs(ok and found.slots or {}) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
   for _, member in ipairs(run.fleet.members) do -- the new release gets no traffic again that it has lost already
     local slot = ok and found.slots[member.slot]
-    if slot and slot.state ~= "ready" and run.fleet:is_target(member) then context.closed[member.slot] = true end
+    if slot and slot.state ~= "ready" and run.fleet:is_target(member) and not put_back[member.slot] then context.closed[member.slot] = true end
   end
   if ok then context.route = found.route or false end
 end
