@@ -196,7 +196,10 @@ local function mend_one(context, index)
   local seen = driver:read()
   local changes = differences(seen, context.wanted)
   local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
-  if #changes > 0 then driver:prepare() end
+  if #changes > 0 then
+    context.check_lock() -- a balancer has no epoch: who was superseded finds out by himself, before each change
+    driver:prepare()
+  end
   if #changes > 0 or rerouted then context.check_lock() end
   if rerouted then driver:route(context.route or nil) end
   for _, change in ipairs(changes) do

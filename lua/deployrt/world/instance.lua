@@ -15,6 +15,11 @@ local function values_of(host, port, launch)
   return { port = port, host = host.name, release = launch.release, dir = directory }
 end
 
+--- What balancers call it.
+local function slot_of(host, port)
+  return ("%s-%d"):format(host.name, port)
+end
+
 local function parse(host, line)
   local port, state, pid, key, record = line:match("^(%d+)\t(%l+)\t(%d+)\t([^\t]*)\t(.*)$")
   if not state then
@@ -178,7 +183,7 @@ end
 function instance.stop(context, host, args)
   local pid = pid_to_stop(context, host, args)
   if not pid then return { stopped = false } end
-  local slot = ("%s-%d"):format(host.name, args.port)
+  local slot = slot_of(host, args.port)
   if context.kept_open[slot] or context.kept_routed[slot] then
     errors.raise("serving", ("%s:%d still gets traffic, because what it replaced could not be put back"):format(host.name, args.port), { host = host.name })
   end
@@ -190,7 +195,7 @@ end
 --- was told to end, by a life of the run that ended first, does so, and is started anew.
 function instance.restore(context, host, args, key)
   local found = instance.show(context, host, args)
-  local slot = ("%s-%d"):format(host.name, args.port)
+  local slot = slot_of(host, args.port)
   context.gone[slot], context.closed[slot] = nil, nil
   if found.ending then
     end_process(host, args.port, found.pid, context.app.process.stop)
