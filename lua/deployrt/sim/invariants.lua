@@ -131,7 +131,7 @@ local function closes_something(world, event)
 end
 
 --- Once a run is being taken back, the new release gets no instance more, and no greater share. A copy of the journal that
---- lags may not know of that: who resumes from it goes forward again.
+--- lags may not know of that: who resumes from it goes forward again. Who was overtaken only believes that it takes it back.
 checks["no rise after an abort"] = { on = { traffic = true, rollback = true, operator = true }, look = function(world, event, view)
   if event.kind == "operator" then
     world.backwards = false
@@ -139,7 +139,7 @@ checks["no rise after an abort"] = { on = { traffic = true, rollback = true, ope
   end
   local before, fed_before = world.new_share or 0, world.new_fed or 0
   world.new_share, world.new_fed = new_share(view)
-  if event.kind == "rollback" then world.backwards = true end
+  if event.kind == "rollback" and not event.overtaken then world.backwards = true end
   if event.kind ~= "traffic" or event.by ~= "run" or not world.backwards or world.balancer.dirty or world.hurt then return end
   local rises = world.new_share > before + 1 and not closes_something(world, event) and not world.crippled -- an old one less: each has more
   if world.new_fed > fed_before or rises then

@@ -103,7 +103,7 @@ local function hear(world, life)
       if life.asked_at and core.now() - life.asked_at > abort_within then
         world:violate("an abort is honoured in time", ("it was asked for %.0f seconds before the way back began"):format(core.now() - life.asked_at))
       end
-      world:note("rollback", { text = event.reason })
+      world:note("rollback", { text = event.reason, overtaken = life.overtaken })
     elseif event.event == "run.finished" then
       life.outcome, life.left = event.outcome, event.left
       world:note("finished", { text = ("%s, exit %d"):format(event.outcome, event.exit), left = event.left })
