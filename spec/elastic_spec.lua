@@ -91,6 +91,35 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     assert.equal("0", groups())
   end)
 
+  it("are planned with before they are made", function()
+    local function planned(...)
+      local run = app:command { "plan", "blue_green", "app.yml", ... }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      return run.stdout
+    end
+    app:write(fixture.release "1", "1")
+    local first = planned()
+    assert.truthy(first:find("hosts.command would make the hosts before, of which 1 are assumed", 1, true), first)
+    assert.truthy(first:find("start       new%-1:%d+  1\n"), first)
+    assert.equal(0, app:deploy("blue_green", "1").exit)
+    assert.truthy(planned():find("nothing to change: release 1 serves already", 1, true))
+    app:write(fixture.release "2", "2")
+    local before = { pool_state(), fixture.read(pool .. "/calls"), groups() }
+    for _, flag in ipairs { "--quiet", "--offline" } do
+      local second = planned(flag)
+      assert.truthy(second:find("of which 2 are assumed", 1, true), second)
+      assert.truthy(second:find("start       new%-2:%d+  2\n"), second)
+      local old = bed.hosts[1].name
+      assert.truthy(second:find("stop        " .. old .. ":", 1, true), second)
+      assert.truthy(second:find("= 2 100%", 1, true), second)
+      assert.is_nil(second:find("stop        new", 1, true), second)
+    end
+    local run = app:command { "plan", "rolling", "app.yml" }
+    assert.truthy(run.exit == 2 and run.stderr:find("hosts of its own", 1, true), run.stderr)
+    assert.same(before, { pool_state(), fixture.read(pool .. "/calls"), groups() })
+    assert.equal(0, app:command({ "stop", "app.yml", "--yes" }).exit)
+  end)
+
   it("are given back when the run is rolled back, refused or cannot begin", function()
     local first = app:deploy("blue_green", "1")
     assert.equal(0, first.exit, first.stdout .. first.stderr)
@@ -108,8 +137,6 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     end
     run = app:deploy("rolling", "3")
     assert.truthy(run.exit == 2 and run.stderr:find("hosts.release says that each deployment gets hosts of its own", 1, true), run.stderr)
-    run = app:command { "plan", "blue_green", "app.yml" }
-    assert.truthy(run.exit == 2 and run.stderr:find("do not exist before hosts.command", 1, true), run.stderr)
     bed:cut(3)
     run = app:deploy("blue_green", "4")
     bed:mend(3)

@@ -22,7 +22,10 @@ local inventory = {}
 local Groups = {}
 Groups.__index = Groups
 
-local function is_elastic(app)
+--- Whether each deployment gets hosts of its own.
+---@param app deployrt.App
+---@return boolean
+function inventory.is_elastic(app)
   return app.inventory ~= nil and app.inventory.release ~= nil
 end
 
@@ -73,7 +76,7 @@ function inventory.fill(app, state, names, for_run)
   if not app.inventory then return end
   app.hosts, app.all_hosts = {}, {}
   app.all_hosts = app.hosts
-  if is_elastic(app) then
+  if inventory.is_elastic(app) then
     app.groups = setmetatable({ app = app, state = state, known = state:groups() }, Groups)
     local serving = serving_of(app.groups.known)
     for _, group in ipairs(app.groups.known) do
@@ -91,19 +94,31 @@ end
 ---@param strategy deployrt.Loaded
 --- Raises deployrt.Error: "inventory".
 function inventory.check(app, strategy)
-  if is_elastic(app) and not strategy.groups then
+  if inventory.is_elastic(app) and not strategy.groups then
     errors.raise("inventory", ("strategy '%s' replaces instances on their hosts, and hosts.release says that each deployment gets hosts of its own: "
       .. "use blue_green or canary_blue_green, or leave hosts.release out"):format(strategy.name))
   end
 end
 
---- Refuses to make a picture of hosts that do not exist yet.
----@param app deployrt.App
-function inventory.check_plan(app)
-  if is_elastic(app) then
-    errors.raise("inventory", "the hosts of the next group do not exist before hosts.command has made them, so there is nothing to plan with: "
-      .. "try the strategy with `deployrt test`")
+--- The groups that are there now are given back once the run has succeeded.
+local function let_leave(groups)
+  for _, group in ipairs(groups.known) do
+    for _, entry in ipairs(group.hosts or {}) do entry.leaves = true end
   end
+end
+
+--- Puts hosts beside those that serve which nobody has made, as a plan needs them: as many as serve now.
+---@param app deployrt.App
+---@return integer count
+function inventory.imagine(app)
+  local hosts = {}
+  for i = 1, math.max(1, #app.hosts) do
+    local name = "new-" .. i
+    hosts[i] = { name = name, address = name, group = "new", imagined = true }
+  end
+  let_leave(app.groups)
+  add_hosts(app, hosts)
+  return #hosts
 end
 
 --- Has a new group of hosts made, where app.yml says so, and puts them beside those that serve.
@@ -112,7 +127,7 @@ end
 ---@param say fun(text: string)
 --- Raises deployrt.Error: "inventory" (what was made is given back), "interrupted".
 function inventory.provision(app, say)
-  if not is_elastic(app) then return end
+  if not inventory.is_elastic(app) then return end
   local groups = app.groups
   groups.new = { name = ("g%x-%s"):format(math.floor(core.time() * 1000), core.sha256(core.whoami().pid .. core.time()):sub(1, 4)),
     status = "pending", since = core.time() }
@@ -127,9 +142,7 @@ function inventory.provision(app, say)
     error(problem, 0)
   end
   groups.state:save_group(groups.new)
-  for _, group in ipairs(groups.known) do
-    for _, entry in ipairs(group.hosts or {}) do entry.leaves = true end
-  end
+  let_leave(groups)
   add_hosts(app, groups.new.hosts)
 end
 

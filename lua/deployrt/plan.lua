@@ -1,5 +1,6 @@
 -- plan.lua -- What a run would do: the same strategy in a pretended world that begins as the real one is now.
 local core = require "deployrt.core"
+local inventory = require "deployrt.inventory"
 local offline = require "deployrt.world.offline"
 local run = require "deployrt.run"
 
@@ -50,6 +51,8 @@ end
 local function rehearse(app, options)
   if options.offline then
     app.site, options.begin = offline.site(), offline.assume(app)
+  elseif inventory.is_elastic(app) then
+    app.site, options.begin = offline.beside(), offline.imagined(app)
   end
   local ok, err = pcall(run.rehearse, app, options)
   if ok then return end
@@ -103,6 +106,10 @@ function plan.make(app, options)
   options.begun = function(self) rehearsal = self end
   if has_build(app) then
     show.log { event = "log", message = "hooks.build would run before; this is the plan for the release as it is now" }
+  end
+  if inventory.is_elastic(app) and (options.offline or run.is_needed(app, nil, options.force)) then
+    show.log { event = "log", message = ("hosts.command would make the hosts before, of which %d are assumed; afterwards hosts.release gives back those that serve now"):format(
+      inventory.imagine(app)) }
   end
   rehearse(app, options)
   found.seconds, found.records = rehearsal.world:now(), log.records

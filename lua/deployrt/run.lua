@@ -361,7 +361,8 @@ end
 --- The same run in a pretended world: what would be done, in its order, without any of it.
 ---@async
 ---@param app deployrt.App
----@param options table  as for execute; journal, emit, begun(run) before anything else, and `begin`, what is known where nothing is looked at
+---@param options table  as for execute; journal, emit, begun(run) before anything else, `offline`: nothing is
+--- looked at, and `begin`, what is known without looking
 function run.rehearse(app, options)
   local opened = session.open(app, { secrets = options.kind ~= "stop" })
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
@@ -371,7 +372,7 @@ function run.rehearse(app, options)
     id = "plan", rehearsing = true, session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
     has_archive = opened.archive ~= nil, turns = turns.new(), root = undo.root(), control = control.new(true), journal = options.journal, emit = options.emit,
   }
-  self.world = pretend.new(not options.begin and self.world or nil, options.begin)
+  self.world = pretend.new(not options.offline and self.world or nil, options.begin)
   self.clock = clock.new(function() return self.world:now() end)
   tell_traffic_once(self)
   self.script = script.trusted(self, options.values)
@@ -431,7 +432,7 @@ end
 --- Whether a run would change anything: what serves is something else than what is wanted.
 ---@async
 ---@param app deployrt.App
----@param state deployrt.State
+---@param state? deployrt.State  nil: whether another run is under way is all the same
 ---@param force? boolean  it changes something whatever serves
 ---@return boolean
 --- Raises deployrt.Error: "locked" when another run is under way, or was interrupted.
@@ -441,7 +442,7 @@ function run.is_needed(app, state, force)
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
   opened.fleet.target = launch_of(app, opened, false)
   return opened:with_run({}, function(self)
-    lock.refuse_held(opened:lines(), app.file, function(id) return state:is_over(id) end)
+    if state then lock.refuse_held(opened:lines(), app.file, function(id) return state:is_over(id) end) end
     if force then return true end
     self.fleet:discover()
     return not nothing_to_do(self)

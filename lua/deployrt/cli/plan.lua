@@ -26,7 +26,7 @@ end
 return function(command)
   collectgarbage("incremental", 400, 400) -- what a plan makes, it keeps: looking for garbage often is in vain
   local app, options = deploy.prepare(command)
-  inventory.check_plan(app)
+  inventory.check(app, options.strategy)
   options.force, options.offline = command.flags.force, command.flags.offline
   local found = plan.make(app, options)
   if command.flags.json then encode(command, found) else show(command, app, options.strategy, found) end

@@ -1,6 +1,8 @@
 -- world/offline.lua -- An application of which nothing is looked at: no host is dialled, and some other release is taken to serve.
+-- Of hosts that nobody has made yet that holds in any case: they are empty.
 local driver = require "deployrt.balancer.driver"
 local ssh = require "deployrt.ssh"
+local world = require "deployrt.world"
 
 local offline = {}
 
@@ -34,6 +36,33 @@ function offline.site()
   }
 end
 
+local function empty(entry)
+  return { name = entry.name, slots = {}, listening = {}, origins = {}, releases = {} }
+end
+
+--- The real application, with hosts beside it that were only imagined.
+---@return deployrt.Site
+function offline.beside()
+  return {
+    dial = function(entry, opts)
+      if not entry.imagined then return ssh.connect(entry, opts) end
+      return setmetatable({}, Link)
+    end,
+    driver = driver.open, world = world.real,
+  }
+end
+
+--- What is known of imagined hosts.
+---@param app deployrt.App
+---@return {hosts: table<string, table>}
+function offline.imagined(app)
+  local hosts = {}
+  for _, entry in ipairs(app.all_hosts) do
+    if entry.imagined then hosts[entry.name] = empty(entry) end
+  end
+  return { hosts = hosts }
+end
+
 --- What a pretended world begins with: on each host the first slots serve, of hosts in groups those of the first one.
 ---@param app deployrt.App
 ---@return {hosts: table<string, table>, balancer: table}
@@ -41,9 +70,9 @@ function offline.assume(app)
   local launch = { release = offline.release, settings = "", command = {} }
   local hosts, slots, group = {}, {}, app.all_hosts[1] and app.all_hosts[1].group
   for _, entry in ipairs(app.all_hosts) do
-    local known = { name = entry.name, slots = {}, listening = {}, origins = {}, releases = {} }
+    local known = empty(entry)
     for i, port in ipairs(app.process.ports) do
-      local serves = entry.group == group and i <= app.process.instances
+      local serves = entry.group == group and not entry.imagined and i <= app.process.instances
       if serves then known.slots[i] = { host = entry.name, port = port, state = "running", pid = i, launch = launch } end
       slots[("%s-%d"):format(entry.name, port)] = { state = serves and "ready" or "maint", weight = 100, up = serves, sessions = 0 }
     end
