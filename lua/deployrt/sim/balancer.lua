@@ -221,6 +221,7 @@ function Balancer:disturb(changes, by)
   if not self.known then self.world.hurt = true end
   for _, change in ipairs(changes) do
     local slot = self.named[change.slot]
+    slot.found_edited = not self.known or slot.found_edited
     slot.found_open = not self.known and change.state == "ready" or slot.found_open
     if slot.state ~= (change.state or slot.state) or slot.weight ~= (change.weight or slot.weight) then slot.dirty, self.dirty = true, true end
   end

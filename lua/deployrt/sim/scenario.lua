@@ -183,12 +183,13 @@ local function take_up(world, plan, app, state, verb)
   end)
 end
 
---- Hosts that faults took instances of: nobody can say how they must look in the end.
+--- Hosts that faults took instances of, or that somebody changed before the run saw them: nobody can say how they must look
+--- in the end.
 local function spared(world)
   local set = {}
   for _, slot in ipairs(world.balancer.slots) do
     local process = slot.machine.processes[slot.port]
-    if slot.hurt or slot.dirty or (process and process.hurt) then set[slot.host] = true end
+    if slot.hurt or slot.dirty or slot.found_edited or (process and process.hurt) then set[slot.host] = true end
   end
   return set
 end
