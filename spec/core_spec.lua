@@ -214,6 +214,26 @@ describe("tasks", function()
     end
   end))
 
+  it("call what must not wait under limits of its own, and go on as they were", run(function()
+    local task = core.spawn(function()
+      core.confine { instructions = 2e6 }
+      local ok, err = core.confined({ instructions = 1e6 }, function() while true do pcall(function() while true do end end) end end)
+      assert.same({ false, "limit" }, { ok, err.code })
+      assert.matches("core_spec.lua:%d+: ran 1 million instructions", err.message)
+      assert.same({ true, "a", 2 }, { core.confined({ instructions = 1e6 }, function(...) return ... end, "a", 2) })
+      assert.same({ false, "why" }, { core.confined({}, error, "why", 0) })
+      assert.matches("this call waits, and cannot do so", select(2, core.confined({}, core.sleep, 0)))
+      for _ = 1, 300000 do end
+      core.sleep(0)
+      while true do end
+    end)
+    local ok, err = task:wait()
+    assert.is_false(ok)
+    assert.matches("ran 2 million instructions", err.message, 1, true)
+    assert.is_true(core.confined({ instructions = 1e6 }, function() return true end))
+    for _ = 1, 2000000 do end
+  end))
+
   it("are not ended by their limit when they wait in between", run(function()
     local task = core.spawn(function()
       core.confine { instructions = 2e6 }

@@ -119,6 +119,26 @@ describe("the simulator", function()
     assert.truthy(text_of(summary):find("2 new instances serve", 1, true))
   end)
 
+  it("holds a script's own invariants to the limits of scripts, and keeps the simulation out of their hands", function()
+    for _, case in ipairs {
+      { "while true do end", "it fails: .*is this an endless loop" },
+      { "local t = {} while true do t = { t } end", "it fails: .*used more than 256 MB of memory" },
+      { "return nil + 1", "it fails: .*attempt to perform arithmetic" },
+      { "return false, setmetatable({}, { __tostring = function() while true do end end })", "it does not hold" },
+      { "coroutine.wrap(function() while true do end end)()", "it fails: .*is this an endless loop" },
+      { "for _, each in ipairs(view.instances) do if each.slot or each.process then return false, 'it reaches in' end each.host = 'none' end" },
+    } do
+      local own = script(([[
+        local strategy = require "deployrt.strategy"
+        local own = strategy.extend("rolling", { name = "own" })
+        own.invariants = setmetatable({ mine = function(view) %s end }, { __pairs = function() while true do end end })
+        return own]]):format(case[1]))
+      local summary = inside(function() return sim.test(own, { seeds = 1, fault = "none" }) end)
+      local found = summary.violation and summary.violation.violation
+      assert.same({ case[2] and "mine", true }, { found and found.invariant, not case[2] or found.message:find(case[2]) ~= nil }, found and found.message)
+    end
+  end)
+
   it("says what is wrong with a script that does not work at all", function()
     local broken = script [[
       local strategy = require "deployrt.strategy"

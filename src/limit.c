@@ -294,6 +294,25 @@ void push_verdict_as_error(lua_State *L, const char *verdict) {
   lua_setfield(L, -2, "message");
 }
 
+int push_confined_call(lua_State *L) {
+  luaL_checktype(L, 2, LUA_TFUNCTION);
+  Limit *limit = check_limit(L, 1), *before = current;
+  push_limit_leave(L, before);
+  push_limit_hook(L, limit);
+  limit_refresh(limit);
+  push_limit_enter(L, limit, L);
+  bool failed = lua_pcall(L, lua_gettop(L) - 2, LUA_MULTRET, 0) != LUA_OK;
+  push_limit_leave(L, limit);
+  push_limit_hook(L, before);
+  push_limit_enter(L, before, L);
+  const char *verdict = limit_verdict(limit, failed);
+  if (verdict) push_verdict_as_error(L, verdict);
+  push_limit_release(L, limit);
+  lua_pushboolean(L, !failed && !verdict);
+  lua_replace(L, 1);
+  return lua_gettop(L);
+}
+
 /* charge(steps, thread): counts work that C does for the script; with a coroutine that is about to run, notes
  * it. */
 static int l_charge(lua_State *L) {

@@ -447,6 +447,10 @@ static int l_confine(lua_State *L) {
   return 0;
 }
 
+static int l_confined(lua_State *L) {
+  return push_confined_call(L);
+}
+
 static int l_exempt(lua_State *L) {
   bool exempt = lua_toboolean(L, 1);
   lua_pushboolean(L, running && push_allowance_exempt(L, &running->allowance, exempt));
@@ -463,6 +467,7 @@ void push_task_functions(lua_State *L) {
                                        {"spawn", l_spawn},
                                        {"locals", l_locals},
                                        {"confine", l_confine},
+                                       {"confined", l_confined},
                                        {"exempt", l_exempt},
                                        {"set_traceback", l_set_traceback},
                                        {"live_tasks", l_live_tasks},

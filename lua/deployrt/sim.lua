@@ -44,7 +44,7 @@ end
 
 local function all_invariants(loaded, more)
   local all = {}
-  for _, set in ipairs { own, loaded.invariants or {}, more or {} } do
+  for _, set in ipairs { own, loaded.invariants, more or {} } do
     for name, fn in pairs(set) do all[name] = fn end
   end
   return all

@@ -170,6 +170,16 @@ local function text_of(value)
   return type(value) == "string" and value or nil
 end
 
+--- Functions by name, of what may be any table.
+local function functions_of(value)
+  local found = {}
+  if type(value) ~= "table" then return found end
+  for name, fn in next, value do
+    if type(name) == "string" and type(fn) == "function" then found[name] = fn end
+  end
+  return found
+end
+
 --- What the runtime needs to know of a script's strategy, read once, under the script's limits: all else stays in `body`.
 local function describe(path)
   return function(body)
@@ -180,7 +190,7 @@ local function describe(path)
     return {
       body = body, name = text_of(body.name) or path, summary = text_of(body.summary), options = membrane.import(body.options or {}),
       needs = membrane.import(body.needs), groups = body.groups == true, deploy = body.deploy, check = type(check) == "function" and check or nil,
-      invariants = type(body.invariants) == "table" and body.invariants or nil,
+      invariants = functions_of(body.invariants),
     }
   end
 end
@@ -247,6 +257,7 @@ end
 ---@field groups boolean     it takes over to another group of hosts, where there is one
 ---@field deploy fun(self: deployrt.Strategy)
 ---@field check? fun(self: deployrt.Strategy)
+---@field invariants table<string, fun(view: deployrt.sim.View): boolean?, string?>  its own, for the simulator
 ---@field body table        what the script made: only to be touched in the sandbox
 ---@field given string      the name or path that it was asked for by
 ---@field path string

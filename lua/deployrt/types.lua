@@ -56,6 +56,14 @@ function core.locals() end
 ---@param limits {instructions?: number, seconds?: number, memory?: integer, text?: integer, strings?: table}
 function core.confine(limits) end
 
+--- Calls a function that must not wait, held to limits of its own, as confine() has them.
+---@param limits {instructions?: number, seconds?: number, memory?: integer, text?: integer, strings?: table}
+---@param fn fun(...): ...
+---@param ... any
+---@return boolean ok
+---@return any ...  what it returned; else what it raised, or {code = "limit", message}
+function core.confined(limits, fn, ...) end
+
 --- Whether the runtime itself is at work in the running task: what limits the task rests meanwhile, and tasks that are
 --- spawned have none. What was used before is not forgotten, unless the task waits.
 ---@param on boolean

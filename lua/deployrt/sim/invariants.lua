@@ -1,6 +1,8 @@
 -- sim/invariants.lua -- What must hold at every moment of a simulated run, and at its end.
 local core = require "deployrt.core"
+local errors = require "deployrt.errors"
 local machine = require "deployrt.sim.machine"
+local sandbox = require "deployrt.sandbox"
 
 local invariants = {}
 
@@ -162,6 +164,26 @@ checks["no promotion without evidence"] = { on = { traffic = true, analysis = tr
   world.verdict = nil
 end }
 
+local shown = { "host", "port", "name", "release", "state", "weight", "share", "open", "new", "running", "healthy", "hurt" }
+
+--- What an author's invariant sees: nothing of the simulation itself.
+local function copy_of(view)
+  local copy = { time = view.time, demand = view.demand, capacity = view.capacity, target = view.target, instances = {} }
+  for i, each in ipairs(view.instances) do
+    local instance = {}
+    for _, field in ipairs(shown) do instance[field] = each[field] end
+    copy.instances[i] = instance
+  end
+  return copy
+end
+
+--- What an author's invariant says of a view. It decides like a strategy does, and is held to the same limits.
+local function judge(fn, view)
+  local ok, holds, why = core.confined(sandbox.limits, fn, copy_of(view))
+  if not ok then return "it fails: " .. errors.text(errors.wrap(holds)) end
+  if holds == false then return type(why) == "string" and why or "it does not hold" end
+end
+
 --- The checks of each kind of event, the author's own among them.
 ---@param own? table<string, fun(view: deployrt.sim.View): boolean?, string?>
 ---@return fun(world: deployrt.sim.World, event: table)
@@ -181,10 +203,7 @@ function invariants.checker(own)
   table.sort(own_names)
   for _, name in ipairs(own_names) do
     for _, kind in ipairs { "traffic", "start", "ready", "exit", "signal", "finished" } do
-      add(kind, name, function(_, _, view)
-        local holds, why = own[name](view)
-        if holds == false then return why or "it does not hold" end
-      end)
+      add(kind, name, function(_, _, view) return judge(own[name], view) end)
     end
   end
   return function(world, event)
