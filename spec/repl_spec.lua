@@ -143,6 +143,21 @@ os.exit(0)
     end
   end
 
+  it("that is killed in the middle of a line, before or after any operation, is taken back by abort", function()
+    local _, operations = app:mortal("count", 0, { "repl", "app.yml" }, swap .. ":undo\n")
+    assert.is_true(operations > 10, operations)
+    for n = 1, operations do
+      local mortal = app:mortal(n % 2 == 0 and "before" or "after", n, { "repl", "app.yml" }, swap .. ":undo\n")
+      assert.equal(137, mortal.exit, mortal.stdout .. mortal.stderr)
+      local run = app:command { "abort", "app.yml" }
+      local nothing = run.exit == 2 and run.stderr:find("there is no", 1, true)
+      assert.truthy(run.exit == 0 or nothing, ("killed at operation %d: %s%s"):format(n, run.stdout, run.stderr))
+      local status = app:status()
+      before[1].pid, status.instances[1].pid = nil, nil -- it may have been started again
+      assert.same({ cjson.null, before }, { status.lock, status.instances }, "killed at operation " .. n)
+    end
+  end)
+
   it("on a terminal lets a line be edited, and brings former ones back", function()
     local typing, await, _, finish = converse()
     typing:write("'onf'\27[D\127e\n") -- to the left, the letter before it away, another one

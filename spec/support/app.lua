@@ -46,13 +46,13 @@ end
 --- operations is returned too, and a list of them: {name, looks}.
 ---@param when "before"|"after"|"count"|"end"|"lock"
 ---@param n? integer
-function App:mortal(when, n, argv)
+function App:mortal(when, n, argv, stdin)
   local counted = self.dir .. "/operations"
   local all = { "lua5.4", machine.here .. "/spec/support/mortal.lua", when, when == "count" and counted or tostring(n), "--state", self.dir .. "/state" }
   for _, word in ipairs(argv) do all[#all + 1] = word end
   local env = machine.modules()
   env.HOME, env.TERM = self.dir .. "/home", "dumb"
-  local result = machine.run(all, { env = env, timeout = 120, cwd = self.dir })
+  local result = machine.run(all, { env = env, timeout = 120, cwd = self.dir, stdin = stdin })
   if when ~= "count" then return result end
   local list = {}
   for looks, name in (machine.read(counted) or ""):gmatch("(%l+) (%S+)\n") do list[#list + 1] = { name = name, looks = looks == "look" } end
