@@ -173,29 +173,11 @@ local function settle(run, spec, id)
   end
 end
 
-local function changes_slot(name)
-  return function(args)
-    for _, change in ipairs(args.changes) do
-      if change.slot == name then return true end
-    end
-    return false
-  end
-end
-
---- What is left of a compensation that failed, and is tried again: traffic that a later one has set is as it should be.
+--- What is left of a compensation that failed, and is tried again.
 ---@return deployrt.Operation? spec  nil: nothing
 local function what_is_left(run, spec, id)
-  if spec.name == "balancer.route" then
-    return not run.turns:is_overtaken(id, spec.name, function() return true end) and spec or nil
-  elseif spec.name ~= "balancer.restore" then
-    return spec
-  end
-  local changes, left = {}, setmetatable({}, { __index = spec })
-  for _, change in ipairs(spec.args.changes) do
-    if not run.turns:is_overtaken(id, spec.name, changes_slot(change.slot)) then changes[#changes + 1] = change end
-  end
-  left.args = setmetatable({ changes = changes }, { __index = spec.args })
-  return changes[1] and left or nil
+  local args = run.world:remainder(spec, function(concerns) return run.turns:is_overtaken(id, spec.name, concerns) end)
+  return args and setmetatable({ args = args }, { __index = spec })
 end
 
 --- Changes the world. The way back is registered before the effect.

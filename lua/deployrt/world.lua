@@ -45,12 +45,29 @@ function Real:rest(seconds, event)
   if event then event:wait(math.min(seconds, 0.25)) else core.sleep(seconds) end
 end
 
+--- What a room has for an operation, besides doing it.
+---@param aspect "remember"|"remainder"
+local function aside(spec, aspect)
+  local room, name = spec.name:match("^(%w+)%.([%w_]+)$")
+  local all = room and rooms[room][aspect]
+  return all and all[name]
+end
+
 --- What this world remembers of an operation that was done in an earlier life of the run.
 ---@param spec deployrt.Operation
 function Real:recall(spec)
-  local room, name = spec.name:match("^(%w+)%.([%w_]+)$")
-  local remember = room and rooms[room].remember and rooms[room].remember[name]
+  local remember = aside(spec, "remember")
   if remember then remember(self.context, spec.args) end
+end
+
+--- What of an operation is still to be done when it is tried again, after others of its kind.
+---@param spec deployrt.Operation
+---@param is_overtaken fun(concerns: fun(args: table): boolean): boolean  by a later one that concerns the same thing
+---@return table? args  nil: nothing
+function Real:remainder(spec, is_overtaken)
+  local remainder = aside(spec, "remainder")
+  if not remainder then return spec.args end
+  return remainder(spec.args, is_overtaken)
 end
 
 --- Gives up an operation that may be under way: what is undone next must not be overtaken by it.

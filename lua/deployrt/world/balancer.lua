@@ -115,6 +115,29 @@ balancer.remember = {
   restore = function(context, args) want(context, args.changes) end,
 }
 
+local function changes_slot(name)
+  return function(args)
+    for _, change in ipairs(args.changes) do
+      if change.slot == name then return true end
+    end
+    return false
+  end
+end
+
+--- Traffic that was set later is as it should be.
+balancer.remainder = {
+  route = function(args, is_overtaken)
+    return not is_overtaken(function() return true end) and args or nil
+  end,
+  restore = function(args, is_overtaken)
+    local changes = {}
+    for _, change in ipairs(args.changes) do
+      if not is_overtaken(changes_slot(change.slot)) then changes[#changes + 1] = change end
+    end
+    return changes[1] and setmetatable({ changes = changes }, { __index = args })
+  end,
+}
+
 --- Tries until it succeeds, or a balancer that is being restarted has had its time to come back.
 ---@return deployrt.Error? err  of one that is away
 local function patiently(seconds, action)
