@@ -36,8 +36,6 @@ function connection.new(entry, app, dial)
   }, Connection)
 end
 
-local lasting = { denied = true, host_key = true } -- trying again would not help
-
 --- The open link; dials when there is none. One task dials, the others wait for it.
 ---@async
 function Connection:link()
@@ -68,9 +66,9 @@ function Connection:with_link(action, patience)
         return table.unpack(result, 1, result.n)
       end
     end
-    if (err.code ~= "lost" and err.code ~= "unreachable") or lasting[err.code] or core.now() + pause > deadline then
+    if not errors.is_gone(err) or core.now() + pause > deadline then
       err.host = self.name
-      self.gone = err.code == "lost" or err.code == "unreachable" -- so that each further operation tries only once
+      self.gone = errors.is_gone(err) -- so that each further operation tries only once
       return nil, err
     end
     local slept, canceled = core.sleep(pause)

@@ -79,6 +79,23 @@ function errors.several(list)
   return errors.new(code, table.concat(lines, "\n"), { errors = list, detail = list[1].detail, traceback = list[1].traceback })
 end
 
+local gone = { lost = true, unreachable = true }
+local away = { lost = true, unreachable = true, refused = true, missing = true, timeout = true }
+
+--- Whether an error says that a host cannot be reached any more.
+---@param err any
+---@return boolean
+function errors.is_gone(err)
+  return type(err) == "table" and gone[err.code] == true
+end
+
+--- Whether it says that something does not answer, and not that it refuses: it may come back.
+---@param err any
+---@return boolean
+function errors.is_away(err)
+  return type(err) == "table" and away[err.code] == true
+end
+
 --- The message with its host in front and its detail indented below.
 ---@param err deployrt.Error
 ---@return string

@@ -3,8 +3,6 @@ local errors = require "deployrt.errors"
 
 local leftover = {}
 
-local away = { lost = true, unreachable = true }
-
 --- What is left when compensations failed, host by host, with what mends it.
 ---@param run table
 ---@param failures table[]  {label, host, error}
@@ -14,7 +12,7 @@ function leftover.describe(run, failures)
   for _, failure in ipairs(failures) do
     left[#left + 1] = {
       host = failure.host or "balancer", message = ("%s: %s"):format(failure.label, errors.text(failure.error)),
-      command = ("%sdeployrt abort %s"):format(away[failure.error.code] and ("once %s is back: "):format(failure.host or "it") or "", run.app.file),
+      command = ("%sdeployrt abort %s"):format(errors.is_gone(failure.error) and ("once %s is back: "):format(failure.host or "it") or "", run.app.file),
     }
   end
   return left

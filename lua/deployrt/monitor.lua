@@ -1,4 +1,5 @@
 -- monitor.lua -- Looks at balancers and traffic while a run lasts: for the picture, and to mend what others change.
+local agreement = require "deployrt.world.agreement"
 local core = require "deployrt.core"
 local world_balancer = require "deployrt.world.balancer"
 
@@ -100,8 +101,8 @@ function monitor.keep(run, context, ended)
   run.turns:await_live()
   repeat
     local is_over = ended:wait(mend_every)
-    if #context.drivers > 0 then pcall(world_balancer.mend, context) end
-    pcall(world_balancer.save, context)
+    if #context.drivers > 0 then pcall(agreement.mend, context) end
+    pcall(agreement.save, context)
   until is_over
 end
 

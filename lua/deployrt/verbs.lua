@@ -49,16 +49,14 @@ local function start_child(self, group, item, fn, failures)
   end)
 end
 
-local away = { lost = true, unreachable = true }
-
 --- What the run goes on without: each failed part is undone at once, and its host is left as it was. Hosts that are away
 --- are told apart from those where something failed; the next run, or `--failed`, sees to them.
 local function give_up(run, failures)
   if #failures == 0 then return end
   local unreachable = 0
   for _, err in ipairs(failures) do
-    if away[err.code] then unreachable = unreachable + 1 end
-    run.emit { event = "warning", message = ("tolerated%s: %s"):format(away[err.code] and ", unreachable" or "", errors.text(err)) }
+    if errors.is_gone(err) then unreachable = unreachable + 1 end
+    run.emit { event = "warning", message = ("tolerated%s: %s"):format(errors.is_gone(err) and ", unreachable" or "", errors.text(err)) }
     if err.host then run.fleet.given_up[err.host] = true end
     for _, failure in ipairs(operation.unwind(failures[err])) do
       run.emit { event = "warning", message = ("%s is left as it is: %s"):format(failure.host or failure.label, errors.text(failure.error)) }

@@ -22,8 +22,6 @@ local sources = {}
 ---@field past? deployrt.Counts  what the old side did before the first look
 ---@field edge? number     seconds above which a request is slow
 
-local away = { refused = true, missing = true, lost = true, unreachable = true, timeout = true, balancer = true }
-
 --- Sums of a side's slots, what they were before taken off. Nil when a slot is not counted, or its counters began anew.
 local function side_of_balancer(stats, before, list)
   local sum, weighted, seconds = { requests = 0, errors = 0 }, 0, 0
@@ -77,7 +75,7 @@ Balancer.__index = Balancer
 local function look_at(self)
   local ok, stats = pcall(self.balancer.stats, self.balancer)
   if ok then return stats end
-  if type(stats) == "table" and away[stats.code] then return nil, errors.text(stats) end
+  if errors.is_away(stats) or type(stats) == "table" and stats.code == "balancer" then return nil, errors.text(stats) end
   error(stats, 0)
 end
 

@@ -1,45 +1,27 @@
--- world/balancer.lua -- All balancers of the application, kept alike.
+-- world/balancer.lua -- Operations on the balancers of an application.
+local agreement = require "deployrt.world.agreement"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
-local route = require "deployrt.balancer.route"
 
 local balancer = {}
-
-local away = { refused = true, missing = true, lost = true, unreachable = true, timeout = true }
-
-local function is_away(err)
-  return type(err) == "table" and away[err.code] == true
-end
-
---- What the first balancer that answers says.
-local function read_one(context)
-  local problem
-  for _, driver in ipairs(context.drivers) do
-    local ok, seen = pcall(driver.read, driver)
-    if ok then return seen end
-    if not is_away(seen) then error(seen, 0) end
-    problem = problem or seen
-  end
-  error(problem, 0)
-end
 
 --- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route}. All balancers are kept alike, so one is
 --- asked.
 function balancer.read(context)
-  local seen = read_one(context)
+  local seen = agreement.read_one(context)
   return { slots = seen.slots, route = seen.route }
 end
 
 --- Who is told apart now: what the run wants counts more than what is seen.
 function balancer.routed(context)
   if context.route ~= nil then return { route = context.route } end
-  return { route = read_one(context).route or false }
+  return { route = agreement.read_one(context).route or false }
 end
 
 --- The state that slots should have now, as changes that would bring it back. What the run wants of a slot counts more
 --- than what is seen there: an earlier life of the run may have begun to change it.
 function balancer.find(context, _, args)
-  local slots, found = read_one(context).slots, {}
+  local slots, found = agreement.read_one(context).slots, {}
   for i, change in ipairs(args.changes) do
     local slot = context.wanted[change.slot] or slots[change.slot]
     found[i] = { slot = change.slot, state = slot and slot.state or "maint", weight = slot and slot.weight or 0 }
@@ -47,72 +29,19 @@ function balancer.find(context, _, args)
   return found
 end
 
---- Lets one task at a time do something of a kind.
-local function alone(context, kind, action)
-  while context[kind] do context[kind]:wait() end
-  context[kind] = core.event()
-  local ok, err = pcall(action)
-  context[kind]:set()
-  context[kind] = nil
-  if not ok then error(err, 0) end
-end
-
---- Lets one task at a time change the balancers: an operation, or what mends them.
-local function exclusively(context, action)
-  alone(context, "changing", action)
-end
-
---- Lets one task at a time write the files of balancers. States change meanwhile.
-local function writing(context, action)
-  alone(context, "writing", action)
-end
-
---- Both: for what may write files, and sets states.
-local function reshaping(context, action)
-  writing(context, function() exclusively(context, action) end)
-end
-
-local function want(context, changes)
-  for _, change in ipairs(changes) do
-    local wanted = context.wanted[change.slot] or {}
-    context.wanted[change.slot] = { state = change.state or wanted.state, weight = change.weight or wanted.weight }
-  end
-end
-
---- The states that a balancer was last known to have, to be compared when it is away.
-local function snapshot(context)
-  local copy = {}
-  for name, state in pairs(context.wanted) do copy[name] = { state = state.state, weight = state.weight } end
-  return copy
-end
-
 --- The states that the run begins with: what is to be kept, and brought back when others change it.
 function balancer.adopt(context, _, args)
-  want(context, args.changes)
+  agreement.want(context, args.changes)
   context.unsaved = true
-  for index in ipairs(context.drivers) do context.has[index] = snapshot(context) end
+  for index in ipairs(context.drivers) do context.has[index] = agreement.snapshot(context) end
   return {}
-end
-
---- Has balancers know the wanted states over a restart of theirs: soon after a change, and at the end of a run.
----@async
-function balancer.save(context)
-  if not context.unsaved then return end
-  writing(context, function()
-    context.unsaved = false
-    for _, driver in ipairs(context.drivers) do
-      local ok, err = pcall(driver.persist, driver, context.wanted)
-      context.unsaved = context.unsaved or not ok
-      if not ok and not is_away(err) then error(err, 0) end
-    end
-  end)
 end
 
 balancer.remember = {
   route = function(context, args) context.route = args.route end,
-  adopt = function(context, args) want(context, args.changes) end,
-  apply = function(context, args) want(context, args.changes) end,
-  restore = function(context, args) want(context, args.changes) end,
+  adopt = function(context, args) agreement.want(context, args.changes) end,
+  apply = function(context, args) agreement.want(context, args.changes) end,
+  restore = function(context, args) agreement.want(context, args.changes) end,
 }
 
 local function changes_slot(name)
@@ -138,60 +67,14 @@ balancer.remainder = {
   end,
 }
 
---- Tries until it succeeds, or a balancer that is being restarted has had its time to come back.
----@return deployrt.Error? err  of one that is away
-local function patiently(seconds, action)
-  local deadline = core.now() + seconds
-  while true do
-    local ok, err = pcall(action)
-    if ok then return nil end
-    if not is_away(err) then error(err, 0) end
-    if core.now() >= deadline then return err end
-    core.sleep(0.1)
-  end
-end
-
-local patience_alone, patience_beside, patience_at_end = 15, 2, 15 -- seconds
-
-local function name_of(context, index)
-  local entry = context.app.balancers[index]
-  return ("balancer %d (%s%s)"):format(index, entry.type, entry.host and " on " .. entry.host or "")
-end
-
---- Changes one balancer. One that is away while others are there stays behind, and is brought up to date when it returns.
-local function change_one(context, index, action)
-  local behind = context.behind[index]
-  local patience = #context.drivers == 1 and patience_alone or behind and 0 or patience_beside
-  local err = patiently(patience, function()
-    context.check_lock() -- each time: a balancer has no epoch to refuse who was superseded while it waited
-    action(context.drivers[index])
-  end)
-  if not err and not behind then context.has[index] = snapshot(context) end
-  if err and not behind then
-    context.behind[index] = err
-    context.warn(("%s is away, and will be brought up to date when it returns: %s"):format(name_of(context, index), err.message))
-  end
-  return err
-end
-
---- Changes all of them; when none is there, that is an error.
-local function change_all(context, action)
-  local done, problem = false, nil
-  for index in ipairs(context.drivers) do
-    local err = change_one(context, index, action)
-    done, problem = done or not err, err or problem
-  end
-  if not done and problem then error(problem, 0) end
-end
-
 --- Sets states everywhere; `look` has a last look while nobody else changes anything, and may raise.
 local function set(context, changes, look)
   context.check_lock()
-  exclusively(context, function()
+  agreement.exclusively(context, function()
     if look then look() end
-    want(context, changes)
+    agreement.want(context, changes)
     context.unsaved = true
-    change_all(context, function(driver) driver:apply(changes) end)
+    agreement.change_all(context, function(driver) driver:apply(changes) end)
   end)
   return {}
 end
@@ -201,76 +84,9 @@ function balancer.apply(context, _, args)
   return set(context, args.changes)
 end
 
---- What a balancer does differently from what the run wants of it, as changes.
-local function differences(seen, wanted)
-  local slots, changes = seen.slots, {}
-  for name, state in pairs(wanted) do
-    local slot = slots[name]
-    if not slot or slot.state ~= state.state or (state.weight and slot.state == "ready" and slot.weight ~= state.weight) then
-      changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight }
-    end
-  end
-  table.sort(changes, function(a, b) return a.slot < b.slot end)
-  return changes
-end
-
-local function mend_one(context, index)
-  local driver = context.drivers[index]
-  local seen = driver:read()
-  local changes = differences(seen, context.wanted)
-  local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
-  if #changes > 0 then
-    context.check_lock() -- a balancer has no epoch: who was superseded finds out by himself, before each change
-    driver:prepare()
-  end
-  if #changes > 0 or rerouted then context.check_lock() end
-  if rerouted then driver:route(context.route or nil) end
-  for _, change in ipairs(changes) do
-    local slot = seen.slots[change.slot]
-    if change.state ~= "ready" and slot and slot.state == "ready" then context.closed_aside[change.slot] = true end
-  end
-  if #changes > 0 then driver:apply(changes) end
-  if #changes > 0 or rerouted then
-    context.warn(context.behind[index] and ("%s is back: %d slots brought up to date"):format(name_of(context, index), #changes)
-      or ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes))
-  end
-  context.behind[index], context.has[index] = nil, snapshot(context)
-end
-
---- Brings each balancer that was restarted, changed by others, or away, to the wanted states. One that does not answer is
---- the operations' business.
----@async
-function balancer.mend(context)
-  if context.changing or context.writing then return end
-  context.check_lock()
-  reshaping(context, function()
-    for index in ipairs(context.drivers) do pcall(mend_one, context, index) end
-  end)
-end
-
-local function same(one, other)
-  for name, state in pairs(other) do
-    local has = one and one[name]
-    if not has or has.state ~= state.state or has.weight ~= state.weight then return false end
-  end
-  return true
-end
-
---- All balancers have the wanted states: one that is still away gets time to return, and is then an error. On the way back
---- it is none if it never heard of anything else.
----@async
+--- All balancers have the states that the run wants; else an error.
 function balancer.agree(context, _, args)
-  local deadline = core.now() + (args.back and patience_beside or patience_at_end)
-  while next(context.behind) and core.now() < deadline do
-    balancer.mend(context)
-    if next(context.behind) then core.sleep(0.2) end
-  end
-  for index, err in pairs(context.behind) do
-    if not args.back or not same(context.has[index], context.wanted) then
-      errors.raise("balancer", ("%s is away, and does not have the states of the others: %s"):format(name_of(context, index), err.message),
-        { host = err.host, detail = err.detail })
-    end
-  end
+  agreement.reach(context, args.back)
   return {}
 end
 
@@ -278,7 +94,7 @@ end
 local function busy_slot(context, names)
   for index, driver in ipairs(context.drivers) do
     local ok, seen = pcall(driver.read, driver)
-    if not ok and not is_away(seen) then error(seen, 0) end
+    if not ok and not errors.is_away(seen) then error(seen, 0) end
     if not ok and not context.behind[index] then return names[1], 1, 1 end -- nobody knows: it gets its time
     for _, name in ipairs(names) do
       local slot = ok and seen.slots[name]
@@ -334,9 +150,9 @@ end
 
 --- Has every balancer tell requests apart as wanted.
 local function reroute(context, wanted)
-  reshaping(context, function()
+  agreement.reshaping(context, function()
     context.route = wanted
-    change_all(context, function(driver)
+    agreement.change_all(context, function(driver)
       if driver.route then driver:route(wanted or nil) end
     end)
   end)
@@ -344,7 +160,7 @@ end
 
 --- Slots of a list that get no requests but routed ones.
 local function only_routed(context, names)
-  local slots, list = read_one(context).slots, {}
+  local slots, list = agreement.read_one(context).slots, {}
   for _, name in ipairs(names) do
     if not slots[name] or slots[name].state ~= "ready" then list[#list + 1] = name end
   end
@@ -362,7 +178,7 @@ end
 --- Who gets routed requests now; a balancer that is being restarted has its time to come back.
 local function routed_now(context)
   local found
-  local err = patiently(patience_alone, function() found = read_one(context).route end)
+  local err = agreement.patiently(agreement.patience, function() found = agreement.read_one(context).route end)
   if err then error(err, 0) end
   return found
 end
@@ -403,7 +219,7 @@ end
 
 --- Whether changes would leave nothing that serves, where something does.
 local function ends_service(context, changes)
-  local slots, before, after = read_one(context).slots, 0, 0
+  local slots, before, after = agreement.read_one(context).slots, 0, 0
   local changed = {}
   for _, change in ipairs(changes) do changed[change.slot] = change end
   for name, slot in pairs(slots) do
@@ -465,7 +281,7 @@ function balancer.stats(context)
   local sums = {}
   for i, driver in ipairs(context.drivers) do
     local ok, stats = pcall(driver.stats, driver)
-    if not ok and (#context.drivers == 1 or not is_away(stats)) then error(stats, 0) end
+    if not ok and (#context.drivers == 1 or not errors.is_away(stats)) then error(stats, 0) end
     for name, slot in pairs(ok and stats or {}) do
       local sum = sums[name] or { requests = 0, errors = 0, latency = 0 }
       sum.requests, sum.errors = sum.requests + slot.requests, sum.errors + slot.errors
@@ -481,7 +297,7 @@ end
 
 --- Starts what deployrt manages itself, and adds the slots that a balancer does not know.
 function balancer.prepare(context)
-  writing(context, function()
+  agreement.writing(context, function()
     for _, driver in ipairs(context.drivers) do driver:prepare() end
   end)
   return {}
@@ -489,7 +305,7 @@ end
 
 --- Stops the balancers that deployrt itself started.
 function balancer.stop(context)
-  writing(context, function()
+  agreement.writing(context, function()
     context.unsaved = false
     for _, driver in ipairs(context.drivers) do driver:stop() end
   end)

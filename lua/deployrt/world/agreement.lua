@@ -1,0 +1,195 @@
+-- world/agreement.lua -- Balancers kept alike: what a run wants of them, who changes them, and who has to catch up.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local route = require "deployrt.balancer.route"
+
+local agreement = {}
+
+--- What the first balancer that answers says.
+function agreement.read_one(context)
+  local problem
+  for _, driver in ipairs(context.drivers) do
+    local ok, seen = pcall(driver.read, driver)
+    if ok then return seen end
+    if not errors.is_away(seen) then error(seen, 0) end
+    problem = problem or seen
+  end
+  error(problem, 0)
+end
+
+--- Lets one task at a time do something of a kind.
+local function alone(context, kind, action)
+  while context[kind] do context[kind]:wait() end
+  context[kind] = core.event()
+  local ok, err = pcall(action)
+  context[kind]:set()
+  context[kind] = nil
+  if not ok then error(err, 0) end
+end
+
+--- Lets one task at a time change the balancers: an operation, or what mends them.
+function agreement.exclusively(context, action)
+  alone(context, "changing", action)
+end
+
+--- Lets one task at a time write the files of balancers. States change meanwhile.
+function agreement.writing(context, action)
+  alone(context, "writing", action)
+end
+
+--- Both: for what may write files, and sets states.
+function agreement.reshaping(context, action)
+  agreement.writing(context, function() agreement.exclusively(context, action) end)
+end
+
+--- From now on a run wants these states, whatever somebody else does.
+function agreement.want(context, changes)
+  for _, change in ipairs(changes) do
+    local wanted = context.wanted[change.slot] or {}
+    context.wanted[change.slot] = { state = change.state or wanted.state, weight = change.weight or wanted.weight }
+  end
+end
+
+--- The states that a balancer was last known to have, to be compared when it is away.
+function agreement.snapshot(context)
+  local copy = {}
+  for name, state in pairs(context.wanted) do copy[name] = { state = state.state, weight = state.weight } end
+  return copy
+end
+
+--- Tries until it succeeds, or a balancer that is being restarted has had its time to come back.
+---@return deployrt.Error? err  of one that is away
+function agreement.patiently(seconds, action)
+  local deadline = core.now() + seconds
+  while true do
+    local ok, err = pcall(action)
+    if ok then return nil end
+    if not errors.is_away(err) then error(err, 0) end
+    if core.now() >= deadline then return err end
+    core.sleep(0.1)
+  end
+end
+
+agreement.patience = 15 -- seconds in which a balancer that is being restarted must come back
+local patience_beside, patience_at_end = 2, 15
+
+local function name_of(context, index)
+  local entry = context.app.balancers[index]
+  return ("balancer %d (%s%s)"):format(index, entry.type, entry.host and " on " .. entry.host or "")
+end
+
+--- Changes one balancer. One that is away while others are there stays behind, and is brought up to date when it returns.
+local function change_one(context, index, action)
+  local behind = context.behind[index]
+  local patience = #context.drivers == 1 and agreement.patience or behind and 0 or patience_beside
+  local err = agreement.patiently(patience, function()
+    context.check_lock() -- each time: a balancer has no epoch to refuse who was superseded while it waited
+    action(context.drivers[index])
+  end)
+  if not err and not behind then context.has[index] = agreement.snapshot(context) end
+  if err and not behind then
+    context.behind[index] = err
+    context.warn(("%s is away, and will be brought up to date when it returns: %s"):format(name_of(context, index), err.message))
+  end
+  return err
+end
+
+--- Changes all of them; when none is there, that is an error.
+function agreement.change_all(context, action)
+  local done, problem = false, nil
+  for index in ipairs(context.drivers) do
+    local err = change_one(context, index, action)
+    done, problem = done or not err, err or problem
+  end
+  if not done and problem then error(problem, 0) end
+end
+
+--- Has balancers know the wanted states over a restart of theirs: soon after a change, and at the end of a run.
+---@async
+function agreement.save(context)
+  if not context.unsaved then return end
+  agreement.writing(context, function()
+    context.unsaved = false
+    for _, driver in ipairs(context.drivers) do
+      local ok, err = pcall(driver.persist, driver, context.wanted)
+      context.unsaved = context.unsaved or not ok
+      if not ok and not errors.is_away(err) then error(err, 0) end
+    end
+  end)
+end
+
+--- What a balancer does differently from what the run wants of it, as changes.
+local function differences(seen, wanted)
+  local slots, changes = seen.slots, {}
+  for name, state in pairs(wanted) do
+    local slot = slots[name]
+    if not slot or slot.state ~= state.state or (state.weight and slot.state == "ready" and slot.weight ~= state.weight) then
+      changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight }
+    end
+  end
+  table.sort(changes, function(a, b) return a.slot < b.slot end)
+  return changes
+end
+
+--- Brings one balancer to the wanted states.
+local function mend_one(context, index)
+  local driver = context.drivers[index]
+  local seen = driver:read()
+  local changes = differences(seen, context.wanted)
+  local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
+  if #changes > 0 then
+    context.check_lock() -- a balancer has no epoch: who was superseded finds out by himself, before each change
+    driver:prepare()
+  end
+  if #changes > 0 or rerouted then context.check_lock() end
+  if rerouted then driver:route(context.route or nil) end
+  for _, change in ipairs(changes) do
+    local slot = seen.slots[change.slot]
+    if change.state ~= "ready" and slot and slot.state == "ready" then context.closed_aside[change.slot] = true end
+  end
+  if #changes > 0 then driver:apply(changes) end
+  if #changes > 0 or rerouted then
+    context.warn(context.behind[index] and ("%s is back: %d slots brought up to date"):format(name_of(context, index), #changes)
+      or ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes))
+  end
+  context.behind[index], context.has[index] = nil, agreement.snapshot(context)
+end
+
+--- Brings each balancer that was restarted, changed by others, or away, to the wanted states. One that does not answer is
+--- the operations' business.
+---@async
+function agreement.mend(context)
+  if context.changing or context.writing then return end
+  context.check_lock()
+  agreement.reshaping(context, function()
+    for index in ipairs(context.drivers) do pcall(mend_one, context, index) end
+  end)
+end
+
+local function same(one, other)
+  for name, state in pairs(other) do
+    local has = one and one[name]
+    if not has or has.state ~= state.state or has.weight ~= state.weight then return false end
+  end
+  return true
+end
+
+--- All balancers have the wanted states: one that is still away gets time to return, and is then an error. On the way back
+--- it is none if it never heard of anything else.
+---@async
+---@param back? boolean
+function agreement.reach(context, back)
+  local deadline = core.now() + (back and patience_beside or patience_at_end)
+  while next(context.behind) and core.now() < deadline do
+    agreement.mend(context)
+    if next(context.behind) then core.sleep(0.2) end
+  end
+  for index, err in pairs(context.behind) do
+    if not back or not same(context.has[index], context.wanted) then
+      errors.raise("balancer", ("%s is away, and does not have the states of the others: %s"):format(name_of(context, index), err.message),
+        { host = err.host, detail = err.detail })
+    end
+  end
+end
+
+return agreement
