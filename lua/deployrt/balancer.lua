@@ -74,13 +74,14 @@ function Balancer:is_routed(instance)
   return false
 end
 
-local function apply(self, changes, note)
+--- Sets states. Nothing is to be put back where no traffic changes: whoever took it away brings it back.
+local function apply(self, changes, note, no_traffic)
   if not self.configured or #changes == 0 then return end
   operation.effect {
-    name = "balancer.apply", kind = "repeat", args = { changes = changes }, find = "balancer.find", note = note,
-    undo = function(found)
+    name = "balancer.apply", kind = "repeat", args = { changes = changes }, find = not no_traffic and "balancer.find" or nil, note = note,
+    undo = not no_traffic and function(found)
       return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout, long = self.drain_long }, note = note }
-    end,
+    end or nil,
   }
   for _, change in ipairs(changes) do
     local slot = self.slots[change.slot] or { sessions = 0, up = true, weight = 0 }
@@ -148,7 +149,7 @@ local function await_drained(self, list)
     end
     local changes = {}
     for _, instance in ipairs(list) do changes[#changes + 1] = { slot = instance.slot, state = "maint" } end
-    apply(self, changes, labels(list))
+    apply(self, changes, labels(list), true)
   end
   set_state(list, "idle")
 end
