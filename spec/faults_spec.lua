@@ -341,6 +341,21 @@ describe("what goes wrong in a run", function()
     app.opts.process = nil
   end)
 
+  it("secrets come from commands and files, and from several in one value", function()
+    fixture.write(app.dir .. "/password", "hunter2\n")
+    app.opts.process = "  secrets: {DB_URL: 'pg://${command:printf user}:${file:password}@${env:DB_HOST}/x'}\n  stop: {timeout: 3s}"
+    app:write(fixture.release("2.0"), "2.0")
+    local run = app:command({ "rolling", "app.yml" }, { env = { DB_HOST = "db" } })
+    assert.equal(0, run.exit, run.stderr)
+    assert.equal("pg://user:hunter2@db/x\n", fixture.sh(("curl -s 'http://127.0.0.1:%d/env?DB_URL'"):format(app.listen)))
+    app.opts.process = "  secrets: {DB_URL: '${command:exit 3}'}\n  stop: {timeout: 3s}"
+    app:write(fixture.release("2.0"), "2.0")
+    run = app:command { "rolling", "app.yml" }
+    assert.equal(2, run.exit)
+    contains(run.stderr, "process.secrets: the command 'exit 3' failed with status 3")
+    app.opts.process = nil
+  end)
+
   it("a full disk during the upload leaves nothing half-released", function()
     if fixture.sh("id -u") ~= "0\n" then return print("skipped without root: needs a small tmpfs") end
     local releases = app.dir .. "/home/.deployrt/shop/releases"

@@ -34,6 +34,18 @@ local readers = {
   end,
 }
 
+--- A text with its references replaced. Commands wait, which no callback of gsub may.
+---@async
+local function resolve(self, text)
+  local parts, at = {}, 1
+  for start, kind, what, after in text:gmatch("()%${(%l+):([^}]*)}()") do
+    parts[#parts + 1] = text:sub(at, start - 1)
+    parts[#parts + 1] = readers[kind](self, what)
+    at = after
+  end
+  return table.concat(parts) .. text:sub(at)
+end
+
 --- Reads all secrets of app.yml once, so that a missing one is an error before anything is touched.
 ---@async
 ---@param values table<string,string>  as written: "${env:DB_URL}", or the secret itself
@@ -43,7 +55,7 @@ local readers = {
 function secrets.read(values, directory, controller)
   local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {}, literals = {} }, Secrets)
   for name, text in pairs(values or {}) do
-    local value = tostring(text):gsub("%${(%l+):([^}]*)}", function(kind, what) return readers[kind](self, what) end)
+    local value = resolve(self, tostring(text))
     self.values[name] = value
     if not tostring(text):find("${", 1, true) then self.literals[#self.literals + 1] = value end
     if #value >= 4 then self.masked[#self.masked + 1] = value end
