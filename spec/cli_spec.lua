@@ -45,6 +45,27 @@ describe("the command line", function()
     assert.truthy(run.stderr:find("batch", 1, true))
   end)
 
+  it("refuses words and flags that a command would not heed, and does nothing", function()
+    local before = app:status().instances
+    for _, case in ipairs {
+      { { "rolling", "app.yml", "2.0", "--force" }, "does not know what to do with '2.0'; a version is --release 2.0; nothing was done" },
+      { { "rollback", "app.yml", "0.9" }, "a version is --to 0.9" },
+      { { "stop", "app.yml", "other.yml", "--yes" }, "what to do with 'other.yml'; nothing was done (see `deployrt help stop`)" },
+      { { "exec", "app.yml", "touch", "done" }, "the command stands behind --" },
+      { { "rolling", "app.yml", "--force", "--", "x" }, "what to do with '--'" },
+      { { "rolling", "app.yml", "--force", "--offline" }, "`deployrt run` has no option --offline: that is for plan" },
+      { { "status", "app.yml", "--to", "1" }, "that is for rollback" },
+      { { "test", "rolling", "--time", "5" }, "--time: expected a duration with its unit" },
+    } do
+      local run = app:command(case[1])
+      assert.equal(2, run.exit, run.stdout)
+      assert.truthy(run.stderr:find(case[2], 1, true), run.stderr)
+    end
+    assert.same(before, app:status().instances)
+    local help = app:command { "help", "logs" }
+    assert.truthy(help.stdout:find("--follow", 1, true) and not help.stdout:find("--seeds", 1, true), help.stdout)
+  end)
+
   it("says with status --json what the documents promise, and nothing is missing", function()
     local status = app:status()
     assert.equal("app instances lock mixed release run", keys(status))

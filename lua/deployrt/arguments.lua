@@ -7,6 +7,7 @@ local arguments = {}
 ---@class deployrt.Flag
 ---@field value? string   what it takes, for help; nil: nothing
 ---@field list? boolean   may be repeated
+---@field of? string[]    the commands that know it; nil: all
 ---@field doc string
 
 ---@type table<string, deployrt.Flag>
@@ -20,19 +21,20 @@ arguments.flags = {
   ["no-color"] = { doc = "no colours (also: NO_COLOR)" },
   yes = { doc = "do not ask" },
   state = { value = "DIR", doc = "where runs are remembered" },
-  force = { doc = "replace even what is unchanged; abort: undo from the journal alone; unlock: also a live run" },
-  failed = { doc = "run: only the hosts that the last run went on without" },
-  run = { value = "ID", doc = "resume, abort: which run" },
-  to = { value = "VERSION", doc = "rollback: which release" },
-  connect = { doc = "check: try hosts and balancer too" },
-  offline = { doc = "plan: from app.yml alone; another release is taken to serve on the first ports of each host" },
-  follow = { doc = "logs: wait for more" },
-  lines = { value = "N", doc = "logs: how many of the last lines of each instance" },
-  seeds = { value = "N", doc = "test: how many seeds; default 100" },
-  seed = { value = "S", doc = "test: one seed, with all that happens" },
-  time = { value = "DURATION", doc = "test: as many seeds as fit into it" },
-  fault = { value = "NAME", doc = "test: only faults of this kind, or none" },
-  fleet = { value = "N", doc = "test: so many simulated hosts with one instance each" },
+  force = { of = { "run", "plan", "rollback", "resume", "abort", "unlock", "repl" },
+    doc = "replace even what is unchanged; abort: undo from the journal alone; unlock: also a live run" },
+  failed = { of = { "run", "plan" }, doc = "only the hosts that the last run went on without" },
+  run = { value = "ID", of = { "resume", "abort" }, doc = "which run" },
+  to = { value = "VERSION", of = { "rollback" }, doc = "which release" },
+  connect = { of = { "check" }, doc = "try hosts and balancer too" },
+  offline = { of = { "plan" }, doc = "from app.yml alone; another release is taken to serve on the first ports of each host" },
+  follow = { of = { "logs" }, doc = "wait for more" },
+  lines = { value = "N", of = { "logs" }, doc = "how many of the last lines of each instance" },
+  seeds = { value = "N", of = { "test" }, doc = "how many seeds; default 100" },
+  seed = { value = "S", of = { "test" }, doc = "one seed, with all that happens" },
+  time = { value = "DURATION", of = { "test" }, doc = "as many seeds as fit into it" },
+  fault = { value = "NAME", of = { "test" }, doc = "only faults of this kind, or none" },
+  fleet = { value = "N", of = { "test" }, doc = "so many simulated hosts with one instance each" },
   help = { doc = "explain" },
   version = { doc = "print the version" },
 }
@@ -45,6 +47,48 @@ local function unknown(name)
     return list
   end)())
   errors.raise("usage", ("unknown option --%s%s"):format(name, close and (" (did you mean --%s?)"):format(close) or ""))
+end
+
+--- Whether a command knows a flag.
+---@param flag deployrt.Flag
+---@param command string
+---@return boolean
+function arguments.is_known(flag, command)
+  if not flag.of then return true end
+  for _, name in ipairs(flag.of) do
+    if name == command then return true end
+  end
+  return false
+end
+
+local version_flags = { run = "release", plan = "release", rollback = "to" }
+
+--- What a word that is too many may have been meant for.
+local function hint_for(command, word)
+  if command == "exec" then return "; the command stands behind --" end
+  local flag = version_flags[command]
+  if flag and not word:find("%.ya?ml$") then return ("; a version is --%s %s"):format(flag, word) end
+  return ""
+end
+
+--- Refuses what a command would not heed: it was meant to do something.
+---@param command string
+---@param most integer      operands that it takes
+---@param operands string[]
+---@param flags table<string, any>
+---@param rest? string[]
+--- Raises deployrt.Error: "usage".
+function arguments.check(command, most, operands, flags, rest)
+  for name in pairs(flags) do
+    local flag = arguments.flags[name]
+    if not arguments.is_known(flag, command) then
+      errors.raise("usage", ("`deployrt %s` has no option --%s: that is for %s; nothing was done"):format(command, name, table.concat(flag.of, ", ")))
+    end
+  end
+  local extra = operands[most + 1] or (command ~= "exec" and rest and "--")
+  if not extra then return end
+  errors.raise("usage", ("`deployrt %s` does not know what to do with '%s'%s; nothing was done (see `deployrt help %s`)"):format(
+    command, extra, hint_for(command, extra), command))
 end
 
 --- Splits an argument vector.

@@ -8,29 +8,29 @@ local cli = {}
 
 cli.version = "0.1.0"
 
---- In the order in which help lists them: name, operands, what it does.
+--- In the order in which help lists them: name, operands, what it does, how many operands it takes where it is not one.
 cli.commands = {
-  { "run", "STRATEGY APP.yml", "deploy (the word `run` may be left out)" },
-  { "plan", "STRATEGY APP.yml", "what run would do; changes nothing anywhere" },
-  { "test", "STRATEGY [APP.yml]", "simulate with faults and check the invariants" },
-  { "check", "APP.yml", "validate the file (with STRATEGY before it: what that needs, too); --connect also tries hosts and balancer" },
+  { "run", "STRATEGY APP.yml", "deploy (the word `run` may be left out)", 2 },
+  { "plan", "STRATEGY APP.yml", "what run would do; changes nothing anywhere", 2 },
+  { "test", "STRATEGY [APP.yml]", "simulate with faults and check the invariants", 2 },
+  { "check", "APP.yml", "validate the file (with STRATEGY before it: what that needs, too); --connect also tries hosts and balancer", 2 },
   { "status", "APP.yml", "what runs where, and what takes traffic" },
   { "rollback", "APP.yml [--to V]", "back to what served before the last successful run" },
   { "resume", "APP.yml", "carry on with a run that was interrupted" },
   { "abort", "APP.yml", "roll back a run that was interrupted" },
   { "pause", "APP.yml", "hold a run at its next step" },
-  { "approve", "APP.yml", "let a run go on that waits for a person (with ANSWER before it, where it asks for one)" },
+  { "approve", "APP.yml", "let a run go on that waits for a person (with ANSWER before it, where it asks for one)", 2 },
   { "stop", "APP.yml", "take the application out of service and stop it" },
   { "logs", "APP.yml", "output of the instances; --follow" },
   { "exec", "APP.yml -- COMMAND", "a command on all hosts, answers labelled by host" },
   { "history", "APP.yml", "runs, their outcome and who started them" },
   { "unlock", "APP.yml", "remove a dead run's lock; refuses a live one" },
-  { "lib", "install|update|list|verify [APP.yml]", "the shared libraries of strategies that app.yml requires" },
+  { "lib", "install|update|list|verify [APP.yml]", "the shared libraries of strategies that app.yml requires", math.huge },
   { "repl", "APP.yml", "try verbs by hand, line by line; kept or taken back at the end" },
-  { "new", "strategy NAME", "a commented starting point in strategies/, with a spec" },
-  { "schema", "", "the JSON Schema of app.yml, for editors" },
+  { "new", "strategy NAME", "a commented starting point in strategies/, with a spec", 2 },
+  { "schema", "", "the JSON Schema of app.yml, for editors", 0 },
   { "help", "[STRATEGY|COMMAND]", "options and their defaults" },
-  { "version", "", "print the version" },
+  { "version", "", "print the version", 0 },
 }
 
 --- Commands of the design that this version does not have.
@@ -40,7 +40,7 @@ local exits = { locked = 4, unfinished = 3, interrupted = 130 }
 
 local function known(name)
   for _, command in ipairs(cli.commands) do
-    if command[1] == name then return true end
+    if command[1] == name then return command end
   end
 end
 
@@ -85,6 +85,7 @@ local function perform(argv, place)
   local operands, flags, rest = arguments.parse(argv)
   core.locals().verbose = flags.verbose
   local name = choose(operands, flags)
+  if not (flags.help or flags.version) then arguments.check(name, known(name)[4] or 1, operands, flags, rest) end
   if place and (place.share or place.embedded) then
     require("deployrt.strategy").locate(place.share, place.embedded)
   end

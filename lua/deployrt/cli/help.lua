@@ -2,13 +2,17 @@
 local arguments = require "deployrt.arguments"
 local driver = require "deployrt.balancer.driver"
 
-local function flags_text()
+--- What flags do: those of a command, or all.
+local function flags_text(command)
   local names, lines = {}, {}
-  for name in pairs(arguments.flags) do names[#names + 1] = name end
+  for name, flag in pairs(arguments.flags) do
+    if not command or arguments.is_known(flag, command) then names[#names + 1] = name end
+  end
   table.sort(names)
   for _, name in ipairs(names) do
     local flag = arguments.flags[name]
-    lines[#lines + 1] = ("  --%-20s %s%s"):format(name .. (flag.value and " " .. flag.value or ""), flag.doc, flag.list and " (repeatable)" or "")
+    local only = not command and flag.of and #flag.of <= 2 and table.concat(flag.of, ", ") .. ": " or ""
+    lines[#lines + 1] = ("  --%-20s %s%s%s"):format(name .. (flag.value and " " .. flag.value or ""), only, flag.doc, flag.list and " (repeatable)" or "")
   end
   return table.concat(lines, "\n")
 end
@@ -66,7 +70,7 @@ return function(command)
   end
   for _, each in ipairs(require("deployrt.cli").commands) do
     if each[1] == name then
-      command.write(("deployrt %s %s\n  %s\n\n%s\n"):format(each[1], each[2], each[3], flags_text()))
+      command.write(("deployrt %s %s\n  %s\n\n%s\n"):format(each[1], each[2], each[3], flags_text(each[1])))
       return 0
     end
   end

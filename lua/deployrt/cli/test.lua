@@ -31,11 +31,12 @@ end
 local function options_of(command)
   local flags, path = command.flags, command.operands[2]
   local seed = whole_number(flags, "seed", 0)
-  local seconds = flags.time and units.duration(flags.time)
+  local seconds, problem = units.duration(flags.time or 0)
+  if problem then errors.raise("usage", "--time: " .. problem) end
   return {
     app = path and config.load(path, { set = flags.set, release = flags.release, hosts = flags.host }) or nil,
-    options = not path and options_from(flags.set) or nil, first = seed or 1, fault = flags.fault, fleet = whole_number(flags, "fleet", 2), seconds = seconds,
-    seeds = seed and 1 or whole_number(flags, "seeds", 1) or (seconds and math.maxinteger or 100),
+    options = not path and options_from(flags.set) or nil, first = seed or 1, fault = flags.fault, fleet = whole_number(flags, "fleet", 2), seconds = flags.time and seconds,
+    seeds = seed and 1 or whole_number(flags, "seeds", 1) or (flags.time and math.maxinteger or 100),
   }
 end
 
