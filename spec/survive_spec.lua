@@ -155,6 +155,36 @@ describe("a run", function()
     contains(run.stderr, "nothing to resume or abort")
   end)
 
+  it("that another machine ended, or began, is what rollback and status here go by", function()
+    local function there(...)
+      return fixture.run({ fixture.deployrt(), ..., "app.yml", "--state", app.dir .. "/other" },
+        { cwd = app.dir, env = { HOME = app.dir .. "/home", TERM = "dumb" }, timeout = 60 })
+    end
+    local function rolls_back_to(version)
+      local run = app:command { "rollback", "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.truthy((run.stdout .. run.stderr):find("rolled back: " .. version .. " serves again", 1, true), run.stdout)
+      assert.same({ version }, app:serving())
+    end
+    assert.equal(0, app:deploy("rolling", "80").exit)
+    assert.equal(0, app:deploy("rolling", "81").exit)
+    app:write(fixture.release("82"), "82")
+    assert.equal(137, app:mortal("after", 12, { "rolling", "app.yml" }).exit)
+    local run = there "resume"
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "82" }, app:serving())
+    assert.equal("succeeded", app:status().run.outcome)
+    rolls_back_to "81"
+    for _, version in ipairs { "83", "84" } do
+      app:write(fixture.release(version), version)
+      run = there "rolling"
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+    end
+    rolls_back_to "83"
+    local known = app:command({ "history", "app.yml" }).stdout
+    assert.truthy(known:find("83 -> 84", 1, true) and not known:find("running", 1, true), known)
+  end)
+
   it("is aborted from another machine in the same way", function()
     assert.equal(137, app:mortal("before", 14, { "rolling", "app.yml" }).exit)
     os.rename(app.dir .. "/state", app.dir .. "/other")

@@ -138,6 +138,13 @@ run_journal() { # run -- the copy of its journal
   return 0
 }
 
+runs_ended() { # -- the last record of each run's journal
+  for r in "$root"/runs/*/journal; do
+    [ -e "$r" ] && tail -n 1 "$r"
+  done
+  return 0
+}
+
 # --- releases: a directory that is complete, or absent; beside it its SHA-256 and the boot in which it was unpacked
 
 release_list() { # -- version sha256 time of each

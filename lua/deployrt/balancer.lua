@@ -6,6 +6,7 @@ local shares = require "deployrt.balancer.shares"
 
 ---@class deployrt.Balancer
 ---@field slots table<string, {state: string, weight: integer, up: boolean, sessions: integer}>  as last read
+---@field down? boolean  it does not run: the slots are what it comes up with
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
 local Balancer = { kind = "balancer" }
 Balancer.__index = Balancer
@@ -28,7 +29,7 @@ end
 function Balancer:refresh()
   if not self.configured then return end
   local found = operation.observe { name = "balancer.read", args = {} }
-  self.slots, self.route = found.slots, found.route
+  self.slots, self.route, self.down = found.slots, found.route, found.down
 end
 
 --- Begins a run: all slots are made known, and what is found is what the balancers shall keep.

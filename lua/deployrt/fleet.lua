@@ -95,6 +95,20 @@ function Fleet:strangers()
   return found
 end
 
+--- Balancers know the slots of app.yml: what runs on another port would lose its traffic before anything replaces it.
+--- Raises deployrt.Error: "config".
+function Fleet:check_ports()
+  if not self.balancer:exists() then return end
+  local known = {}
+  for _, port in ipairs(self.process.ports) do known[port] = true end
+  for _, member in ipairs(self.members) do
+    if not known[member.port] then
+      errors.raise("config", ("%s runs release %s, and process.ports does not have that port any more: keep it behind the new ones until a "
+        .. "deployment has replaced what runs there"):format(member.label, member.release), { host = member.host.name })
+    end
+  end
+end
+
 --- Notes an instance that was started; forget() is its opposite.
 function Fleet:add(member)
   local at, name = #self.members + 1, member.host.name

@@ -185,6 +185,15 @@ function journal.parse(text, path)
   return records, at - 1, lines_between(text, 1, at)
 end
 
+--- The records among lines of several journals; what is not whole is left out.
+---@param text string
+---@return table[]
+function journal.whole(text)
+  local list = {}
+  for line in text:gmatch("[^\n]*\n") do list[#list + 1] = record_at(line, 1) end
+  return list
+end
+
 --- The records of a copy, which may have some twice, or be cut anywhere: those up to the first that is missing.
 ---@param text string
 ---@return string whole  the text of a journal

@@ -72,12 +72,14 @@ end
 --- Looks at everything that could stop the run, and changes nothing.
 local function check(self)
   self.fleet:discover()
+  self.fleet:check_ports()
   adoption.look(self)
   check_content(self)
   script.call(self, "check")
 end
 
 local function nothing_to_do(self)
+  if self.balancer.down then return false end
   local fresh, active = {}, self.fleet:active_hosts()
   for _, member in ipairs(self.fleet.members) do
     if not self.fleet:is_target(member) and not member.kept and member.state == "serving" then return false end
@@ -209,7 +211,7 @@ local function conclude(self, outcome, exit, cause)
   endure(self)
   if groups then groups:decide(outcome) end
   local record = record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message })
-  self.journal:write { type = "FINISHED", outcome = outcome, exit = exit, finished = record.finished, failed = record.failed, error = record.error }
+  self.journal:write { type = "FINISHED", outcome = outcome, exit = exit, finished = record.finished, failed = record.failed, error = record.error, record = record }
   self.journal:sync()
   local ok, err = pcall(self.state.save, self.state, self.id, record)
   if not ok then self.emit { event = "warning", message = "the history lacks this run: " .. errors.text(errors.wrap(err)) } end
@@ -399,7 +401,7 @@ end
 
 local function end_unchanged(self)
   self.journal:write { type = "FINISHED", outcome = "unchanged", exit = 0 }
-  self.state:save(self.id, record_of(self, { outcome = "unchanged", exit = 0, finished = core.time() }))
+  self.state:save(self.id, record_of(self, { outcome = "unchanged", exit = 0, finished = core.time() })) -- no host hears of it
   self.emit { event = "run.started", run = self.id, app = self.app.app, strategy = self.strategy.name, release = self.target.release, hosts = #self.app.hosts }
   self.emit { event = "log", message = ("nothing to change: release %s serves already"):format(self.target.release) }
   self.emit { event = "run.finished", outcome = "succeeded", exit = 0, seconds = 0, unchanged = true, release = self.target.release }

@@ -105,14 +105,15 @@ local function look_at_backend(self)
   self:fail(("it has no backend '%s' (any more): see `deployrt check --connect`"):format(self.backend))
 end
 
---- A managed HAProxy that does not run keeps every slot out of service.
+--- What a managed HAProxy that does not run has in its configuration: it comes up with that.
 local function nothing_runs(self)
-  local slots = {}
+  local slots, kept = {}, managed.kept(self)
   for _, slot in ipairs(self.context.slots) do
     local server = config.identifier(slot.name)
-    slots[slot.name] = { server = server, state = "maint", up = false, weight = 0, sessions = 0, queue = 0 }
+    local state = kept[server] or { state = "maint", weight = 0 }
+    slots[slot.name] = { server = server, state = state.state, up = false, weight = state.weight, sessions = 0, queue = 0 }
   end
-  return { slots = slots, instance = "none" }
+  return { slots = slots, instance = "none", down = true }
 end
 
 --- Upgraded connections by server, where they have a time of their own and there may be some: HAProxy has to list them all.
@@ -132,10 +133,10 @@ local function has_old_workers(self, seen)
 end
 
 --- States, weights and sessions of the slots. A slot that HAProxy does not know is absent; a managed HAProxy that
---- does not run has all of them, out of service.
+--- does not run is `down`, and has all of them as it will come up with them.
 --- Raises deployrt.Error: "balancer"; "missing", "refused", "denied", "timeout" where HAProxy is not to be had.
 ---@async
----@return {slots: table<string, deployrt.DriverSlot>, instance: string, route?: deployrt.Route}  another instance: restarted, reloaded
+---@return {slots: table<string, deployrt.DriverSlot>, instance: string, down?: boolean, route?: deployrt.Route}  another instance: restarted, reloaded
 function HAProxy:read()
   local ok, seen = pcall(look_at_backend, self)
   local gone = not ok and (seen.code == "missing" or seen.code == "refused")

@@ -182,10 +182,26 @@ local function text_of(driver, wanted)
   }, driver.context.slots, wanted)
 end
 
+--- Servers that app.yml does not name any more are dropped: not while they are all that serves.
+local function check_dropped(driver)
+  local known, dropped = {}, {}
+  for _, slot in ipairs(driver.context.slots) do known[config.identifier(slot.name)] = true end
+  for name, state in pairs(haproxy_managed.kept(driver)) do
+    local serves = state.state == "ready" and state.weight > 0
+    if serves and known[name] then return end
+    if serves then dropped[#dropped + 1] = name end
+  end
+  if #dropped == 0 then return end
+  table.sort(dropped)
+  driver:fail(("all of its traffic goes to %s, which app.yml does not name any more: keep those hosts and ports beside the new ones until a deployment has replaced what runs there"):format(
+    table.concat(dropped, ", ")))
+end
+
 ---@param driver deployrt.HAProxy
 function haproxy_managed.check(driver)
   require_program(driver)
   local running, text = look(driver), text_of(driver, {})
+  if running then check_dropped(driver) end
   if not running or running.description ~= config.fingerprint(text) then check_listen(driver, running) end
 end
 
@@ -234,6 +250,13 @@ local function current_wanted(driver, seen, text)
     wanted[slot.name] = seen and seen.slots[slot.name] or on_disk[config.identifier(slot.name)]
   end
   return wanted
+end
+
+--- States and weights in the configuration on the disk, by server; {} where there is none.
+---@param driver deployrt.HAProxy
+---@return table<string, {state: string, weight: integer}>
+function haproxy_managed.kept(driver)
+  return config.wanted(driver.host:read(driver.paths.config) or "")
 end
 
 --- Ends the process, softly at first, and by force when `patience` is over.

@@ -17,6 +17,7 @@ return function(command)
   local found = command.flags.connect and common.look(command, function(opened, run)
     for _, each in ipairs(opened.drivers) do each:check() end
     opened.fleet:discover()
+    opened.fleet:check_ports()
     adoption.look(run)
     return adoption.describe(run)
   end, app) or {}

@@ -1,12 +1,17 @@
 -- cli/rollback.lua -- deployrt rollback APP.yml [--to V]
 local common = require "deployrt.cli.common"
+local history = require "deployrt.history"
 local rollback = require "deployrt.rollback"
 
 return function(command)
   local app = common.app(command)
-  local target = rollback.target(common.state(command, app), command.flags.to)
-  return common.execute(command, app, {
-    strategy = rollback, values = {}, kind = "rollback", target = function() return target end,
-    done = ("rolled back: %s serves again"):format(target.release),
-  })
+  local state = common.state(command, app)
+  local options = { strategy = rollback, values = {}, kind = "rollback" }
+  function options.target(opened)
+    history.learn(state, opened:lines())
+    local target = rollback.target(state, command.flags.to)
+    options.done = ("rolled back: %s serves again"):format(target.release)
+    return target
+  end
+  return common.execute(command, app, options)
 end

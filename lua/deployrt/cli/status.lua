@@ -1,8 +1,9 @@
 -- cli/status.lua -- deployrt status APP.yml
 local cjson = require "cjson"
 local common = require "deployrt.cli.common"
-local health = require "deployrt.health"
 local fleet = require "deployrt.fleet"
+local health = require "deployrt.health"
+local history = require "deployrt.history"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
@@ -14,8 +15,9 @@ local function rows_of(opened)
   for _, member in ipairs(opened.fleet:instances()) do
     local slot = opened.balancer.slots[member.slot]
     local weight = slot and slot.state == "ready" and slot.weight or 0
-    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, pid = member.pid, state = member.state, weight = weight,
-      share = shares[member.slot] or 0, member = member }
+    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, pid = member.pid, weight = weight,
+      state = opened.balancer.down and member.state == "serving" and "idle" or member.state,
+      share = not opened.balancer.down and shares[member.slot] or 0, member = member }
   end
   for _, member in ipairs(opened.fleet.exited) do
     rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, state = "down", weight = 0, share = 0, healthy = false }
@@ -75,13 +77,14 @@ local function gather(command)
     probe(opened, rows)
     local release, mixed = summary(rows)
     local held = lock.read(opened:lines()[1])
+    history.learn(state, opened:lines())
     local runs = state:runs()
     local last = runs[#runs]
     return {
       app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
       lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
       run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
-      strangers = strangers(opened),
+      strangers = strangers(opened), down = opened.balancer.down,
       shares = monitor.shares { fleet = opened.fleet, balancer = opened.balancer },
     }
   end)
@@ -123,6 +126,7 @@ local function show(found)
     }
   end
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
+  if found.down then lines[#lines + 1] = "  the balancer does not run, so no request gets through: the next deployment starts it" end
   table.move(found.strangers, 1, #found.strangers, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",

@@ -131,13 +131,22 @@ local function differences(seen, wanted)
   return changes
 end
 
+--- Whether anything is to get traffic.
+local function is_wanted(wanted)
+  for _, state in pairs(wanted) do
+    if state.state == "ready" then return true end
+  end
+  return false
+end
+
 --- Brings one balancer to the wanted states.
 local function mend_one(context, index)
   local driver = context.drivers[index]
   local seen = driver:read()
   local changes = differences(seen, context.wanted)
+  local down = seen.down and is_wanted(context.wanted)
   local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
-  if #changes > 0 then
+  if #changes > 0 or down then
     context.check_lock() -- a balancer has no epoch: who was superseded finds out by himself, before each change
     driver:prepare()
   end
@@ -148,7 +157,7 @@ local function mend_one(context, index)
     if change.state ~= "ready" and slot and slot.state == "ready" then context.closed_aside[change.slot] = true end
   end
   if #changes > 0 then driver:apply(changes) end
-  if #changes > 0 or rerouted then
+  if #changes > 0 or rerouted or down then
     context.warn(context.behind[index] and ("%s is back: %d slots brought up to date"):format(name_of(context, index), #changes)
       or ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes))
   end

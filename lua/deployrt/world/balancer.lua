@@ -9,7 +9,7 @@ local balancer = {}
 --- asked.
 function balancer.read(context)
   local seen = agreement.read_one(context)
-  return { slots = seen.slots, route = seen.route }
+  return { slots = seen.slots, route = seen.route, down = seen.down }
 end
 
 --- Who is told apart now: what the run wants counts more than what is seen.

@@ -1,0 +1,40 @@
+-- history.lua -- Runs that another machine made, or ended: hosts keep the last records of their journals.
+local fleet = require "deployrt.fleet"
+local journal = require "deployrt.journal"
+
+local history = {}
+
+local asked = 3 -- hosts: as many as keep copies of a journal
+
+--- The runs that hosts know to be over.
+local function ended_runs(lines)
+  local answers = fleet.together(table.move(lines, 1, asked, 1, {}), function(line)
+    local ok, text = pcall(line.call, line, "runs_ended")
+    return ok and text or "" -- one that is away says nothing
+  end)
+  local records = {}
+  for _, text in ipairs(answers) do
+    for _, each in ipairs(journal.whole(text)) do
+      if each.type == "FINISHED" and each.record then records[each.record.id] = each.record end
+    end
+  end
+  return records
+end
+
+--- Has the controller's own history know what hosts know. A state that is shared by all controllers has it anyway.
+---@async
+---@param state deployrt.State
+---@param lines deployrt.Connection[]  of the hosts, in their order
+function history.learn(state, lines)
+  if state.take_lock then return end
+  local known = {}
+  for _, run in ipairs(state:runs()) do known[run.id] = run.finished ~= nil end
+  for id, record in pairs(ended_runs(lines)) do
+    if not known[id] then
+      state:directory(id)
+      state:save(id, record)
+    end
+  end
+end
+
+return history

@@ -1,0 +1,101 @@
+-- moved_spec.lua -- What serves and what app.yml says have come apart: other ports, other hosts, a balancer that is gone.
+local fixture = require "spec.support.fixture"
+
+describe("an application that moved", function()
+  local app
+
+  before_each(function()
+    app = fixture.app { instances = 1, slots = 4, yaml = "strategy: {settle: 0}" }
+    app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(app.listen)
+  end)
+  after_each(function()
+    assert.same({}, app:stop())
+    fixture.cleanup()
+  end)
+
+  local function contains(text, ...)
+    for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
+  end
+
+  local function answer()
+    return fixture.sh(("curl -s http://127.0.0.1:%d/"):format(app.listen))
+  end
+
+  local function set_ports(first, last)
+    return ("process.ports=[%s]"):format(table.concat(app.ports, ",", first, last))
+  end
+
+  it("to other ports is told to keep the old ones until nothing runs there, and loses no request", function()
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", set_ports(1, 2) }).exit)
+    local load = app:load { rate = 200 }
+    for _, argv in ipairs { { "rolling", "app.yml" }, { "plan", "rolling", "app.yml" }, { "check", "app.yml", "--connect" } } do
+      argv[#argv + 1] = "--set"
+      argv[#argv + 1] = set_ports(3, 4)
+      local run = app:command(argv)
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      contains(run.stderr, ("all of its traffic goes to local-%d, which app.yml does not name any more"):format(app.ports[1]))
+    end
+    app:write(fixture.release "2.0", "2.0")
+    local both = ("process.ports=[%d,%d,%d]"):format(app.ports[3], app.ports[4], app.ports[1])
+    local run = app:command { "rolling", "app.yml", "--set", both }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    app:write(fixture.release "3.0", "3.0")
+    run = app:command { "rolling", "app.yml", "--set", set_ports(3, 4) }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({}, load:stop().errors)
+    contains(answer(), "hello from 3.0")
+    app.opts.process = nil
+  end)
+
+  it("to ports of which it has some already is told the same", function()
+    app.opts.instances = 2
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", set_ports(1, 2) }).exit)
+    for _, argv in ipairs { { "rolling", "app.yml" }, { "plan", "rolling", "app.yml" }, { "check", "app.yml", "--connect" } } do
+      argv[#argv + 1] = "--set"
+      argv[#argv + 1] = set_ports(2, 4)
+      local run = app:command(argv)
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      contains(run.stderr, ("local:%d runs release 1.0, and process.ports does not have that port any more: keep it behind the new ones"):format(app.ports[1]))
+    end
+    contains(answer(), "hello from 1.0")
+  end)
+
+  it("to other hosts keeps what serves until something else does", function()
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", "hosts=[{name: a, dir: on-a}]" }).exit)
+    local run = app:command { "rolling", "app.yml", "--set", "hosts=[{name: b, dir: on-b}]", "--set", set_ports(3, 4) }
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, ("all of its traffic goes to a-%d, which app.yml does not name any more"):format(app.ports[1]))
+    contains(answer(), "hello from 1.0")
+    app:command { "stop", "app.yml", "--yes", "--set", "hosts=[{name: a, dir: on-a}]" }
+  end)
+
+  it("away from its balancer is replaced without a gap once that is started again, and can be rolled back to", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local pids = fixture.sh(("cat %s/home/.deployrt/shop/balancer/haproxy.pid"):format(app.dir)):match("%d+")
+    local function kill_balancer()
+      fixture.sh(("pkill -KILL -P %s; kill -KILL %s; true"):format(pids, pids))
+      fixture.eventually(function() return not fixture.is_listened(app.listen) end)
+    end
+    kill_balancer()
+    local status = app:command { "status", "app.yml" }
+    contains(status.stdout, "nothing serves", "the balancer does not run, so no request gets through")
+    local run = app:deploy("rolling", "1.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(answer(), "hello from 1.0")
+    pids = fixture.sh(("cat %s/home/.deployrt/shop/balancer/haproxy.pid"):format(app.dir)):match("%d+")
+    kill_balancer()
+    local watching = fixture.start({ "sh", "-c", ("while sleep 0.02; do curl -s -o /dev/null -w '%%{http_code}\n' http://127.0.0.1:%d/; done"):format(app.listen) },
+      { log = app.dir .. "/codes" })
+    run = app:deploy("rolling", "2.0", { start_delay = "800ms" })
+    fixture.stop(watching)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    local codes = fixture.read(app.dir .. "/codes")
+    assert.truthy(codes:find("^[0\n]*2[20\n]+$") and not codes:find("000\n200\n000"), codes)
+    run = app:deploy("rolling", "3.0", { fault = "dies" })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, "2.0 serves as before")
+    run = app:command { "rollback", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(answer(), "hello from 1.0")
+  end)
+end)
