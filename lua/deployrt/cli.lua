@@ -17,7 +17,7 @@ cli.commands = {
   { "status", "APP.yml", "what runs where, and what takes traffic" },
   { "rollback", "APP.yml [--to V]", "back to what served before the last successful run" },
   { "resume", "APP.yml", "carry on with a run that was interrupted" },
-  { "abort", "APP.yml", "roll back a run that was interrupted" },
+  { "abort", "APP.yml", "roll back a run that was interrupted, or is under way" },
   { "pause", "APP.yml", "hold a run at its next step" },
   { "approve", "APP.yml", "let a run go on that waits for a person (with ANSWER before it, where it asks for one)", 2 },
   { "stop", "APP.yml", "take the application out of service and stop it" },

@@ -16,8 +16,9 @@ function control.new(granted)
   return setmetatable({ paused = false, granted = granted or false, approvals = 0, changed = core.event() }, Control)
 end
 
---- Takes a request: "pause" or "approve", with a number that tells it from the one before, and an answer where one is given.
+--- Takes a request: "pause", "approve" or "abort", with a number that tells it from the one before, and an answer where one is given.
 ---@param word string
+---@return string kind
 function Control:hear(word)
   local kind, answer = word:match("^(%l+) ?%d* ?(.*)$")
   if kind == "pause" then
@@ -26,17 +27,41 @@ function Control:hear(word)
     self.paused, self.approvals, self.answer = false, self.approvals + 1, answer
   end
   self.changed:set()
+  return kind
 end
 
---- Waits for a person, unless the run is stopped meanwhile.
-local function wait_for(self, run, reason, granted)
+local waits = "waits for approval"
+
+--- Whether a run that is at this step, as hosts have it, waits for a person.
+---@param step string
+---@return boolean
+function control.is_waiting(step)
+  return step:sub(1, #waits) == waits
+end
+
+--- The answers that it takes; nil where any approval lets it through.
+---@param step string
+---@return string[]?
+function control.answers(step)
+  local list = control.is_waiting(step) and step:match("^[%l ]+ %(([^)]*)%): ")
+  if not list then return nil end
+  local answers = {}
+  for each in list:gmatch("[^|]+") do answers[#answers + 1] = each end
+  return answers
+end
+
+--- Waits for a person, unless the run is stopped meanwhile. Hosts know of it, and so does who asks them.
+---@param what string  for them
+local function wait_for(self, run, reason, what, granted)
   if granted() then return end
   run.emit { event = "waiting", reason = reason }
+  run.tell(waits .. what)
   while not granted() do
     self.changed:clear()
     self.changed:wait(0.25)
     operation.checkpoint()
   end
+  run.tell()
 end
 
 --- Where a run can be held: at the beginning of a step.
@@ -45,7 +70,7 @@ end
 ---@param label string  of the step
 function Control:hold(run, label)
   if not self.paused then return end
-  wait_for(self, run, ("paused before '%s': `deployrt approve %s` goes on"):format(label, run.app.file), function() return not self.paused end)
+  wait_for(self, run, ("paused before '%s': `deployrt approve %s` goes on"):format(label, run.app.file), (": paused before '%s'"):format(label), function() return not self.paused end)
 end
 
 local function is_one_of(list, value)
@@ -64,7 +89,8 @@ end
 function Control:gate(run, question, answers)
   local seen, choice = self.approvals, answers and table.concat(answers, "|") .. " " or ""
   if self.granted then return answers and answers[1] end
-  wait_for(self, run, ("%s: `deployrt approve %s%s` lets it through, Ctrl-C or `deployrt abort` rolls back"):format(question, choice, run.app.file),
+  wait_for(self, run, ("%s: `deployrt approve %s%s` lets it through, Ctrl-C or `deployrt abort %s` rolls back"):format(
+    question, choice, run.app.file, run.app.file), (answers and (" (%s): "):format(table.concat(answers, "|")) or ": ") .. question,
     function()
       if self.approvals == seen then return false end
       if not answers or is_one_of(answers, self.answer) then return true end

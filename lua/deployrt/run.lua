@@ -296,8 +296,15 @@ local function new_run(opened, options)
   open_journal(self, options.state:directory(id), options)
   self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
     self.begun = self.begun or event.event == "run.started"
-    if event.event == "step.started" and self.lock then self.lock:tell(event.step) end
+    if event.event == "step.started" then
+      self.step = event.step
+      self.tell()
+    end
     if self.begun then options.emit(event, opened.secrets) end
+  end
+  self.tell = function(what)
+    local text = (what or self.step or ""):gsub("%c", " ")
+    if self.lock then self.lock:tell(text) end
   end
   self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
   self.leave = function(err)
@@ -322,7 +329,9 @@ local function take_lock(self, epoch)
     }
   end
   self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over(self) })
-  self.lock:keep(self.leave, function(word) self.control:hear(word) end)
+  self.lock:keep(self.leave, function(word)
+    if self.control:hear(word) == "abort" then self:stop(errors.new("interrupted", "aborted by `deployrt abort`")) end
+  end)
   self.copy = copy.open(self.state, self.id, self.journal)
   if self.copy then
     self.copy:flush()

@@ -1,6 +1,43 @@
--- cli/abort.lua -- deployrt abort APP.yml: rolls back a run that was interrupted.
+-- cli/abort.lua -- deployrt abort APP.yml: rolls back a run that was interrupted, or is under way.
+local common = require "deployrt.cli.common"
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local history = require "deployrt.history"
+local request = require "deployrt.request"
 local resume = require "deployrt.cli.resume"
 
+--- How a run ended that was asked to roll back.
+local function ending_of(command, opened, id)
+  local state = common.state(command, opened.app)
+  history.learn(state, opened:lines())
+  for _, run in ipairs(state:runs()) do
+    if run.id == id and run.finished then return run end
+  end
+  errors.raise("unfinished", ("run %s has let go of its lock, and did not say how it ended: see `deployrt status %s`"):format(id, opened.app.file))
+end
+
+--- Asks the run that is under way to roll back, and waits until it has.
+---@return deployrt.Run? ended  nil: none is under way, or its controller died meanwhile
+local function ask(command, opened)
+  local held, line = request.live_run(opened)
+  if not held or command.flags.run and command.flags.run ~= held.run then return nil end
+  local id, now = held.run, held
+  request.send(line, held, "abort")
+  command.write_error(("run %s is under way: it was asked to roll back\n"):format(id))
+  while now and now.run == id do
+    core.sleep(0.2)
+    now = request.live_run(opened)
+  end
+  now = require("deployrt.lock").read(line)
+  if now and now.run == id then return nil end
+  return ending_of(command, opened, id)
+end
+
 return function(command)
-  return resume(command, true)
+  local ended = not command.flags.force and common.look(command, function(opened) return ask(command, opened) end)
+  if not ended then return resume(command, true) end
+  command.write(("run %s: %s\n"):format(ended.id, ended.outcome:gsub("_", " ")))
+  if ended.outcome == "needs_attention" then return 3 end
+  if ended.outcome == "succeeded" then errors.raise("nothing", ("run %s had succeeded before it heard: `deployrt rollback %s` takes it back"):format(ended.id, command.operands[1])) end
+  return 0
 end

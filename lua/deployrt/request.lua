@@ -1,0 +1,42 @@
+-- request.lua -- What somebody asks of a run that is under way: its controller reads it on one host, with its next sign of life.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+local lock = require "deployrt.lock"
+
+local request = {}
+
+--- The run that is under way, and the host that it listens to: the first by name.
+---@async
+---@param opened deployrt.Session
+---@return deployrt.LockState? held  nil: none is
+---@return deployrt.Connection line
+function request.live_run(opened)
+  local line = opened:lines()[1]
+  for _, each in ipairs(opened:lines()) do
+    if each.name < line.name then line = each end
+  end
+  local held = lock.read(line)
+  return held and not held.dead and held or nil, line
+end
+
+--- The same; without one it is an error.
+--- Raises deployrt.Error: "nothing"; "locked" when the run was interrupted.
+function request.check_live(opened)
+  local held, line = request.live_run(opened)
+  if held then return held, line end
+  held = lock.read(line)
+  if held then errors.raise("locked", lock.refusal(held, opened.app.file)) end
+  errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app))
+end
+
+--- Asks.
+---@async
+---@param line deployrt.Connection
+---@param held deployrt.LockState
+---@param word "pause"|"approve"|"abort"
+---@param answer? string
+function request.send(line, held, word, answer)
+  line:call("run_control", { held.run, ("%s %d %s"):format(word, math.floor(core.time() * 1000), answer or "") })
+end
+
+return request
