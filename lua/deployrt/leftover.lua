@@ -1,5 +1,6 @@
 -- leftover.lua -- What a rollback leaves: in words, with what mends it; and what nobody knew of.
 local errors = require "deployrt.errors"
+local operation = require "deployrt.operation"
 
 local leftover = {}
 
@@ -18,19 +19,42 @@ function leftover.describe(run, failures)
   return left
 end
 
---- Ends what this run has started and its journal does not know of: the copy that it was taken up from lagged.
----@async
----@param run table
----@return table[] failures  {label, host, error}
-function leftover.stop_unknown(run)
-  local failures, started_by_us = {}, "^" .. run.id:gsub("%p", "%%%0") .. "/op%-%d" -- what was put back has the key of an undo
+--- Tries to take something back, and notes what failed.
+local function try(failures, label, host, action, ...)
+  local ok, err = pcall(action, ...)
+  if not ok then failures[#failures + 1] = { label = label, host = host.name, error = errors.wrap(err) } end
+end
+
+local function stop_unknown(run, failures)
+  local started_by_us = "^" .. run.id:gsub("%p", "%%%0") .. "/op%-%d" -- what was put back has the key of an undo
   run.fleet:discover()
   for _, member in ipairs(table.move(run.fleet.members, 1, #run.fleet.members, 1, {})) do
     if member.key and member.key:find(started_by_us) and run.fleet:is_target(member) then
-      local ok, err = pcall(member.stop, member)
-      if not ok then failures[#failures + 1] = { label = "instance.stop", host = member.host.name, error = errors.wrap(err) } end
+      try(failures, "instance.stop", member.host, member.stop, member)
     end
   end
+end
+
+local function remove_unknown(run, failures)
+  local release = run.target.release
+  for _, host in ipairs(run.target.packed and run.session.hosts or {}) do
+    local had = run.releases and run.releases[host.name]
+    try(failures, "release.remove", host, function()
+      if not had or had[release] or not operation.observe({ name = "release.list", host = host, args = {} })[release] then return end
+      operation.effect { name = "release.remove", host = host, args = { release = release } }
+    end)
+  end
+end
+
+--- Ends what this run has started, and removes what it has brought, that its journal does not know of: the copy that it was
+--- taken up from lagged.
+---@async
+---@param run table
+---@return table[] failures  {label, host, error}
+function leftover.take_back_unknown(run)
+  local failures = {}
+  stop_unknown(run, failures)
+  remove_unknown(run, failures)
   return failures
 end
 

@@ -135,7 +135,7 @@ local function roll_back(self, cause)
   local locals = core.locals()
   locals.scope, locals.undoing = undo.root("undo/end"), true
   local left = leftover.describe(self, operation.unwind(self.root))
-  if #left == 0 and self.resumed then left = leftover.describe(self, leftover.stop_unknown(self)) end
+  if #left == 0 and self.resumed then left = leftover.describe(self, leftover.take_back_unknown(self)) end
   self.emit { event = "rollback.finished", ok = #left == 0, left = left }
   local hook_ok, hook_err = pcall(self.script.hook, self.script, "failed", { ERROR = cause.message })
   if not hook_ok then self.emit { event = "warning", message = errors.text(errors.wrap(hook_err)) } end

@@ -11,7 +11,8 @@ local route = require "deployrt.balancer.route"
 ---@field check fun(self)    raises what would stop a run; changes nothing
 ---@field prepare fun(self)  makes every slot known to the balancer
 ---@field read fun(self): {slots: table<string, deployrt.DriverSlot>, instance: string}  as the balancer has it now
----@field apply fun(self, changes: deployrt.SlotChange[])  returns when the balancer does what was asked: it is read back
+---@field apply fun(self, changes: deployrt.SlotChange[]): table<string, deployrt.DriverSlot>?  returns when the balancer does what was
+---  asked: it is read back; tells the slots as they were before, where it had to look
 ---@field stats fun(self): table<string, deployrt.SlotStats>  counters that only grow, until the balancer is restarted
 ---@field persist fun(self, wanted: table<string, {state?: deployrt.SlotState, weight?: integer}>)  over a restart
 ---@field route? fun(self, route?: deployrt.Route)  who gets the routed slots; nil: nobody is told apart

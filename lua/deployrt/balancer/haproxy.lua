@@ -260,14 +260,16 @@ end
 --- Raises deployrt.Error: "balancer", with the difference; and those of read.
 ---@async
 ---@param changes deployrt.SlotChange[]
+---@return table<string, {state: deployrt.SlotState}> found  the slots as they were
 function HAProxy:apply(changes)
   local slots = look_for(self, changes)
-  if #all_commands(self, slots, changes) == 0 then return end
+  if #all_commands(self, slots, changes) == 0 then return slots end
   local problem, detail = outage.expected(self.context, slots, changes)
   if problem then self:fail(problem, detail) end
   local request = all_commands(self, slots, changes)
   table.move(observations(self), 1, 2, #request + 1, request)
   verify(self, self:ask(request), changes)
+  return slots
 end
 
 local function names_of_backends(stats)

@@ -22,6 +22,7 @@ local routes = require "deployrt.balancer.route"
 ---@field demand number    requests a second
 ---@field route? deployrt.Route  who gets the routed slots, where requests are told apart
 ---@field lives integer    one more with each restart
+---@field pending integer  changes that will come late
 ---@field dirty boolean    somebody else changed it, and nobody has set all of it right yet
 local Balancer = {}
 Balancer.__index = Balancer
@@ -34,7 +35,7 @@ local patience = 10     -- seconds in which a change must be seen
 ---@param world deployrt.sim.World
 ---@return deployrt.sim.Balancer
 function balancer.new(world)
-  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, counted = 0, lives = 1, dirty = false, random = world:stream("balancer") }, Balancer)
+  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, counted = 0, lives = 1, pending = 0, dirty = false, random = world:stream("balancer") }, Balancer)
   for _, host in ipairs(world.machines) do
     for _, port in ipairs(world.ports) do
       local slot = {
@@ -252,9 +253,15 @@ local function carry_out(self, effect, is_seen)
   if fate.stale then owner.stale = { slots = snapshot(owner), route = owner.route, till = core.now() + fate.stale } end
   local life = owner.lives
   local function late_effect() -- a restart forgets what it was still to do
+    owner.pending = owner.pending - 1
     if owner.lives == life then effect() end
   end
-  if fate.late then self.world.agenda:after(fate.late, late_effect) else effect() end
+  if fate.late then
+    owner.pending = owner.pending + 1
+    self.world.agenda:after(fate.late, late_effect)
+  else
+    effect()
+  end
   if fate.timeout then
     core.sleep(5)
     errors.raise("timeout", "the balancer's socket: no answer within the time allowed")
@@ -265,15 +272,20 @@ local function carry_out(self, effect, is_seen)
   end
 end
 
---- Sets states.
+--- Sets states; what is so already is not sent. Tells what was found.
 function Driver:apply(changes)
   reach(self)
-  local owner = self.balancer
+  local owner, found = self.balancer, snapshot(self.balancer)
+  if owner.pending == 0 and #different(owner, changes) == 0 then
+    if owner.dirty then clean(owner, changes) end
+    return found
+  end
   carry_out(self, function()
     local list = different(owner, changes)
     if #list > 0 then owner:set(list, "run") end
     if owner.dirty then clean(owner, changes) end
   end, function() return agrees(self:read().slots, changes) end)
+  return found
 end
 
 --- Tells requests apart; nil: none any more.

@@ -67,14 +67,31 @@ balancer.remainder = {
   end,
 }
 
---- Sets states everywhere; `look` has a last look while nobody else changes anything, and may raise.
+--- Slots that were closed already, and are to stay so.
+local function closed_by(context, changes)
+  local list = {}
+  for _, change in ipairs(changes) do
+    local wanted = context.wanted[change.slot]
+    if change.state and change.state ~= "ready" and wanted and wanted.state ~= "ready" then list[#list + 1] = change.slot end
+  end
+  return list
+end
+
+--- Sets states everywhere; `look` has a last look while nobody else changes anything, and may raise. A slot that somebody
+--- else had opened meanwhile may have got requests.
 local function set(context, changes, look)
   context.check_lock()
   agreement.exclusively(context, function()
     if look then look() end
+    local closed = closed_by(context, changes)
     agreement.want(context, changes)
     context.unsaved = true
-    agreement.change_all(context, function(driver) driver:apply(changes) end)
+    agreement.change_all(context, function(driver)
+      local found = driver:apply(changes) or {}
+      for _, name in ipairs(closed) do
+        if found[name] and found[name].state == "ready" then context.closed_aside[name] = true end
+      end
+    end)
   end)
   return {}
 end
