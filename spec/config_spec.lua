@@ -37,6 +37,11 @@ teardown(function()
 end)
 
 describe("app.yml", function()
+  it("has the files that hosts name beside it", function()
+    local app = load(with("hosts: [{name: a, address: a, identity: keys/id, known_hosts: known}, {name: b, address: b, known_hosts: strict}]\n"))
+    assert.same({ directory .. "/keys/id", directory .. "/known", "strict" }, { app.hosts[1].identity, app.hosts[1].known_hosts, app.hosts[2].known_hosts })
+  end)
+
   it("needs very little", function()
     local app = load(with(""))
     assert.equal("shop", app.app)

@@ -203,7 +203,7 @@ describe("over SSH", function()
     local keys = {}
     for address, key in text:gmatch("(%S+) ([^\n]+)") do keys[#keys + 1] = { address, key } end
     local swapped = fixture.write(fixture.dir() .. "/known", ("%s %s\n"):format(keys[1][1], keys[2][2]))
-    refused_with(bed:yaml():gsub("known_hosts: [^,}]+", "known_hosts: " .. swapped), "is not the one in", "ssh-keygen -R")
+    refused_with(bed:yaml():gsub("known_hosts: [^,}]+", "known_hosts: " .. swapped), "is not the one in", ("ssh-keygen -f '%s' -R '%s'"):format(swapped, keys[1][1]))
   end)
 
   it("a refused key is told plainly", function()

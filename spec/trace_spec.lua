@@ -24,6 +24,12 @@ end
 function own:replace(old)
   if self.options.where == "each" then field_of(nil) end
   if self.options.where == "verb" then self:batches(nil, 1) end
+  if self.options.where == "sleep" then self:sleep("5s") end
+  if self.options.where == "took" then self.undo(self, "x") end
+  if self.options.where == "share" then self.balancer:share(150, { old }, {}) end
+  if self.options.where == "colon" then old.start() end
+  if self.options.where == "set" then old.port = 1 end
+  if self.options.where == "why" then self:fail() end
   if self.options.where == "super" then old = setmetatable({}, { __index = function() field_of(nil) end }) end
   self.super.replace(self, old)
 end
@@ -115,6 +121,23 @@ describe("an error in a script", function()
     assert.equal(1, exit)
     assert.truthy(said:find("error: " .. place:format(at "self:batches(nil") .. "[^\n]*nil value[^\n]*, in 'batches'"), said)
     assert.is_nil(said:find("verbs.lua", 1, true), said)
+  end)
+
+  it("that a verb refuses is at the line of the call too, and says what it takes", function()
+    for where, says in pairs {
+      sleep = { 'self:sleep("5s")', "a time is a number of seconds from 0 on, not 5s" }, took = { 'self.undo(self, "x")', "undo takes a function, not a string" },
+      share = { "self.balancer:share(150", "a share is a percentage from 0 to 100, not 150" }, colon = { "old.start()", "call it with a colon: object:start(...)" },
+      set = { "old.port = 1", "a script cannot set port" },
+    } do
+      local exit, said = run(where)
+      assert.equal(1, exit)
+      local line = ("strategies/own.lua:%d"):format(at(says[1]))
+      assert.truthy(said:find(line .. ": " .. says[2], 1, true), said)
+      assert.truthy(said:find(line .. ": in method 'replace'", 1, true), said)
+      assert.equal(1, select(2, said:gsub("own.lua:%d+: [^i]", "")), said)
+    end
+    local _, said = run "why"
+    assert.truthy(said:find("the strategy ended the run, and did not say why", 1, true), said)
   end)
 
   it("in an undo function is told with what is left to do", function()

@@ -77,12 +77,17 @@ static int key_bits(int type) {
   }
 }
 
+/* How the file names a host. */
+static void entry_name(const SshLink *s, char *name, size_t size) {
+  snprintf(name, size, s->port == 22 ? "%s" : "[%s]:%d", s->known_as, s->port);
+}
+
 /* Appends the one new line; rewriting the file through libssh2 would lose what it does not understand. */
 static bool remember(SshLink *s, LIBSSH2_KNOWNHOSTS *hosts, const char *key, size_t length, int type) {
   char line[4096], name[300];
   size_t size = 0;
   struct libssh2_knownhost *entry = NULL;
-  snprintf(name, sizeof name, s->port == 22 ? "%s" : "[%s]:%d", s->known_as, s->port);
+  entry_name(s, name, sizeof name);
   int bits = LIBSSH2_KNOWNHOST_TYPE_PLAIN | LIBSSH2_KNOWNHOST_KEYENC_RAW | key_bits(type);
   if (libssh2_knownhost_addc(hosts, name, NULL, key, length, NULL, 0, bits, &entry) != 0) return false;
   if (libssh2_knownhost_writeline(hosts, entry, line, sizeof line, &size, LIBSSH2_KNOWNHOST_FILE_OPENSSH) !=
@@ -104,12 +109,14 @@ bool known_hosts_check(SshLink *s) {
   int verdict = key && hosts ? lookup(s, hosts, key, length, &found) : LIBSSH2_KNOWNHOST_CHECK_FAILURE;
   const char *file = s->known_hosts[0] ? s->known_hosts[0] : "known_hosts";
   bool fine = verdict == LIBSSH2_KNOWNHOST_CHECK_MATCH;
+  char name[300];
+  entry_name(s, name, sizeof name);
   if (verdict == LIBSSH2_KNOWNHOST_CHECK_MISMATCH) {
     ssh_fail(s, "host_key",
              "the host key of %s is not the one in %s: somebody may be listening in, or the machine was set "
              "up anew; "
-             "if you know why, remove the old key with: ssh-keygen -R '%s'",
-             s->known_as, file, s->known_as);
+             "if you know why, remove the old key with: ssh-keygen -f '%s' -R '%s'",
+             s->known_as, file, file, name);
   } else if (!fine && s->accept_new && s->known_hosts[0] && key && hosts) {
     fine = remember(s, hosts, key, length, type);
     if (!fine) ssh_fail(s, "host_key", "cannot write the new host key of %s to %s", s->known_as, file);

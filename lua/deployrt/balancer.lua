@@ -229,6 +229,9 @@ end
 ---@param leaving? deployrt.Instance[]  they get no new requests from the same change on; drain() waits for them
 function Balancer:share(percent, new, old, opts, leaving)
   if not self.configured then errors.raise("usage", "shares of traffic need a balancer: app.yml has none") end
+  if type(percent) ~= "number" or not (percent >= 0 and percent <= 100) then
+    errors.raise("usage", ("a share is a percentage from 0 to 100, not %s"):format(tostring(percent)))
+  end
   local note = ("%g%% to the new release"):format(percent)
   local changes = {}
   if route.is_wanted(opts) then

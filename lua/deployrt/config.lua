@@ -77,6 +77,18 @@ local function absolute(path, directory)
   return path:sub(1, 1) == "/" and path or directory .. "/" .. path
 end
 
+local words = { strict = true, ["accept-new"] = true } -- of known_hosts, and no files
+
+--- Files that hosts name are beside app.yml, as all others are.
+local function find_files(hosts, directory)
+  for _, entry in ipairs(hosts or {}) do
+    for _, key in ipairs { "identity", "known_hosts" } do
+      local path = entry[key]
+      if path and not words[path] and not path:find("^~") then entry[key] = absolute(path, directory) end
+    end
+  end
+end
+
 --- What a checked tree still lacks: shapes, combinations, paths.
 local function finish(app, tree, add)
   local function fail(path, message) add(tree:find(path), message) end
@@ -93,6 +105,7 @@ local function finish(app, tree, add)
   rules.libraries(app, fail)
   app.file, app.dir = tree.file, core.fs.realpath(tree.file:match("^(.*/)[^/]*$") or ".") or "."
   app.strategy = app.strategy or {}
+  if not app.inventory then find_files(app.hosts, app.dir) end
   for _, balancer in ipairs(app.balancers) do
     balancer.maintenance = balancer.maintenance and absolute(balancer.maintenance, app.dir)
   end
@@ -103,9 +116,10 @@ end
 --- Hosts that a command printed, checked as those of app.yml are.
 ---@param text string
 ---@param label string  for messages
+---@param directory string  of app.yml
 ---@return table[]  as app.hosts
 --- Raises deployrt.Error: "config".
-function config.hosts(text, label)
+function config.hosts(text, label, directory)
   local list, marks = core.yaml.parse(text, label)
   if type(list) ~= "table" then
     errors.raise("config", ("%s: it prints what is no list of hosts: %s"):format(label, list == nil and marks.message or tostring(list)), { detail = text:sub(1, 500) })
@@ -114,6 +128,7 @@ function config.hosts(text, label)
   local app = { hosts = check.value(list, schema.hosts, at, label) }
   rules.hosts(app, function(path, message) add(nil, message:gsub("^hosts", path)) end)
   raise_all(problems)
+  find_files(app.hosts, directory)
   return app.hosts
 end
 

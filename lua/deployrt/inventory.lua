@@ -34,7 +34,7 @@ local function ask(app, group)
   local result = controller.run(app, app.inventory.command, { what = "hosts.command", env = { GROUP = group } })
   local how = controller.failure(result)
   if how then errors.raise("inventory", ("hosts.command %s: nothing was changed"):format(how), { detail = (result.stdout .. result.stderr):sub(-4000) }) end
-  local hosts = config.hosts(result.stdout, "hosts.command")
+  local hosts = config.hosts(result.stdout, "hosts.command", app.dir)
   for _, entry in ipairs(hosts) do entry.group = group or entry.group end
   return hosts
 end

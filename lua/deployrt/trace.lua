@@ -57,27 +57,47 @@ local function located(message, frames, called)
   return ("%s: %s%s"):format(frames[1].place, rest, called and (", in '%s'"):format(called) or "")
 end
 
---- A message handler: makes an error of a text that was raised, with the trace as its detail. `traceback` has all frames, the
---- runtime's too. A text that no script has to do with is a fault of the runtime, and stays with its whole trace.
----@param raised any
----@return any
-function trace.handler(raised)
-  if type(raised) ~= "string" then return raised end
-  local frames, co = {}, coroutine.running()
-  local called = collect(co, frames)
-  local traceback = debug.traceback("", 2):gsub("^\n", "")
-  if #frames == 0 and not callers[co] then return raised .. "\n" .. traceback end
-  while callers[co] and #frames <= most do
-    co = callers[co]
-    collect(co, frames)
-  end
-  if #frames == 0 then return raised .. "\n" .. traceback end
+--- The frames as lines.
+local function lines_of(frames)
   local lines = {}
   for i, frame in ipairs(frames) do
     if i <= most then lines[i] = ("%s: %s"):format(frame.place, frame.name) end
   end
   if #frames > most or frames.cut then lines[#lines + 1] = "..." end
-  local err = errors.new("script", located(raised, frames, called), { detail = table.concat(lines, "\n") })
+  return table.concat(lines, "\n")
+end
+
+--- The frames of this coroutine and of those that wait for it; nil where none is a script's.
+---@return table? frames
+---@return string? called  by the topmost of them
+local function script_frames()
+  local frames, co = {}, coroutine.running()
+  local called = collect(co, frames)
+  while callers[co] and #frames <= most do
+    co = callers[co]
+    collect(co, frames)
+  end
+  return frames[1] and frames, called
+end
+
+--- A verb refused what it was given: that is at the line of the call.
+local function place_refusal(err)
+  local frames = not err.detail and script_frames()
+  if not frames then return end
+  err.message, err.detail = frames[1].place .. ": " .. err.message, lines_of(frames)
+end
+
+--- A message handler: makes an error of a text that was raised, with the trace as its detail. `traceback` has all frames, the
+--- runtime's too. A text that no script has to do with is a fault of the runtime, and stays with its whole trace.
+---@param raised any
+---@return any
+function trace.handler(raised)
+  if type(raised) == "table" and rawget(raised, "code") == "usage" and errors.wrap(raised) == raised then place_refusal(raised) end
+  if type(raised) ~= "string" then return raised end
+  local frames, called = script_frames()
+  local traceback = debug.traceback("", 2):gsub("^\n", "")
+  if not frames then return raised .. "\n" .. traceback end
+  local err = errors.new("script", located(raised, frames, called), { detail = lines_of(frames) })
   err.traceback = traceback
   return err
 end

@@ -232,7 +232,7 @@ end
 --- Ends the run as failed; everything is rolled back.
 ---@param message string
 function verbs:fail(message)
-  errors.raise("failed", tostring(message))
+  errors.raise("failed", tostring(message or "the strategy ended the run, and did not say why"))
 end
 
 --- Ends the run as decided otherwise, which is no failure: everything is rolled back, and the exit code is 0.
@@ -244,6 +244,7 @@ end
 --- Registers something of one's own to be done on rollback.
 ---@param fn fun()
 function verbs:undo(fn)
+  if type(fn) ~= "function" then errors.raise("usage", ("undo takes a function, not a %s: self:undo(function() ... end)"):format(type(fn))) end
   local _, scope = operation.current()
   local own, grant = undo.root("undo" .. scope:next_id()), core.locals().grant
   local function held()
