@@ -78,6 +78,30 @@ describe("the command line", function()
     assert.same({ "local", "1.0", "serving", true, 1 }, { instance.host, instance.release, instance.state, instance.healthy, instance.share })
   end)
 
+  it("tells what it can where a host, or the balancer, cannot be asked", function()
+    local dead = "hosts=[local, {name: dead, address: 127.0.0.1, port: 1, transport: ssh}]"
+    for _, command in ipairs { "status", "logs", "unlock" } do
+      local run = app:command { command, "app.yml", "--set", dead }
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stderr:find("deployrt: dead: .*refused"), run.stderr)
+      assert.truthy(run.stdout:find(({ status = "serving  healthy", logs = "local:%d+ | GET /", unlock = "there is no lock" })[command]), run.stdout)
+    end
+    local run = app:command { "status", "app.yml", "--set", "balancer={type: haproxy, socket: /nowhere, backend: shop}" }
+    assert.equal(2, run.exit)
+    assert.truthy(run.stdout:find("idle  healthy", 1, true) and run.stderr:find("/nowhere", 1, true), run.stdout .. run.stderr)
+  end)
+
+  it("checks with --connect what a strategy needs, as its run would", function()
+    local argv = { "check", "blue_green", "app.yml", "--connect" }
+    assert.equal(0, app:command(argv).exit)
+    for set, says in pairs { ["process.ports=[" .. math.tointeger(app:status().instances[1].port) .. "]"] = "full second set", ["release.path=nowhere"] = "nowhere",
+      ["process.secrets={A: '${env:NOT_THERE}'}"] = "NOT_THERE is not set" } do
+      local run = app:command { "check", "blue_green", "app.yml", "--connect", "--set", set }
+      assert.equal(2, run.exit, run.stdout)
+      assert.truthy(run.stderr:find(says, 1, true), run.stderr)
+    end
+  end)
+
   it("says with status --json that an instance is down", function()
     local pid = app:status().instances[1].pid
     fixture.signal(pid, "KILL")

@@ -56,6 +56,12 @@ end
 ---@async
 function Fleet:discover()
   self.balancer:refresh()
+  self:discover_hosts()
+end
+
+--- Looks at all hosts; what their instances get of the traffic is as the balancer was seen last.
+---@async
+function Fleet:discover_hosts()
   self.members, self.places, self.by_host, self.exited = {}, {}, {}, {}
   local answers = fleet.together(self.hosts, function(host)
     return operation.observe { name = "instance.list", host = host, args = {} }

@@ -60,6 +60,20 @@ local function rehearse(app, options)
   error(err, 0)
 end
 
+local function ignore() end
+
+--- Looks at all that a run looks at before it changes something, the strategy's own check included.
+---@async
+---@param app deployrt.App
+---@param options table  as for run.execute
+--- Raises deployrt.Error: what would stop the run beforehand.
+function plan.check(app, options)
+  options.journal, options.emit, options.begun, options.proceed = memory(), ignore, ignore, ignore
+  if inventory.is_elastic(app) then inventory.imagine(app) end
+  local ok, err = pcall(rehearse, app, options)
+  if not ok and not (err.code == "release" and has_build(app)) then error(err, 0) end -- the build makes it
+end
+
 ---@class deployrt.Plan
 ---@field lines {at: number, text: string, event: table}[]
 ---@field seconds number     that it waits at least

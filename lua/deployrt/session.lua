@@ -3,6 +3,7 @@ local clock = require "deployrt.clock"
 local connection = require "deployrt.connection"
 local core = require "deployrt.core"
 local driver = require "deployrt.balancer.driver"
+local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local host = require "deployrt.host"
 local secrets = require "deployrt.secrets"
@@ -25,6 +26,7 @@ local real = {
 ---@field app table
 ---@field hosts deployrt.Host[]
 ---@field connections table<string, deployrt.Connection>  by the name of the host
+---@field unreachable table<string, deployrt.Error>  hosts that were left out
 ---@field controller deployrt.Connection  this machine, whether or not it is one of the hosts
 local Session = {}
 Session.__index = Session
@@ -43,8 +45,17 @@ local function slots_of(app)
   return slots
 end
 
+--- Drops the hosts that cannot be had.
+local function keep_reachable(self)
+  local hosts = {}
+  for _, each in ipairs(self.hosts) do
+    if not self.unreachable[each.name] then hosts[#hosts + 1] = each end
+  end
+  self.hosts = hosts
+end
+
 --- Connections that are not there yet, for hosts of the application and for those that balancers are on.
-local function connect(self, app)
+local function connect(self, app, partial)
   local opening = { self.controller }
   local wanted = {}
   for i, entry in ipairs(app.hosts) do
@@ -57,19 +68,25 @@ local function connect(self, app)
       self.connections[entry.name], opening[#opening + 1] = line, line
     end
   end
-  fleet.together(opening, function(each) each:connect() end)
+  fleet.together(opening, function(each)
+    local ok, err = pcall(each.connect, each)
+    if not ok and not (partial and each ~= self.controller) then error(err, 0) end
+    if not ok then self.unreachable[each.name] = errors.wrap(err) end
+  end)
+  if partial then keep_reachable(self) end
 end
 
---- Connects to all hosts at once; one that cannot be had is an error.
+--- Connects to all hosts at once; one that cannot be had is an error, or left out.
 ---@async
 ---@param app table  from config.load
----@param opts? {secrets?: boolean}  secrets: read them, because processes will be started
+---@param opts? {secrets?: boolean, partial?: boolean}  secrets: read them, because processes will be started; partial: hosts
+---  that cannot be had are left out
 ---@return deployrt.Session
 function session.open(app, opts)
-  local self = setmetatable({ app = app, hosts = {}, connections = {}, drivers = {}, wanted = {}, site = app.site or real }, Session)
+  local self = setmetatable({ app = app, hosts = {}, connections = {}, unreachable = {}, drivers = {}, wanted = {}, site = app.site or real }, Session)
   self.controller = connection.new({ name = "local" }, app.app, self.site.dial)
   local opened, problem = pcall(function()
-    connect(self, app)
+    connect(self, app, opts and opts.partial)
     self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller)
     for i, entry in ipairs(app.balancers) do
       self.drivers[i] = self.site.driver(entry, {

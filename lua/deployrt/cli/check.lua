@@ -3,17 +3,18 @@ local adoption = require "deployrt.adoption"
 local common = require "deployrt.cli.common"
 local deploy = require "deployrt.cli.run"
 local driver = require "deployrt.balancer.driver"
+local inventory = require "deployrt.inventory"
+local plan = require "deployrt.plan"
 
 --- With a strategy, its options and what it needs of the balancers are checked too.
 local function read(command)
-  if #command.operands < 2 then return common.app(command), {} end
-  local app, options = deploy.prepare(command)
-  return app, options.strategy, options.values
+  if #command.operands < 2 then return common.app(command), { strategy = {} } end
+  return deploy.prepare(command)
 end
 
 return function(command)
-  local app, strategy, options = read(command)
-  driver.check_needs(app, strategy, options)
+  local app, options = read(command)
+  driver.check_needs(app, options.strategy, options.values)
   local found = command.flags.connect and common.look(command, function(opened, run)
     for _, each in ipairs(opened.drivers) do each:check() end
     opened.fleet:discover()
@@ -21,6 +22,10 @@ return function(command)
     adoption.look(run)
     return adoption.describe(run)
   end, app) or {}
+  if command.flags.connect and options.kind then
+    inventory.check(app, options.strategy)
+    plan.check(app, options)
+  end
   if not command.flags.quiet then
     command.write(("%s is fine: %s, %d host%s%s\n"):format(app.file, app.app, #app.hosts, #app.hosts == 1 and "" or "s",
       command.flags.connect and ", all reached" or ""))

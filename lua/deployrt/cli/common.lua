@@ -50,15 +50,41 @@ end
 --- Opens a session, calls `fn(session, run)`, and closes it.
 ---@async
 ---@param app? deployrt.App  default: the one that the command line names first
-function common.look(command, fn, app)
+---@param opts? table        as for session.open
+function common.look(command, fn, app, opts)
   app = app or common.app(command)
-  local opened = session.open(app)
+  local opened = session.open(app, opts)
   local ok, result = pcall(opened.with_run, opened, nil, function(run)
     return fn(opened, run)
   end)
   opened:close()
   if not ok then error(result, 0) end
   return result
+end
+
+--- Whether a host could not be asked, or there is another problem: told on standard error.
+---@param opened deployrt.Session
+---@param problem? deployrt.Error
+local function tell_missing(command, opened, problem)
+  local missing = { problem and errors.text(problem) }
+  for _, entry in ipairs(opened.app.hosts) do
+    local err = opened.unreachable[entry.name]
+    if err then missing[#missing + 1] = ("%s: %s"):format(entry.name, err.message) end
+  end
+  for _, line in ipairs(missing) do command.write_error(("deployrt: %s\n"):format(line)) end
+  return #missing > 0
+end
+
+--- The same with the hosts that can be had.
+---@async
+---@param fn fun(opened: deployrt.Session): deployrt.Error?  what else could not be asked
+---@param app? deployrt.App
+---@return integer exit  2 when something was left out
+function common.survey(command, fn, app)
+  return common.look(command, function(opened)
+    local problem = fn(opened)
+    return tell_missing(command, opened, problem) and 2 or 0
+  end, app, { partial = true })
 end
 
 local function mode_of(flags)

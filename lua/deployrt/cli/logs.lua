@@ -44,7 +44,7 @@ end
 return function(command)
   local lines = math.tointeger(tonumber(command.flags.lines or 20))
   if not lines or lines < 0 then errors.raise("usage", "--lines needs a number") end
-  common.look(command, function(opened)
+  return common.survey(command, function(opened)
     opened.balancer.configured = false
     opened.fleet:discover()
     local members, width = opened.fleet:instances(), 0
@@ -56,5 +56,4 @@ return function(command)
       for _, member in ipairs(members) do each(member) end
     end
   end)
-  return 0
 end

@@ -1,6 +1,7 @@
 -- cli/status.lua -- deployrt status APP.yml
 local cjson = require "cjson"
 local common = require "deployrt.cli.common"
+local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local health = require "deployrt.health"
 local history = require "deployrt.history"
@@ -68,26 +69,21 @@ local function strangers(opened)
   return lines
 end
 
-local function gather(command)
-  local app = common.app(command)
-  local state = common.state(command, app)
-  return common.look(command, function(opened)
-    opened.fleet:discover()
-    local rows = rows_of(opened)
-    probe(opened, rows)
-    local release, mixed = summary(rows)
-    local held = lock.read(opened:lines()[1])
-    history.learn(state, opened:lines())
-    local runs = state:runs()
-    local last = runs[#runs]
-    return {
-      app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
-      lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
-      run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
-      strangers = strangers(opened), down = opened.balancer.down,
-      shares = monitor.shares { fleet = opened.fleet, balancer = opened.balancer },
-    }
-  end)
+local function gather(command, app, opened)
+  local state, lines = common.state(command, app), opened:lines()
+  history.learn(state, lines)
+  local rows = rows_of(opened)
+  probe(opened, rows)
+  local release, mixed = summary(rows)
+  local held = lines[1] and lock.read(lines[1])
+  local runs = state:runs()
+  local last = runs[#runs]
+  return {
+    app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
+    lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
+    run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
+    strangers = strangers(opened), down = opened.balancer.down,
+  }
 end
 
 local function encode(found)
@@ -137,7 +133,12 @@ local function show(found)
 end
 
 return function(command)
-  local found = gather(command)
-  command.write(command.flags.json and encode(found) or show(found))
-  return 0
+  local app = common.app(command)
+  return common.survey(command, function(opened)
+    local ok, err = pcall(opened.balancer.refresh, opened.balancer)
+    opened.fleet:discover_hosts()
+    local found = gather(command, app, opened)
+    command.write(command.flags.json and encode(found) or show(found))
+    return not ok and errors.wrap(err) or nil
+  end, app)
 end

@@ -4,7 +4,7 @@ local errors = require "deployrt.errors"
 local lock = require "deployrt.lock"
 
 return function(command)
-  return common.look(command, function(opened)
+  return common.survey(command, function(opened)
     local removed = 0
     for _, host in ipairs(opened:lines()) do
       local held = lock.read(host)
@@ -18,6 +18,5 @@ return function(command)
       end
     end
     if removed == 0 then command.write("there is no lock\n") end
-    return 0
   end)
 end
