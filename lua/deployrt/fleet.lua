@@ -152,6 +152,15 @@ function Fleet:forget(member)
   end
 end
 
+--- Notes that an instance was started again.
+---@param label string
+---@param pid integer
+function Fleet:renew(label, pid)
+  for _, member in ipairs(self.members) do
+    if member.label == label then member.pid = pid end
+  end
+end
+
 --- The instance that runs in a slot.
 function Fleet:at(host, port)
   for _, member in ipairs(self:on(host)) do

@@ -1,6 +1,7 @@
 -- leftover.lua -- What a rollback leaves: in words, with what mends it; and what nobody knew of.
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
+local world_instance = require "deployrt.world.instance"
 
 local leftover = {}
 
@@ -26,10 +27,9 @@ local function try(failures, label, host, action, ...)
 end
 
 local function stop_unknown(run, failures)
-  local started_by_us = "^" .. run.id:gsub("%p", "%%%0") .. "/op%-%d" -- what was put back has the key of an undo
   run.fleet:discover()
   for _, member in ipairs(table.move(run.fleet.members, 1, #run.fleet.members, 1, {})) do
-    if member.key and member.key:find(started_by_us) and run.fleet:is_target(member) then
+    if world_instance.is_own_start(run.world.context, member) and run.fleet:is_target(member) then
       try(failures, "instance.stop", member.host, member.stop, member)
     end
   end

@@ -14,6 +14,7 @@ local session = require "deployrt.session"
 local strategy = require "deployrt.strategy"
 local undo = require "deployrt.undo"
 local world_balancer = require "deployrt.world.balancer"
+local world_instance = require "deployrt.world.instance"
 
 local resume = {}
 
@@ -159,7 +160,8 @@ local function was_mended(run, member, found)
   return found.key:sub(1, #run.id + 1) == run.id .. "/" and launch ~= nil and launch.release == member.release and launch.settings == member.launch.settings
 end
 
---- Instances that the journal leaves running, and that are not there any more.
+--- Instances that the journal leaves running, and that are not there any more. A copy of it that lags may not know what the
+--- run itself started in their place.
 local function missing_instances(run, only_old)
   local doubtful, missing = {}, {}
   for _, intent in ipairs(run.turns:in_doubt()) do doubtful[intent.instance or ""] = true end
@@ -168,11 +170,12 @@ local function missing_instances(run, only_old)
     local known = adopted and not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
     local found = known and run.world:perform({ name = "instance.show", host = member.host, args = { port = member.port } }, "")
     if found and found.state == "running" and was_mended(run, member, found) then member.pid = found.pid end
-    if found and found.state == "running" and found.pid ~= member.pid then
+    local unknown = found and found.state == "running" and found.pid ~= member.pid
+    if unknown and not world_instance.is_own_start(run.world.context, found) then
       errors.raise("moved", ("%s: another process runs there than the journal has: the application was changed by somebody else meanwhile; "
         .. "see `deployrt status`"):format(member.label), { host = member.host.name })
     end
-    if found and found.state ~= "running" then missing[#missing + 1] = member end
+    if found and (unknown or found.state ~= "running") then missing[#missing + 1] = member end
   end
   return missing
 end

@@ -424,6 +424,7 @@ local function begin(self, options)
   check_balancers(self)
   self.serving = core.spawn(self.turns.serve, self.turns, {
     signal = function(record) stopping.stop_again(self, record) end,
+    mended = function(intent, done) self.fleet:renew(intent.instance, done.result.pid) end,
     live = function() past.go_live(self) end,
   })
   check(self)

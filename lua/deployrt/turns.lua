@@ -18,6 +18,11 @@ local function takes_turns(id)
   return id:sub(1, 1) == "/"
 end
 
+--- Whether an earlier life had started an instance again, before it went on.
+local function is_mending(record)
+  return record.ok and record.op == "instance.restore" and record.id:find("^repair") ~= nil
+end
+
 --- Sorts the records of an earlier life of the run.
 local function index(self, records)
   for _, record in ipairs(records) do
@@ -26,7 +31,7 @@ local function index(self, records)
       self.intents[record.id] = record
     elseif record.type == "DONE" then
       self.dones[record.id] = record
-      if takes_turns(record.id) then self.order[#self.order + 1] = record end
+      if takes_turns(record.id) or is_mending(record) then self.order[#self.order + 1] = record end
     elseif record.type == "SIGNAL" then
       self.order[#self.order + 1] = record
     end
@@ -145,6 +150,7 @@ local function replay_one(self, hooks)
   local record = self.order[self.at]
   self.at = self.at + 1
   if record.type == "SIGNAL" then return hooks.signal(record) end
+  if is_mending(record) then return hooks.mended(self.intents[record.id], record) end
   local event = await_arrival(self, record.id)
   if self.failed or self.over then return end
   if not event then
@@ -168,7 +174,8 @@ end
 
 --- The task that hands out turns, until close().
 ---@async
----@param hooks {signal: fun(record: table), live: fun()}  live: the journal is exhausted; may wait, and raise
+---@param hooks {signal: fun(record: table), mended: fun(intent: table, done: table), live: fun()}  of a journal: what else
+---  than results came then; live: it is exhausted; may wait, and raise
 function Turns:serve(hooks)
   while not (self.failed or self.over) do
     settle()

@@ -49,7 +49,8 @@ function ending.not_new(world, spared)
       if fed and release ~= world.target.release and not spared[host.name] then return ("%s gets traffic and runs %s"):format(slot.name, release) end
       if process and not fed and not world.keeps_old and not spared[host.name] then return ("%s runs %s and gets no traffic"):format(slot.name, release) end
       if fed then serving = serving + 1 end
-      if fed and process and not process.hurt and not machine.is_healthy(process, core.now()) then return slot.name .. " gets traffic and is not healthy" end
+      local well = not process or process.hurt or spared[host.name] or machine.is_healthy(process, core.now())
+      if fed and not well then return slot.name .. " gets traffic and is not healthy" end
     end
     if serving ~= world.app.process.instances and not spared[host.name] then
       return ("%d instances serve on %s, and app.yml says %d"):format(serving, host.name, world.app.process.instances)

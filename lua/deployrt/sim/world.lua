@@ -162,6 +162,7 @@ function World:freeze(fault)
   life.frozen = thaw
   self.agenda:after(fault.seconds, function()
     life.frozen = nil
+    life.asked_at = life.asked_at and core.now() -- it hears only now
     thaw:set()
     self:note("fault", { text = "the frozen controller goes on" })
   end)

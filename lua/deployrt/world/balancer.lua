@@ -155,6 +155,18 @@ function balancer.await_strays(context, name)
   context.closed_aside[name] = nil
 end
 
+--- Takes a slot out of traffic, whoever gave it any.
+---@async
+---@param context table
+---@param name string
+function balancer.take_out(context, name)
+  local slot = #context.drivers > 0 and agreement.read_one(context).slots[name]
+  if not slot or slot.state == "maint" then return end
+  set(context, { { slot = name, state = "drain" } })
+  balancer.await_drained(context, nil, { slots = { name }, timeout = context.app.balancers[1].drain.timeout })
+  set(context, { { slot = name, state = "maint" } })
+end
+
 --- The slots that get routed requests now, and not in what is wanted.
 local function left_out(before, wanted)
   local kept, list = {}, {}

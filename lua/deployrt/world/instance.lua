@@ -191,16 +191,34 @@ function instance.stop(context, host, args)
   return end_process(host, args.port, pid, args)
 end
 
+--- Whether this run's strategy started it: what was put back has the key of another operation.
+---@param context table
+---@param found {key?: string}
+---@return boolean
+function instance.is_own_start(context, found)
+  local own = context.run_id .. "-"
+  return found.key ~= nil and found.key:sub(1, #own) == own
+end
+
+--- Ends what stands in the way of what is put back: it was told to end already, or it is the run's own, and the copy of the
+--- journal that the run was taken up from does not know of it.
+local function make_room(context, host, port, found)
+  local slot = slot_of(host, port)
+  local unknown = instance.is_own_start(context, found) and not (context.kept_open[slot] or context.kept_routed[slot])
+  if not (found.ending or unknown) then return end
+  if unknown then world_balancer.take_out(context, slot) end
+  end_process(host, port, found.pid, context.app.process.stop)
+end
+
 --- Puts back what was found in a slot: starts it again if it ran and runs no more, and waits for its health. A process that
 --- was told to end, by a life of the run that ended first, does so, and is started anew.
 function instance.restore(context, host, args, key)
   local found = instance.show(context, host, args)
   local slot = slot_of(host, args.port)
   context.gone[slot], context.closed[slot] = nil, nil
-  if found.ending then
-    end_process(host, args.port, found.pid, context.app.process.stop)
-  elseif found.state == "running" and is_same(found.launch, args.launch) then
-    return { pid = found.pid }
+  if found.state == "running" then
+    if not found.ending and is_same(found.launch, args.launch) then return { pid = found.pid } end
+    make_room(context, host, args.port, found)
   end
   if found.state == "exited" then host:call("process_forget", { tostring(args.port), tostring(found.pid) }) end
   local started = instance.start(context, host, args, key)
