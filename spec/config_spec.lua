@@ -37,6 +37,11 @@ teardown(function()
 end)
 
 describe("app.yml", function()
+  it("whose value is wrong is not missing besides", function()
+    local text = complaint(with("balancer: {type: haproxy, managed: true, listen: 8000}\n"))
+    assert.equal('app.yml:3:42: balancer.listen: expected an address and a port like "127.0.0.1:8000", got "8000"', text)
+  end)
+
   it("has the files that hosts name beside it", function()
     local app = load(with("hosts: [{name: a, address: a, identity: keys/id, known_hosts: known}, {name: b, address: b, known_hosts: strict}]\n"))
     assert.same({ directory .. "/keys/id", directory .. "/known", "strict" }, { app.hosts[1].identity, app.hosts[1].known_hosts, app.hosts[2].known_hosts })

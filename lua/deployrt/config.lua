@@ -35,7 +35,7 @@ local most_shown = 20
 local function new_collector(tree)
   local problems = {}
   local function add(mark, message)
-    problems[#problems + 1] = { mark = mark, nth = #problems, text = ("%s: %s"):format(source.text(mark, tree.file), message) }
+    problems[#problems + 1] = { mark = mark, nth = #problems, message = message, text = ("%s: %s"):format(source.text(mark, tree.file), message) }
   end
   local function at(mark)
     return {
@@ -59,11 +59,21 @@ local function earlier(a, b)
   return a.nth < b.nth
 end
 
+--- A key whose value is wrong is not missing besides.
+local function without_echoes(problems)
+  local wrong, list = {}, {}
+  for _, problem in ipairs(problems) do wrong[problem.message:match("^([%w_.%[%]]+): ") or ""] = true end
+  for _, problem in ipairs(problems) do
+    if not wrong[problem.message:match("^([%w_.%[%]]+) is missing")] then list[#list + 1] = problem end
+  end
+  return list
+end
+
 local function raise_all(problems)
   if #problems == 0 then return end
   table.sort(problems, earlier)
   local lines, seen = {}, {}
-  for _, problem in ipairs(problems) do
+  for _, problem in ipairs(without_echoes(problems)) do
     if not seen[problem.text] then lines[#lines + 1] = problem.text end
     seen[problem.text] = true
   end
