@@ -144,6 +144,7 @@ describe("a run", function()
     contains(run.stderr, "was interrupted", "deployrt resume app.yml", "deployrt abort app.yml")
     contains(app:command({ "status", "app.yml" }).stdout, "was interrupted", "at 'batch 1 of 1'", "UNFINISHED")
     assert.equal("unfinished", app:status().run.outcome)
+    contains(app:command({ "history", "app.yml" }).stdout, "unfinished")
     os.rename(app.dir .. "/state", app.dir .. "/other")
     contains(app:command({ "status", "app.yml" }).stdout, "was interrupted")
     run = app:command { "resume", "app.yml" }

@@ -43,8 +43,10 @@ function lock.life()
   return ("%s %s %d %s"):format(me.host, boot_id(), me.pid, start_time(me.pid) or "0")
 end
 
---- Whether the holder was a process of this machine that is gone; no need to wait for its silence then.
-local function is_gone(text)
+--- Whether a life was that of a process of this machine which is gone; no need to wait for its silence then.
+---@param text string  from lock.life()
+---@return boolean
+function lock.is_gone(text)
   local machine, boot, pid, start = text:match("^(%S+) (%S+) (%d+) (%d+)$")
   if machine ~= core.whoami().host then return false end
   return boot ~= boot_id() or start_time(tonumber(pid)) ~= start
@@ -58,7 +60,7 @@ local function parse(host, text)
   local silent = math.abs(age) > lock.dead_after -- a sign from the future: the clock was set back, and nobody gave one since
   return {
     run = run, epoch = math.tointeger(epoch), owner = owner, since = math.tointeger(since), age = age,
-    dead = silent or is_gone(alive), step = step, host = host.name,
+    dead = silent or lock.is_gone(alive), step = step, host = host.name,
   }
 end
 

@@ -435,7 +435,7 @@ local function begin(self, options)
   end
   if not past then
     self.journal:sync()
-    self.state:save(self.id, record_of(self, { outcome = "running" }))
+    self.state:save(self.id, record_of(self, { outcome = "running", life = lock.life() }))
     take_lock(self, 1)
   end
   return execute(self, options)

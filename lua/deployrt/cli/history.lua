@@ -1,12 +1,14 @@
 -- cli/history.lua -- deployrt history APP.yml
 local cjson = require "cjson"
 local common = require "deployrt.cli.common"
+local lock = require "deployrt.lock"
 
 return function(command)
   local app = common.app(command)
   for _, run in ipairs(common.state(command, app):runs()) do
+    if run.outcome == "running" and run.life and lock.is_gone(run.life) then run.outcome = "unfinished" end
     if command.flags.json then
-      run.launch, run.previous_launch = nil, nil
+      run.launch, run.previous_launch, run.life = nil, nil, nil
       command.write(cjson.encode(run) .. "\n")
     else
       command.write(("%s  %-10s %-14s %s%s  %s@%s\n"):format(run.id, run.strategy, run.outcome,
