@@ -174,6 +174,13 @@ describe("the command line", function()
     fixture.eventually(function() return fixture.sh(tails) == "" end, 10, "the end of tail")
   end)
 
+  it("gives logs as objects to machines", function()
+    local run = app:command { "logs", "app.yml", "--json", "--lines", "3" }
+    assert.equal(0, run.exit, run.stderr)
+    local entry = cjson.decode(run.stdout:match("[^\n]+"))
+    assert.same({ "local", app:status().instances[1].port, app:serving()[1], "string" }, { entry.host, entry.port, entry.release, type(entry.line) })
+  end)
+
   it("prints its version, and says what it does not know", function()
     assert.truthy(app:command({ "version" }).stdout:find("^deployrt %d+%.%d+%.%d+"))
     local run = app:command { "rolling", "app.yml", "--jsn" }

@@ -1,16 +1,24 @@
 -- cli/logs.lua -- deployrt logs APP.yml [--follow] [--lines N]
+local cjson = require "cjson"
 local common = require "deployrt.cli.common"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 
---- Prints whole lines, each with the instance's name in front.
-local function printer(command, label)
+local json = cjson.new()
+
+--- Prints whole lines, each with the instance's name in front, or as an object.
+local function printer(command, member, width)
+  local label = ("%-" .. width .. "s"):format(member.label)
+  local function format(line)
+    if not command.flags.json then return ("%s | %s\n"):format(label, line) end
+    return json.encode { host = member.host.name, port = member.port, release = member.release, line = line } .. "\n"
+  end
   local rest = ""
   return function(text)
     rest = rest .. text
     local out = {}
     for line, stop in rest:gmatch("([^\n]*)\n()") do
-      out[#out + 1] = ("%s | %s\n"):format(label, line)
+      out[#out + 1] = format(line)
       rest = stop and rest or rest
     end
     rest = rest:match("[^\n]*$")
@@ -28,7 +36,7 @@ end
 --- Passes on what an instance has said, and with `follow` what it goes on to say.
 local function show(command, opened, member, width, lines)
   local line, follow = opened.connections[member.host.name], command.flags.follow
-  local print_text = printer(command, ("%-" .. width .. "s"):format(member.label))
+  local print_text = printer(command, member, width)
   local file, other = log_of(line, member)
   if not file then return print_text(("(it was started by hand, and its output goes to %s)\n"):format(other ~= "" and other or "where we cannot look")) end
   local words = { "tail", "-n", tostring(lines), file }
