@@ -1,5 +1,6 @@
 -- core_spec.lua -- What the C core promises to Lua: tasks, and a host reached by a local shell.
 local core = require "deployrt.core"
+local machine = require "spec.support.machine"
 
 local directory, link
 
@@ -449,19 +450,18 @@ describe("link:dial, talk and forward", function()
   local server, port
 
   local function listen()
-    port = assert(link:call("eval", { [[
-      p=$(( $$ % 20000 + 20000 )); while [ -n "$(port_owner $p)" ]; do p=$((p + 1)); done; printf '%s' $p]] }))
+    port = machine.free_port()
     server = link:stream({ "socat", "TCP-LISTEN:" .. port .. ",bind=127.0.0.1,reuseaddr,fork", "EXEC:cat" }, {})
-    eventually(function() return link:dial("127.0.0.1", tonumber(port), 1) end, "listening")
+    eventually(function() return link:dial("127.0.0.1", port, 1) end, "listening")
   end
 
   it("tells whether somebody listens", with_link(function()
     listen()
     local stream <close> = server
-    assert.is_true(link:dial("127.0.0.1", tonumber(port)))
+    assert.is_true(link:dial("127.0.0.1", port))
     stream:close()
-    eventually(function() return not link:dial("127.0.0.1", tonumber(port)) end, "closed")
-    assert.equal("refused", select(2, link:dial("127.0.0.1", tonumber(port))).code)
+    eventually(function() return not link:dial("127.0.0.1", port) end, "closed")
+    assert.equal("refused", select(2, link:dial("127.0.0.1", port)).code)
     assert.equal("missing", select(2, link:dial(directory .. "/no.sock")).code)
     assert.error_matches(function() link:dial("127.0.0.1", 0) end, "a port from 1 to 65535")
   end))

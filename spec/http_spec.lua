@@ -250,7 +250,7 @@ describe("errors of http.request", function()
       return core.now() - started
     end)
     assert.is_true(ok)
-    assert.is_true(seconds >= 0.2 and seconds < 2)
+    assert.is_true(seconds >= 0.19 and seconds < 2, seconds) -- a timer counts from when its loop last looked at the clock
   end)
 
   it("refuse an answer that is too large", function()

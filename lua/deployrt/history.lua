@@ -31,8 +31,10 @@ function history.learn(state, lines)
   for _, run in ipairs(state:runs()) do known[run.id] = run.finished ~= nil end
   for id, record in pairs(ended_runs(lines)) do
     if not known[id] then
-      state:directory(id)
-      state:save(id, record)
+      pcall(function() -- a disk that is full keeps nobody from asking
+        state:directory(id)
+        state:save(id, record)
+      end)
     end
   end
 end

@@ -263,6 +263,7 @@ end, { needs = "route" })
 check("serves by one slot where it cannot by many", function(stand)
   local _, second = names(stand)
   stand.driver:apply { { slot = second, state = "ready", weight = 100 } }
+  await(10, second .. " answers", function() return ask(stand) == second end)
   local counts, slots = tally(stand, 400, true), 0 -- HAProxy's round robin gives one that has just joined its share in one go
   for _ in pairs(counts) do slots = slots + 1 end
   if (stand.driver.can.many or false) ~= (slots > 1) then fail("%d slots answer", slots) end
