@@ -366,28 +366,27 @@ process_log() { # port lines -- the end of what the present process wrote
 # --- ports
 
 # Sockets that listen come first in these files. Reading goes no further: a busy host has connections by the thousand.
-port_table() {
-  sed -n '/ 0[16] /q; / 0A /p' /proc/net/tcp 2>/dev/null
-  sed -n '/ 0[16] /q; / 0A /p' /proc/net/tcp6 2>/dev/null
+port_table() { # port, or nothing -- address:port, both hexadecimal, uid and inode of each, or of those on that port
+  awk -v wanted="${1:+$(printf ':%04X' "$1")}" 'BEGIN {
+    for (i = 1; i < ARGC; i++)
+      while ((getline line < ARGV[i]) > 0 && line !~ / 0[16] /)
+        if (split(line, f) > 9 && f[4] == "0A" && f[2] ~ wanted "$") print f[2], f[8], f[10]
+  }' /proc/net/tcp /proc/net/tcp6 2>/dev/null
 }
 
 port_list() { # -- each listened-on port after a tab
   port_table | {
-    while read -r _ where _; do printf '\t%d' "0x${where##*:}"; done
+    while read -r where _; do printf '\t%d' "0x${where##*:}"; done
   }
 }
 
 port_free() { # port
-  port_hex=$(printf ':%04X' "$1")
-  ! grep -q "$port_hex [^ ]* 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null
+  [ -z "$(port_table "$1")" ]
 }
 
 port_owner() { # port -- nothing when it is free; else who listens, as far as we may see
-  hex=$(printf ':%04X ' "$1")
-  lines=$(port_table | grep "$hex") || return 0
-  printf '%s\n' "$lines" | {
-    while read -r _ where _ state _ _ _ uid _ inode _; do
-      [ "$state" = 0A ] && [ ":${where##*:} " = "$hex" ] || continue
+  port_table "$1" | {
+    while read -r _ uid inode; do
       holder=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v wanted="socket:[$inode]" '
         /^\/proc\// { split($0, part, "/"); pid = part[3] }
         $NF == wanted { print pid; exit }')
