@@ -3,6 +3,7 @@ local common = require "deployrt.cli.common"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local history = require "deployrt.history"
+local lock = require "deployrt.lock"
 local request = require "deployrt.request"
 local resume = require "deployrt.cli.resume"
 
@@ -21,15 +22,14 @@ end
 local function ask(command, opened)
   local held, line = request.live_run(opened)
   if not held or command.flags.run and command.flags.run ~= held.run then return nil end
-  local id, now = held.run, held
+  local id = held.run
   request.send(line, held, "abort")
   command.write_error(("run %s is under way: it was asked to roll back\n"):format(id))
-  while now and now.run == id do
+  repeat
     core.sleep(0.2)
-    now = request.live_run(opened)
-  end
-  now = require("deployrt.lock").read(line)
-  if now and now.run == id then return nil end
+    held = lock.read(line)
+    if held and held.run == id and held.dead then return nil end
+  until not held or held.run ~= id
   return ending_of(command, opened, id)
 end
 
@@ -38,6 +38,8 @@ return function(command)
   if not ended then return resume(command, true) end
   command.write(("run %s: %s\n"):format(ended.id, ended.outcome:gsub("_", " ")))
   if ended.outcome == "needs_attention" then return 3 end
-  if ended.outcome == "succeeded" then errors.raise("nothing", ("run %s had succeeded before it heard: `deployrt rollback %s` takes it back"):format(ended.id, command.operands[1])) end
+  if ended.outcome == "succeeded" then
+    errors.raise("nothing", ("run %s had succeeded before it heard: `deployrt rollback %s` takes it back"):format(ended.id, command.operands[1]))
+  end
   return 0
 end

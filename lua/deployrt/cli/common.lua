@@ -75,7 +75,7 @@ local function tell_missing(command, opened, problem)
   return #missing > 0
 end
 
---- The same with the hosts that can be had.
+--- As look() does, with those hosts that can be had.
 ---@async
 ---@param fn fun(opened: deployrt.Session): deployrt.Error?  what else could not be asked
 ---@param app? deployrt.App
