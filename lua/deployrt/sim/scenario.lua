@@ -141,7 +141,7 @@ local function live(world, body, rival)
   life.task = core.spawn(function()
     core.locals().life = life
     local ok, result = pcall(body, life)
-    life.finished, life.exit, life.error = true, ok and result or nil, not ok and errors.wrap(result) or nil
+    life.finished, life.exit, life.error = core.now(), ok and result or nil, not ok and errors.wrap(result) or nil
     life.ended:set()
   end)
   if not life.ended:wait(longest) then
@@ -266,6 +266,7 @@ local function rival_of(world, plan, app, target)
   local state = memory.state("rival", function() world:hold() end)
   return function()
     if world.rival then return end
+    world.rival_state = state
     core.spawn(function()
       world:note("operator", { text = "deployrt run, on another machine" })
       deploy(world, plan, app, target, state, true)
@@ -289,7 +290,8 @@ local function takeover_of(world, plan, app)
   end
 end
 
---- The life that had the last word: of two controllers, the one that was not refused, or came later.
+--- The life that had the last word: of two controllers, the one that was not refused, or came later. Whoever leaves something
+--- is seen through.
 local function last_of(world, life, see)
   if world.takeover then world.takeover:wait(longest) end
   if world.later then
@@ -300,7 +302,9 @@ local function last_of(world, life, see)
   local rival = world.rival
   if not rival then return life end
   if not rival.finished and not rival.dead then rival.ended:wait(longest) end
-  return rival.outcome and rival or life
+  if rival.exit == 3 then rival = see(rival, world.rival_state) end
+  local later = not life.outcome or not life.finished or rival.finished and rival.finished > life.finished
+  return rival.outcome and later and rival or life
 end
 
 local function play(world, plan, app, target)
@@ -310,7 +314,7 @@ local function play(world, plan, app, target)
   world.began, world.watched = core.now(), true
   world.on_second, world.on_freeze = rival_of(world, plan, app, target), takeover_of(world, plan, app)
   world.faults:arm()
-  local function see(life) return see_through(world, plan, app, life, state) end
+  local function see(life, own) return see_through(world, plan, app, life, own or state) end
   local life = last_of(world, see(deploy(world, plan, app, target, state)), see)
   world.over = true
   if not world.violation then check_end(world, life) end
