@@ -101,6 +101,18 @@ describe("a run", function()
     assert.same({ "2.0" }, app:serving())
   end)
 
+  it("that has taken the last free slot is what another one hears of, and not that there is none", function()
+    strategy "self:sleep(0.1) local new = self:successor(self.fleet:old()[1]) new:start() new:await_healthy() self:approve('go on?') self:fail('no')"
+    local log = app.dir .. "/log"
+    local pid = background({ "./own.lua", "app.yml" }, log)
+    fixture.eventually(function() return fixture.read(log):find("go on?", 1, true) end, 15, "the gate")
+    local run = app:command { "canary", "app.yml" }
+    assert.equal(4, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "is under way")
+    assert.equal(0, app:command({ "abort", "app.yml" }).exit)
+    await_end(pid)
+  end)
+
   it("that lives keeps its lock against unlock; --force takes it away, and the run does no more harm", function()
     strategy "self:sleep(1.5) self.super.deploy(self)"
     local log = app.dir .. "/log"

@@ -427,7 +427,11 @@ local function begin(self, options)
     mended = function(intent, done) self.fleet:renew(intent.instance, done.result.pid) end,
     live = function() past.go_live(self) end,
   })
-  check(self)
+  local fit, problem = pcall(check, self)
+  if not fit then
+    if not past then lock.refuse_held(self.session:lines(), self.app.file, is_over(self)) end -- what another run has in hand looks wrong
+    error(problem, 0)
+  end
   find_previous(self)
   if not past and options.kind == "deploy" and not options.force and nothing_to_do(self) then
     lock.refuse_held(self.session:lines(), self.app.file, is_over(self))

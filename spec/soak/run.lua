@@ -71,7 +71,7 @@ local function controller(strategy)
   function world.kill() world.signal("KILL") end
   function world.second()
     local run = world.app:command { strategy, "app.yml" }
-    world.second_exit = run.exit
+    world.second_exit, world.second_said = run.exit, run.stdout .. run.stderr
   end
   return pid
 end
@@ -138,7 +138,7 @@ local function round(number, before)
   print(("    exit %s"):format(exit))
   if not true_exits[exit or -1] and not (exit == 137 and fault.controller) then complain(number, ("the controller ended with %s"):format(exit)) end
   if world.second_exit and world.second_exit ~= 4 and world.second_exit ~= 0 and world.second_exit ~= 1 then
-    complain(number, ("the second controller ended with %d"):format(world.second_exit))
+    complain(number, ("the second controller ended with %d: %s"):format(world.second_exit, world.second_said))
   end
   world.second_exit = nil
   local ending, word
