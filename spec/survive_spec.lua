@@ -102,11 +102,11 @@ describe("a run", function()
   end)
 
   it("that has taken the last free slot is what another one hears of, and not that there is none", function()
-    strategy "self:sleep(0.1) local new = self:successor(self.fleet:old()[1]) new:start() new:await_healthy() self:approve('go on?') self:fail('no')"
+    strategy "self:sleep(0.1) local new = self:successor(self.fleet:old()[1]) new:start() new:await_healthy() self.balancer:attach(new) self:approve('go on?') self:fail('no')"
     local log = app.dir .. "/log"
     local pid = background({ "./own.lua", "app.yml" }, log)
     fixture.eventually(function() return fixture.read(log):find("go on?", 1, true) end, 15, "the gate")
-    local run = app:command { "canary", "app.yml" }
+    local run = app:command { "canary", "app.yml", "--set", "strategy={hold: 100ms}" }
     assert.equal(4, run.exit, run.stdout .. run.stderr)
     contains(run.stderr, "is under way")
     assert.equal(0, app:command({ "abort", "app.yml" }).exit)
