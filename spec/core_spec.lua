@@ -215,6 +215,17 @@ describe("tasks", function()
     end
   end))
 
+  it("that used up their memory end with all their children, each of which needs some to end", run(function()
+    local task = core.spawn(function()
+      core.confine { memory = 2 << 20 }
+      for _ = 1, 5000 do core.spawn(function() core.sleep(60) end) end
+      core.sleep(60)
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.matches("used more than 2 MB of memory", err.message, 1, true)
+  end))
+
   it("call what must not wait under limits of its own, and go on as they were", run(function()
     local task = core.spawn(function()
       core.confine { instructions = 2e6 }

@@ -31,10 +31,11 @@ static int l_sleep(lua_State *L) {
   return task_wait(L, w, seconds, 0, sleep_step);
 }
 
-/* An event is a list of waiters; set() wakes all of them and stays set until clear(). */
+/* An event is a list of waiters; set() wakes all of them and stays set until clear(). There may be many, and each
+ * leaves when its time is over. */
 typedef struct Listener {
   Waiter waiter;
-  struct Listener *next;
+  struct Listener *next, **link; /* where the list points to it */
   struct Event *event;
 } Listener;
 
@@ -52,13 +53,15 @@ static int l_event(lua_State *L) {
 
 static void listener_remove(Listener *l) {
   if (!l->event) return;
-  for (Listener **p = &l->event->listeners; *p; p = &(*p)->next) {
-    if (*p == l) {
-      *p = l->next;
-      break;
-    }
-  }
+  *l->link = l->next;
+  if (l->next) l->next->link = l->link;
   l->event = NULL;
+}
+
+static void listener_add(Event *e, Listener *l) {
+  *l = (Listener){.event = e, .next = e->listeners, .link = &e->listeners};
+  if (l->next) l->next->link = &l->next;
+  e->listeners = l;
 }
 
 static int l_event_set(lua_State *L) {
@@ -102,9 +105,8 @@ static int l_event_wait(lua_State *L) {
     return 1;
   }
   Listener *l = lua_newuserdatauv(L, sizeof *l, 0);
-  *l = (Listener){.event = e, .next = e->listeners};
+  listener_add(e, l);
   luaL_setmetatable(L, LISTENER);
-  e->listeners = l;
   return task_wait(L, &l->waiter, timeout, (lua_KContext)l, event_wait_step);
 }
 
