@@ -174,8 +174,8 @@ static void task_finish(Task *t) {
   live_remove(t);
 }
 
-/* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that
- * closes. */
+/* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that closes.
+ * Without a slot it was never made to the end. */
 static int l_task_gc(lua_State *L) {
   Task *t = lua_touserdata(L, 1);
   handle_close(t->timer);
@@ -183,7 +183,7 @@ static int l_task_gc(lua_State *L) {
   timeline_remove(&t->deadline);
   if (t->waiter) t->waiter->task = NULL;
   t->waiter = NULL;
-  if (t->state != TASK_DONE) live_remove(t);
+  if (t->state != TASK_DONE && t->reference != LUA_NOREF) live_remove(t);
   t->state = TASK_DONE;
   push_allowance_release(L, &t->allowance);
   return 0;
@@ -298,7 +298,6 @@ static Task *push_task(lua_State *L, int arguments) {
   Task *t = lua_newuserdatauv(L, sizeof *t, 3);
   memset(t, 0, sizeof *t);
   t->reference = LUA_NOREF;
-  live_add(t);
   luaL_setmetatable(L, TASK);
   t->co = lua_newthread(L);
   lua_setiuservalue(L, -2, SLOT_THREAD);
@@ -310,8 +309,10 @@ static Task *push_task(lua_State *L, int arguments) {
     lua_setmetatable(L, -2);
   }
   lua_setiuservalue(L, -2, SLOT_LOCALS);
+  if (!lua_checkstack(t->co, arguments + LUA_MINSTACK)) luaL_error(L, "too many arguments of a task");
   lua_pushvalue(L, -1);
   t->reference = luaL_ref(L, LUA_REGISTRYINDEX);
+  live_add(t); /* it lives once nothing more can fail */
   lua_pushcfunction(t->co, l_task_body);
   lua_insert(L, -arguments - 1); /* the task below the function and its arguments */
   lua_xmove(L, t->co, arguments);
