@@ -222,8 +222,10 @@ describe("tasks", function()
       core.confine { memory = 4 << 20 }
       for _ = 1, 20000 do core.spawn(function() core.sleep(60) end) end
     end)
+    local began = core.now()
     local ok, err = task:wait(20)
     assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.is_true(core.now() - began < 20, "it was stuck for a minute once")
     assert.matches("used more than 4 MB of memory", err.message, 1, true)
     assert.equal(1000000, #ballast)
   end))

@@ -439,7 +439,7 @@ describe("a run", function()
         assert.equal(2, run.exit, run.stdout)
         contains(run.stderr, "`deployrt approve yes|no app.yml`")
       end
-      contains(app:command({ "rolling", "app.yml" }).stderr, "`deployrt approve app.yml` lets it go on")
+      contains(app:command({ "rolling", "app.yml" }).stderr, "`deployrt approve yes|no app.yml` lets it go on")
       local run = app:command(table.move(case[3], 1, 2, #case[1] + 1, { table.unpack(case[1]) }))
       assert.equal(0, run.exit, run.stdout .. run.stderr)
       if case[1][1] == "abort" then contains(run.stdout .. run.stderr, "is under way: it was asked to roll back", ": interrupted\n") end

@@ -208,7 +208,15 @@ release_settle() { # version sha256 directory
     mv "$1/../.$3.new" "$1/../.$3.sha256"' sh "$root/releases/$1" "$2" "$1" < /dev/null > /dev/null 2>&1 &)
 }
 
-release_remove() { # version
+release_remove() { # version -- unless one of its processes runs still, whose directory that is
+  for r in "$root"/instances/*; do
+    case ${r##*/} in *[!0-9]* | '') continue ;; esac
+    process_read "${r##*/}" || continue
+    case $i_record in *"\"release\":\"$1\""*) ;; *) continue ;; esac
+    process_alive "$i_pid" "$i_start" "$i_boot" || continue
+    fail busy "release $1 still runs in slot ${r##*/}, pid $i_pid"
+    return 1
+  done
   rm -rf "$root/releases/.gone.$1"
   [ -d "$root/releases/$1" ] && mv "$root/releases/$1" "$root/releases/.gone.$1"
   rm -rf "$root/releases/.$1.sha256" "$root/releases/.gone.$1"

@@ -84,10 +84,10 @@ function lock.refusal(state, file)
     return ("run %s of %s, begun %s, was interrupted%s and left the lock on %s: finish it with `deployrt resume %s`, "
       .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, state.host, file, file)
   end
-  local waits = state.step:find("^waits for approval")
+  local waits, answers = state.step:find("^waits for approval"), state.step:match("^waits for approval %(([^)]*)%)")
   return ("run %s of %s, begun %s, is under way%s (it holds the lock on %s, last sign of life %ds ago): %s, or see `deployrt status %s`"):format(
     state.run, state.owner, since, waits and " and " .. state.step or step, state.host, state.age,
-    waits and ("`deployrt approve %s` lets it go on"):format(file) or "wait for it", file)
+    waits and ("`deployrt approve %s%s` lets it go on"):format(answers and answers .. " " or "", file) or "wait for it", file)
 end
 
 --- Raises "locked" when a run that has not ended holds the lock of a host.

@@ -177,6 +177,9 @@ function functions.release_receive(self, words)
 end
 
 function functions.release_remove(self, words)
+  for port, process in pairs(self.processes) do
+    if process.alive and process.release == words[1] then return refuse("busy", ("release %s still runs in slot %d"):format(words[1], port)) end
+  end
   self.releases[words[1]] = nil
   return "", 0
 end
