@@ -211,6 +211,7 @@ local function conclude(self, outcome, exit, cause)
   endure(self)
   if groups then groups:decide(outcome) end
   local record = record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message })
+  self.concluded = record
   self.journal:write { type = "FINISHED", outcome = outcome, exit = exit, finished = record.finished, failed = record.failed, error = record.error, record = record }
   self.journal:sync()
   local ok, err = pcall(self.state.save, self.state, self.id, record)
@@ -240,7 +241,7 @@ local function execute(self, options)
   self.emit {
     event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,
     message = cause and errors.text(cause) or options.done, traceback = cause and cause.traceback,
-    left = #left > 0 and left or nil, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
+    left = #left > 0 and left or nil, without = self.concluded.failed, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
   }
   return exit
 end
@@ -409,6 +410,7 @@ function run.rehearse(app, options)
 end
 
 local function end_unchanged(self)
+  self.concluded = record
   self.journal:write { type = "FINISHED", outcome = "unchanged", exit = 0 }
   self.state:save(self.id, record_of(self, { outcome = "unchanged", exit = 0, finished = core.time() })) -- no host hears of it
   self.emit { event = "run.started", run = self.id, app = self.app.app, strategy = self.strategy.name, release = self.target.release, hosts = #self.app.hosts }

@@ -213,7 +213,8 @@ function headlines.succeeded(self, event)
   if event.message then return "success", table.concat(text.lines(event.message), "\n") .. served(event) end
   local count = self.run.instances and (": " .. text.count(self.run.instances, "instance")) or ""
   local release, seconds = text.clean(self.run.release or "?"), text.duration(event.seconds or 0)
-  return "success", ("deployed %s in %s%s%s"):format(release, seconds, count, served(event))
+  local without = event.without and ("; %s left as before: --failed brings them along"):format(text.clean(table.concat(event.without, ", "))) or ""
+  return event.without and "failure" or "success", ("deployed %s in %s%s%s%s"):format(release, seconds, count, served(event), without)
 end
 
 function headlines.rolled_back(self, event)
