@@ -301,6 +301,20 @@ for _, candidate in ipairs(shells) do
       call("lock_release", "run", "1")
       assert.equal(0, select(2, call("lock_beat", "run", "2", "")))
       call("lock_release", "run", "2")
+      assert.matches("^superseded: ", (call("lock_take", "run", "1", "me", "one", "")))
+      assert.equal(1, select(2, call "lock_read"))
+    end))
+
+    it("tells who takes the lock which run held it before", with_link(function()
+      local function last() return (call "facts"):match("([^\t]*)\n$") end
+      call("lock_take", "before", "3", "me", "one", "")
+      call("lock_release", "before", "3")
+      assert.equal("before", last())
+      assert.same({ "before", 0 }, { call("lock_take", "after", "1", "me", "two", "") })
+      assert.equal("before", last())
+      call("lock_release", "after", "1")
+      assert.equal("after", last())
+      assert.matches("^superseded: ", (call("lock_take", "before", "2", "me", "one", "")))
     end))
 
     it("takes a release whole or not at all, and switches to it", with_link(function()

@@ -24,8 +24,8 @@ unwritten() { # path message code -- says why a file was not written; a shell do
   fail "${3:-system}" "cannot write $1: $2"
 }
 
-facts() { # -- root, home, boot id, user
-  printf '%s\t%s\t%s\t%s\n' "$root" "$HOME" "$boot" "$(id -un)"
+facts() { # -- root, home, boot id, user, and the run that held the lock last
+  printf '%s\t%s\t%s\t%s\t%s\n' "$root" "$HOME" "$boot" "$(id -un)" "$(lock_last)"
 }
 
 layout() { # -- makes the directories of the application
@@ -54,8 +54,13 @@ file_remove() { # path
 
 # --- the lock: one line, made by link(2) so that it is there whole or not at all. A later epoch of the same run takes it over.
 
-lock_take() { # run epoch owner life text -- the first of its epoch gets it; text begins the copy of the journal
+# The first of its epoch gets it, if there was no later one. Prints the run that held it before; text begins the copy of the
+# journal.
+lock_take() { # run epoch owner life text
   layout && mkdir -p "$root/runs/$1" || return 1
+  for e in "$root/runs/$1"/epoch.*; do
+    [ "$e" = "$root/runs/$1/epoch.*" ] || [ "${e##*.}" -le "$2" ] || { superseded "$1"; return 1; }
+  done
   mine=$root/.lock.$$
   message=$({ printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(date +%s)" "$4" > "$mine" &&
     printf '%s' "$5" > "$mine.copy"; } 2>&1) || { unwritten "$root/lock" "$message"; rm -f "$mine" "$mine.copy"; return 1; }
@@ -72,8 +77,16 @@ lock_take() { # run epoch owner life text -- the first of its epoch gets it; tex
   fi
   rm -f "$mine" "$mine.copy"
   [ $taken -eq 0 ] && [ -e "$root/runs/$1/control" ] && rm -f "$root/runs/$1/control"
-  [ $taken -eq 0 ] && [ -n "$5" ] && printf '%s' "$5" >> "$root/runs/$1/journal"
-  return $taken
+  [ $taken -eq 0 ] || return $taken
+  [ "$2" -eq 1 ] || [ -e "$root/runs/$1/epoch.$2" ] || : > "$root/runs/$1/epoch.$2"
+  [ -z "$5" ] || printf '%s' "$5" >> "$root/runs/$1/journal"
+  lock_last
+}
+
+lock_last() { # -- the run that held it last
+  last=''
+  [ ! -e "$root/last" ] || read -r last < "$root/last"
+  printf '%s' "$last"
 }
 
 lock_held_by() { # run, and epoch where it matters
@@ -116,6 +129,7 @@ with() { # text function argument... -- of a library that few hosts ever need
 
 lock_release() { # run epoch -- of old runs only the last ones are kept
   lock_held_by "$1" "${2:-}" || return 0
+  printf '%s\n' "$1" > "$root/last"
   rm -f "$root/lock"
   set -- "$root"/runs/*
   while [ $# -gt 10 ]; do

@@ -36,7 +36,7 @@ cli.commands = {
 --- Commands of the design that this version does not have.
 cli.planned = { report = true }
 
-local exits = { locked = 4, unfinished = 3, interrupted = 130 }
+local exits = { locked = 4, superseded = 4, unfinished = 3, interrupted = 130 }
 
 local function known(name)
   for _, command in ipairs(cli.commands) do

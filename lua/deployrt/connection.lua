@@ -81,9 +81,9 @@ end
 ---@async
 function Connection:connect()
   local answer = errors.check(self:with_link(function(link) return link:call("facts", {}, 15) end, 0))
-  local root, home, boot, user = answer:match("^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t\n]*)")
+  local root, home, boot, user, last = answer:match("^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t\n]*)\t?([^\n]*)")
   if not root then errors.raise("shell", "this host's shell does not understand us: " .. answer, { host = self.name }) end
-  self.root, self.home, self.boot, self.user = root, home, boot, user
+  self.root, self.home, self.boot, self.user, self.last_run = root, home, boot, user, last
 end
 
 --- A call as the controller of a run makes it: with the run's epoch, and with what the copy of its journal lacks.

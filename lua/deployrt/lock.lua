@@ -117,6 +117,7 @@ local function take_one(self, host, is_over)
   local left = not ok and err.code == "locked" and parse(host, err.message)
   if left and left.run ~= self.run and is_over(left.run) then
     host:call("lock_break", { left.run })
+    host.last_run = left.run
     ok, err = try()
   end
   if not ok and err.code == "locked" then
@@ -125,12 +126,21 @@ local function take_one(self, host, is_over)
   end
   if not ok then error(err, 0) end
   host.guard = { run = self.run, epoch = tostring(self.epoch) }
+  return err
+end
+
+--- A run that came and went since this one looked at the host made what was seen there old.
+local function check_fresh(self, host, last)
+  if last == host.last_run then return end
+  errors.raise("locked", ("run %s ended on %s while this one began, and may have changed what this one had looked at: start it again (see `deployrt status %s`)"):format(
+    last, host.name, self.file), { host = host.name })
 end
 
 --- Takes the lock on all hosts, in the order of their names, or on none.
 ---@async
 ---@param connections deployrt.Connection[]
----@param opts {run: string, epoch: integer, file: string, is_over: fun(run: string): boolean}
+---@param opts {run: string, epoch: integer, file: string, is_over: fun(run: string): boolean, looked?: boolean}  looked: what is
+---  there was looked at since the hosts were connected
 ---@return deployrt.Lock
 --- Raises deployrt.Error: "locked" with what is known of the holder.
 function lock.take(connections, opts)
@@ -142,11 +152,14 @@ function lock.take(connections, opts)
   }, Lock)
   for _, host in ipairs(sorted) do
     local ok, err = pcall(take_one, self, host, opts.is_over)
+    if ok then
+      self.connections[#self.connections + 1] = host
+      if opts.looked then ok, err = pcall(check_fresh, self, host, err) end
+    end
     if not ok then
       self:release()
       error(err, 0)
     end
-    self.connections[#self.connections + 1] = host
   end
   local ok, err = pcall(self.check, self) -- whoever slept in between has perhaps lost the first of them again
   if ok then return self end

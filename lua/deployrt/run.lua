@@ -329,7 +329,7 @@ local function take_lock(self, epoch)
       run = self.id, epoch = epoch, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(), lost = self.leave,
     }
   end
-  self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over(self) })
+  self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over(self), looked = not self.resumed })
   self.lock:keep(self.leave, function(word)
     if self.control:hear(word) == "abort" then self:stop(errors.new("interrupted", "aborted by `deployrt abort`")) end
   end)

@@ -98,7 +98,7 @@ function Machine:power(on)
 end
 
 function functions.facts(self)
-  return ("/sim/%s\t/home\tboot%d\tdeploy\n"):format(self.name, self.boots), 0
+  return ("/sim/%s\t/home\tboot%d\tdeploy\t%s\n"):format(self.name, self.boots, self.last or ""), 0
 end
 
 local function show(self, port)
@@ -232,15 +232,16 @@ function functions.lock_take(self, words)
   local run, epoch, life, text = words[1], words[2], words[4], words[5]
   if self.full then return refuse("system", "cannot make the lock: No space left on device") end
   local entry = run_of(self, run)
+  if tonumber(epoch) < (entry.latest or 1) then return superseded(self, run) end
   local takes_over = holds(self, run) and tonumber(epoch) > tonumber(self.lock.epoch) and not entry.epochs[epoch]
   if not self.lock or takes_over then
-    entry.epochs[epoch] = true
+    entry.epochs[epoch], entry.latest = true, tonumber(epoch)
     self.lock = { run = run, epoch = epoch, owner = words[3], life = life, since = core.time(), beat = core.time() }
   elseif not (holds(self, run, epoch) and self.lock.life == life) then
     return (functions.lock_read(self)), 1
   end
   entry.journal[#entry.journal + 1] = text
-  return "", 0
+  return self.last or "", 0
 end
 
 function functions.lock_beat(self, words)
@@ -260,7 +261,7 @@ functions["as"] = function(self, words)
 end
 
 function functions.lock_release(self, words)
-  if holds(self, words[1], words[2]) then self.lock = nil end
+  if holds(self, words[1], words[2]) then self.last, self.lock = words[1], nil end
   return "", 0
 end
 

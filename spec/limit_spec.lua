@@ -1,0 +1,82 @@
+-- limit_spec.lua -- Tasks that are held to limits: past them none runs on, whatever it catches, and others do.
+local core = require "deployrt.core"
+
+--- Runs `body` as a task; what it raises fails the spec.
+local function run(body)
+  return function()
+    local ok, err = core.run(body)
+    if not ok then error(err, 0) end
+    assert.equal(0, core.live_tasks())
+  end
+end
+
+describe("tasks with limits", function()
+  it("end at their limit, past any pcall, with their children; others go on", run(function()
+    local task = core.spawn(function()
+      core.confine { instructions = 1e6 }
+      while true do pcall(function() while true do end end) end
+    end)
+    local ok, err = task:wait()
+    assert.is_false(ok)
+    assert.matches("ran 1 million instructions without waiting: is this an endless loop?", err.message, 1, true)
+    assert.matches("limit_spec.lua:%d+: ran", err.message)
+    local child = core.spawn(function()
+      core.confine { instructions = 1e6 }
+      return core.spawn(function() while true do end end):wait()
+    end)
+    ok, err = child:wait()
+    assert.is_false(ok)
+    assert.equal("limit", err.code)
+    for _ = 1, 3 do
+      for _ = 1, 300000 do end
+      core.sleep(0)
+    end
+  end))
+
+  it("that used up their memory end with all their children, whatever it costs to look for more", run(function()
+    local ballast = {}
+    for i = 1, 1000000 do ballast[i] = { i } end
+    local task = core.spawn(function()
+      core.confine { memory = 4 << 20 }
+      for _ = 1, 20000 do core.spawn(function() core.sleep(60) end) end
+    end)
+    local began = core.now()
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.is_true(core.now() - began < 20, "it was stuck for a minute once")
+    assert.matches("used more than 4 MB of memory", err.message, 1, true)
+    assert.equal(1000000, #ballast)
+  end))
+
+  it("call what must not wait under limits of its own, and go on as they were", run(function()
+    local task = core.spawn(function()
+      core.confine { instructions = 2e6 }
+      local ok, err = core.confined({ instructions = 1e6 }, function() while true do pcall(function() while true do end end) end end)
+      assert.same({ false, "limit" }, { ok, err.code })
+      assert.matches("limit_spec.lua:%d+: ran 1 million instructions", err.message)
+      assert.same({ true, "a", 2 }, { core.confined({ instructions = 1e6 }, function(...) return ... end, "a", 2) })
+      assert.same({ false, "why" }, { core.confined({}, error, "why", 0) })
+      assert.matches("this call waits, and cannot do so", select(2, core.confined({}, core.sleep, 0)))
+      for _ = 1, 300000 do end
+      core.sleep(0)
+      while true do end
+    end)
+    local ok, err = task:wait()
+    assert.is_false(ok)
+    assert.matches("ran 2 million instructions", err.message, 1, true)
+    assert.is_true(core.confined({ instructions = 1e6 }, function() return true end))
+    for _ = 1, 2000000 do end
+  end))
+
+  it("are not ended by their limit when they wait in between", run(function()
+    local task = core.spawn(function()
+      core.confine { instructions = 2e6 }
+      for _ = 1, 5 do
+        for _ = 1, 500000 do end
+        core.sleep(0)
+      end
+      return "done"
+    end)
+    assert.same({ true, "done" }, { task:wait() })
+  end))
+end)
