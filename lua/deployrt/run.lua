@@ -410,7 +410,6 @@ function run.rehearse(app, options)
 end
 
 local function end_unchanged(self)
-  self.concluded = record
   self.journal:write { type = "FINISHED", outcome = "unchanged", exit = 0 }
   self.state:save(self.id, record_of(self, { outcome = "unchanged", exit = 0, finished = core.time() })) -- no host hears of it
   self.emit { event = "run.started", run = self.id, app = self.app.app, strategy = self.strategy.name, release = self.target.release, hosts = #self.app.hosts }
