@@ -30,6 +30,22 @@ describe("a list of balancers", function()
     return fixture.sh(("curl -s -m 2 http://127.0.0.1:%d/"):format(proxy.port)):match("hello from (%S+)")
   end
 
+  it("is brought to the same state by a run that has nothing else to do, whichever of them lost its own", function()
+    for which, proxy in ipairs(proxies) do
+      proxy:restart()
+      assert.is_nil(served_by(proxy))
+      local status = app:command { "status", "app.yml" }
+      assert.truthy(status.stdout:find(("balancer %d (haproxy) has other states"):format(which), 1, true), status.stdout)
+      local run = app:command { "rolling", "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      fixture.eventually(function() return served_by(proxy) == "1.0" end, 5, "its health check")
+      status = app:command { "status", "app.yml" }
+      assert.is_nil(status.stdout:find("other states", 1, true), status.stdout)
+      run = app:command { "rolling", "app.yml" }
+      assert.truthy(run.stdout:find("nothing to change", 1, true), run.stdout .. run.stderr)
+    end
+  end)
+
   it("is brought to the same state, and one that is down before a run is an error", function()
     assert.equal(0, app:deploy("rolling", "2.0").exit)
     assert.equal("2.0", served_by(proxies[1]))

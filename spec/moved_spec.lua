@@ -98,4 +98,33 @@ describe("an application that moved", function()
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     contains(answer(), "hello from 1.0")
   end)
+
+  it("is put back into service when its own HAProxy forgot it, before anything replaces it", function()
+    local proxy = fixture.haproxy { servers = {}, master = true }
+    app.listen = proxy.port
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    for _, version in ipairs { "1.0", "2.0" } do
+      local run = app:deploy("rolling", version)
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+    end
+    proxy:reload()
+    fixture.eventually(function() return #app:serving() == 0 end, 10, "the reload")
+    local run = app:deploy("rolling", "3.0", { fault = "dies" })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, "release 2.0, which the balancer had forgotten", "2.0 serves as before")
+    contains(answer(), "hello from 2.0")
+    proxy:reload()
+    fixture.eventually(function() return #app:serving() == 0 end, 10, "the reload")
+    run = app:deploy("rolling", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(answer(), "hello from 2.0")
+    proxy:reload()
+    fixture.eventually(function() return #app:serving() == 0 end, 10, "the reload")
+    run = app:deploy("rolling", "4.0", { start_delay = "500ms" })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(app:command({ "history", "app.yml" }).stdout, "2.0 -> 4.0")
+    run = app:command { "rollback", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(answer(), "hello from 2.0")
+  end)
 end)

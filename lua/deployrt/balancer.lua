@@ -7,6 +7,7 @@ local shares = require "deployrt.balancer.shares"
 ---@class deployrt.Balancer
 ---@field slots table<string, {state: string, weight: integer, up: boolean, sessions: integer}>  as last read
 ---@field down? boolean  it does not run: the slots are what it comes up with
+---@field differ? string  which of several has other states than this, or is away
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
 local Balancer = { kind = "balancer" }
 Balancer.__index = Balancer
@@ -29,7 +30,7 @@ end
 function Balancer:refresh()
   if not self.configured then return end
   local found = operation.observe { name = "balancer.read", args = {} }
-  self.slots, self.route, self.down = found.slots, found.route, found.down
+  self.slots, self.route, self.down, self.differ = found.slots, found.route, found.down, found.differ
 end
 
 --- Begins a run: all slots are made known, and what is found is what the balancers shall keep.
@@ -75,12 +76,12 @@ function Balancer:is_routed(instance)
   return false
 end
 
---- Sets states. Nothing is to be put back where no traffic changes: whoever took it away brings it back.
-local function apply(self, changes, note, no_traffic)
+--- Sets states; `for_good`: nothing is to be put back, as at the end of a drain, where whoever took the traffic brings it back.
+local function apply(self, changes, note, for_good)
   if not self.configured or #changes == 0 then return end
   operation.effect {
-    name = "balancer.apply", kind = "repeat", args = { changes = changes }, find = not no_traffic and "balancer.find" or nil, note = note,
-    undo = not no_traffic and function(found)
+    name = "balancer.apply", kind = "repeat", args = { changes = changes }, find = not for_good and "balancer.find" or nil, note = note,
+    undo = not for_good and function(found)
       return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout, long = self.drain_long }, note = note }
     end or nil,
   }
@@ -159,8 +160,9 @@ end
 ---@async
 ---@param changes {slot: string, state?: string, weight?: integer}[]
 ---@param note string
-function Balancer:set(changes, note)
-  apply(self, changes, note)
+---@param for_good? boolean  whatever becomes of the run
+function Balancer:set(changes, note, for_good)
+  apply(self, changes, note, for_good)
 end
 
 local function as_list(value)

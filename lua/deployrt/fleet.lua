@@ -101,6 +101,22 @@ function Fleet:strangers()
   return found
 end
 
+--- Instances that served until the balancer forgot them, as a reload makes it: no one serves, it does not know their slots,
+--- and they are of one release, on hosts that have a current one of that.
+---@return deployrt.Instance[]
+function Fleet:forgotten()
+  local list, settings = {}, nil
+  for _, member in ipairs(self.balancer:exists() and not self.balancer.down and self.members or {}) do
+    if member.state == "serving" then return {} end
+    local current = member.host.current
+    if not self.balancer.slots[member.slot] and not member.stranger and (current == nil or current == member.release) then
+      if settings and settings ~= member.launch.settings then return {} end
+      list[#list + 1], settings = member, member.launch.settings
+    end
+  end
+  return list
+end
+
 --- Balancers know the slots of app.yml: what runs on another port would lose its traffic before anything replaces it.
 --- Raises deployrt.Error: "config".
 function Fleet:check_ports()

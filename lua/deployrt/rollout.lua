@@ -5,6 +5,23 @@ local verbs = require "deployrt.verbs"
 
 local rollout = {}
 
+--- What the balancer forgot gets its traffic back before anything else, and keeps it however the run ends.
+---@async
+function rollout.revive(self, run)
+  local well, changes = {}, {}
+  for _, member in ipairs(run.forgotten) do
+    if member:is_healthy() then
+      well[#well + 1] = member
+      changes[#changes + 1] = { slot = member.slot, state = "ready", weight = 100 }
+    end
+  end
+  if #well == 0 then return end
+  verbs.step(self, "back into service", function()
+    self.balancer:set(changes, ("release %s, which the balancer had forgotten"):format(well[1].release), true)
+    for _, member in ipairs(well) do member.state = "serving" end
+  end)
+end
+
 --- Brings the release to every host that does not have it; undone by removing it again.
 ---@async
 function rollout.upload(self, run)

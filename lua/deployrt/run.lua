@@ -79,7 +79,7 @@ local function check(self)
 end
 
 local function nothing_to_do(self)
-  if self.balancer.down then return false end
+  if self.balancer.down or self.balancer.differ then return false end
   local fresh, active = {}, self.fleet:active_hosts()
   for _, member in ipairs(self.fleet.members) do
     if not self.fleet:is_target(member) and not member.kept and member.state == "serving" then return false end
@@ -97,6 +97,7 @@ end
 local function proceed(self)
   adoption.take(self.script, self)
   self.balancer:adopt()
+  rollout.revive(self.script, self)
   rollout.upload(self.script, self)
   self.script:hook("before")
   rollout.prepare(self.script)
@@ -173,7 +174,9 @@ local function record_of(self, fields)
 end
 
 local function find_previous(self)
-  local old = self.fleet:old()[1]
+  self.forgotten = self.fleet:forgotten()
+  local old = self.fleet:old()[1] or self.forgotten[1]
+  if old and self.fleet:is_target(old) then old = nil end
   self.previous_launch = old and old.launch
   self.previous = old and old.release
   self.found_releases = {}

@@ -82,7 +82,7 @@ local function gather(command, app, opened)
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
     lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
     run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
-    strangers = strangers(opened), down = opened.balancer.down,
+    strangers = strangers(opened), down = opened.balancer.down, differ = opened.balancer.differ,
   }
 end
 
@@ -123,6 +123,7 @@ local function show(found)
   end
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
   if found.down then lines[#lines + 1] = "  the balancer does not run, so no request gets through: the next deployment starts it" end
+  if found.differ then lines[#lines + 1] = ("  %s: the next deployment sets it right"):format(found.differ) end
   table.move(found.strangers, 1, #found.strangers, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",

@@ -5,6 +5,11 @@ local route = require "deployrt.balancer.route"
 
 local agreement = {}
 
+local function name_of(context, index)
+  local entry = context.app.balancers[index]
+  return ("balancer %d (%s%s)"):format(index, entry.type, entry.host and " on " .. entry.host or "")
+end
+
 --- What the first balancer that answers says.
 function agreement.read_one(context)
   local problem
@@ -15,6 +20,45 @@ function agreement.read_one(context)
     problem = problem or seen
   end
   error(problem, 0)
+end
+
+local function count_serving(seen)
+  local count = 0
+  for _, slot in pairs(seen.slots) do
+    if slot.state == "ready" and slot.weight > 0 then count = count + 1 end
+  end
+  return count
+end
+
+local function is_alike(one, other)
+  for name, slot in pairs(one.slots) do
+    local its = other.slots[name]
+    if not its or its.state ~= slot.state or slot.state == "ready" and its.weight ~= slot.weight then return false end
+  end
+  return true
+end
+
+--- What the balancers say: of several, the one that has most in service, for one that was restarted lost something.
+---@return table seen
+---@return string? differ  which one has other states, or is away
+function agreement.read_all(context)
+  if #context.drivers < 2 then return agreement.read_one(context), nil end
+  local all, best, problem, differ = {}, nil, nil, nil
+  for index, driver in ipairs(context.drivers) do
+    local ok, seen = pcall(driver.read, driver)
+    if not ok and not errors.is_away(seen) then error(seen, 0) end
+    all[index], problem = ok and seen, problem or not ok and seen
+    if ok and (not best or count_serving(seen) > count_serving(best)) then best = seen end
+  end
+  if not best then error(problem, 0) end
+  for index, seen in ipairs(all) do
+    if not seen then
+      differ = differ or name_of(context, index) .. " is away"
+    elseif not is_alike(best, seen) then
+      differ = differ or name_of(context, index) .. " has other states"
+    end
+  end
+  return best, differ
 end
 
 --- Lets one task at a time do something of a kind.
@@ -72,11 +116,6 @@ end
 
 agreement.patience = 15 -- seconds in which a balancer that is being restarted must come back
 local patience_beside, patience_at_end = 2, 15
-
-local function name_of(context, index)
-  local entry = context.app.balancers[index]
-  return ("balancer %d (%s%s)"):format(index, entry.type, entry.host and " on " .. entry.host or "")
-end
 
 --- Changes one balancer. One that is away while others are there stays behind, and is brought up to date when it returns.
 local function change_one(context, index, action)

@@ -5,11 +5,10 @@ local errors = require "deployrt.errors"
 
 local balancer = {}
 
---- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route}. All balancers are kept alike, so one is
---- asked.
+--- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route}, and which of several balancers differs.
 function balancer.read(context)
-  local seen = agreement.read_one(context)
-  return { slots = seen.slots, route = seen.route, down = seen.down }
+  local seen, differ = agreement.read_all(context)
+  return { slots = seen.slots, route = seen.route, down = seen.down, differ = differ }
 end
 
 --- Who is told apart now: what the run wants counts more than what is seen.
@@ -34,6 +33,7 @@ function balancer.adopt(context, _, args)
   agreement.want(context, args.changes)
   context.unsaved = true
   for index in ipairs(context.drivers) do context.has[index] = agreement.snapshot(context) end
+  if #context.drivers > 1 then agreement.mend(context) end
   return {}
 end
 
