@@ -88,7 +88,15 @@ describe("the command line", function()
     end
     local run = app:command { "status", "app.yml", "--set", "balancer={type: haproxy, socket: /nowhere, backend: shop}" }
     assert.equal(2, run.exit)
-    assert.truthy(run.stdout:find("idle  healthy", 1, true) and run.stderr:find("/nowhere", 1, true), run.stdout .. run.stderr)
+    assert.truthy(run.stdout:find("nobody knows what serves", 1, true) and run.stdout:find("idle  healthy", 1, true) and run.stderr:find("/nowhere", 1, true), run.stdout .. run.stderr)
+  end)
+
+  it("checks rules of routes for what no balancer could do", function()
+    for rule, says in pairs { ["{source: 10.0.0.0/99}"] = "10.0.0.0/99 in strategy.route is no network", ["{}"] = "rule 1 of strategy.route has no condition" } do
+      local run = app:command { "check", "canary", "app.yml", "--set", ("strategy={route: [%s]}"):format(rule) }
+      assert.equal(2, run.exit, run.stdout)
+      assert.truthy(run.stderr:find(says, 1, true), run.stderr)
+    end
   end)
 
   it("checks with --connect what a strategy needs, as its run would", function()

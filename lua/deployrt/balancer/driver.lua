@@ -183,7 +183,8 @@ function driver.check_needs(app, strategy, options)
         refuse(strategy, entry, lacking[need] or need, module.remedy and module.remedy(entry, need))
       end
     end
-    local problem = module.refusal and module.refusal(options and options.route or {})
+    local rules = options and options.route or {}
+    local problem = route.problem(rules) or module.refusal and module.refusal(rules)
     if problem then refuse(strategy, entry, problem, "choose another rule") end
   end
 end

@@ -35,6 +35,17 @@ route.options = {
   sticky = { type = "boolean", default = false, doc = "a visitor stays on the release that he saw first, by a cookie" },
 }
 
+--- What no balancer could make of a rule.
+---@param rules deployrt.RouteRule[]
+---@return string? problem
+function route.problem(rules)
+  for i, rule in ipairs(rules) do
+    if next(rule) == nil then return ("rule %d of strategy.route has no condition"):format(i) end
+    local address, bits = (rule.source or ""):match("^(.*)/(%d+)$")
+    if bits and tonumber(bits) > (address:find(":", 1, true) and 128 or 32) then return ("%s in strategy.route is no network"):format(rule.source) end
+  end
+end
+
 --- The name and the value that a header or a cookie must have; no value: it must be there.
 ---@param rule_text string  "X-Canary: 1", "beta=1"
 ---@return string name

@@ -113,7 +113,8 @@ local function table_of(rows)
 end
 
 local function show(found)
-  local lines = { ("%s: %s%s"):format(found.app, found.release and "release " .. found.release or "nothing serves", found.mixed and " (MIXED)" or "") }
+  local serves = found.unknown and "nobody knows what serves" or found.release and "release " .. found.release or "nothing serves"
+  local lines = { ("%s: %s%s"):format(found.app, serves, found.mixed and " (MIXED)" or "") }
   local rows = {}
   for i, row in ipairs(found.instances) do
     rows[i] = {
@@ -139,6 +140,7 @@ return function(command)
     local ok, err = pcall(opened.balancer.refresh, opened.balancer)
     opened.fleet:discover_hosts()
     local found = gather(command, app, opened)
+    found.unknown = not ok
     command.write(command.flags.json and encode(found) or show(found))
     return not ok and errors.wrap(err) or nil
   end, app)
