@@ -1,6 +1,5 @@
 -- control_spec.lua -- What people ask of a run from another terminal: hold it, let it through a gate, roll it back.
 -- weight: 8
-local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 
 local function contains(text, ...)
@@ -20,49 +19,28 @@ describe("a run under way", function()
     fixture.cleanup()
   end)
 
-  --- A strategy that extends rolling; the text stands in its deploy().
-  local function strategy(text)
-    fixture.write(app.dir .. "/own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("rolling", { name = "own" })\n'
-      .. "function own:deploy()\n" .. text .. "\nend\nreturn own\n")
-  end
-
-  local function background(argv, log)
-    local pid = app:command(argv, { background = true, log = log })
-    fixture.eventually(function() return app:status().lock ~= cjson.null end, 5, "the lock")
-    return pid
-  end
-
-  local function await_end(pid)
-    fixture.eventually(function() return not fixture.alive(pid) end, 20, "end of the run")
-  end
-
-  --- Where the journal of the last run lies on this machine.
-  local function journal_path(state)
-    return fixture.sh(("ls -d %s/%s/shop/runs/*/journal 2>/dev/null | tail -n 1"):format(app.dir, state or "state")):gsub("%s+$", "")
-  end
-
   it("is held by pause and let go by approve; a gate waits for a person", function()
-    strategy "for i = 1, 40 do self:step('step ' .. i, function() self:sleep(0.2) end) end self:approve('is it good?') self.super.deploy(self)"
+    app:extend_rolling "for i = 1, 40 do self:step('step ' .. i, function() self:sleep(0.2) end) end self:approve('is it good?') self.super.deploy(self)"
     local log = app.dir .. "/log"
-    local pid = background({ "./own.lua", "app.yml" }, log)
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
     assert.equal(0, app:command({ "pause", "app.yml" }).exit)
     fixture.eventually(function() return fixture.read(log):find("paused before", 1, true) end, 8, "the pause")
     assert.equal(0, app:command({ "approve", "app.yml" }).exit)
     fixture.eventually(function() return fixture.read(log):find("is it good?", 1, true) end, 15, "the gate")
     assert.same({ "1.0" }, app:serving())
     assert.equal(0, app:command({ "approve", "app.yml" }).exit)
-    await_end(pid)
+    app:await_end(pid)
     assert.same({ "2.0" }, app:serving())
     assert.equal(2, app:command({ "approve", "app.yml" }).exit)
   end)
 
   it("that waits says so to who asks, takes only its answers, and is rolled back by abort from elsewhere", function()
-    strategy "self:approve('is it\\ngood?', { 'yes', 'no' }) self.super.deploy(self)"
+    app:extend_rolling "self:approve('is it\\ngood?', { 'yes', 'no' }) self.super.deploy(self)"
     local log, there = app.dir .. "/log", { "--state", app.dir .. "/other" }
     for _, case in ipairs { { { "approve", "yes", "app.yml" }, "2.0", {}, "succeeded" }, { { "abort", "app.yml" }, "3.0", {}, "interrupted" },
       { { "abort", "app.yml" }, "3.0", there, "interrupted" } } do
       app:write(fixture.release(case[2]), case[2])
-      local pid = background({ "./own.lua", "app.yml" }, log)
+      local pid = app:begin({ "./own.lua", "app.yml" }, log)
       fixture.eventually(function() return app:command({ "status", "app.yml" }).stdout:find("waits for approval (yes|no): is it good?", 1, true) end, 10, "the gate")
       for _, words in ipairs { { "approve", "app.yml" }, { "approve", "maybe", "app.yml" } } do
         local run = app:command(words)
@@ -73,7 +51,7 @@ describe("a run under way", function()
       local run = app:command(table.move(case[3], 1, 2, #case[1] + 1, { table.unpack(case[1]) }))
       assert.equal(0, run.exit, run.stdout .. run.stderr)
       if case[1][1] == "abort" then contains(run.stdout .. run.stderr, "is under way: it was asked to roll back", ": interrupted\n") end
-      await_end(pid)
+      app:await_end(pid)
       assert.equal(case[4], app:status().run.outcome)
       assert.same({ "2.0" }, app:serving())
     end
@@ -81,11 +59,11 @@ describe("a run under way", function()
   end)
 
   it("waits at a gate again when it is resumed, and sleeps only as long as it had to", function()
-    strategy "self:sleep(1) self:approve('now?') self.super.deploy(self)"
-    local pid = background { "./own.lua", "app.yml" }
-    fixture.eventually(function() return (fixture.read(journal_path()) or ""):find('"gate"', 1, true) end, 8, "the gate")
+    app:extend_rolling "self:sleep(1) self:approve('now?') self.super.deploy(self)"
+    local pid = app:begin { "./own.lua", "app.yml" }
+    fixture.eventually(function() return (fixture.read(app:journal_path()) or ""):find('"gate"', 1, true) end, 8, "the gate")
     fixture.signal(pid, "KILL")
-    await_end(pid)
+    app:await_end(pid)
     local run = app:command { "resume", "app.yml", "--yes" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     assert.same({ "2.0" }, app:serving())

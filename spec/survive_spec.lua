@@ -23,27 +23,6 @@ describe("a run", function()
     fixture.cleanup()
   end)
 
-  --- A strategy that extends rolling; the text stands in its deploy().
-  local function strategy(text)
-    fixture.write(app.dir .. "/own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("rolling", { name = "own" })\n'
-      .. "function own:deploy()\n" .. text .. "\nend\nreturn own\n")
-  end
-
-  local function background(argv, log)
-    local pid = app:command(argv, { background = true, log = log })
-    fixture.eventually(function() return app:status().lock ~= cjson.null end, 5, "the lock")
-    return pid
-  end
-
-  local function await_end(pid)
-    fixture.eventually(function() return not fixture.alive(pid) end, 20, "end of the run")
-  end
-
-  --- Where the journal of the last run lies on this machine.
-  local function journal_path(state)
-    return fixture.sh(("ls -d %s/%s/shop/runs/*/journal 2>/dev/null | tail -n 1"):format(app.dir, state or "state")):gsub("%s+$", "")
-  end
-
   it("whose controller dies when all is done is over for `resume` and `abort`, and leaves no lock", function()
     assert.equal(137, app:mortal("end", 0, { "rolling", "app.yml" }).exit)
     assert.same({ "2.0" }, app:serving())
@@ -87,7 +66,7 @@ describe("a run", function()
       pids[i] = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
         "--state", app.dir .. "/state", "rolling", "app.yml" }, { log = logs[i] })
     end
-    for _, pid in ipairs(pids) do await_end(pid) end
+    for _, pid in ipairs(pids) do app:await_end(pid) end
     local exits = {}
     for _, log in ipairs(logs) do
       local text = fixture.read(log)
@@ -102,21 +81,21 @@ describe("a run", function()
   end)
 
   it("that has taken the last free slot is what another one hears of, and not that there is none", function()
-    strategy "self:sleep(0.1) local new = self:successor(self.fleet:old()[1]) new:start() new:await_healthy() self.balancer:attach(new) self:approve('go on?') self:fail('no')"
+    app:extend_rolling "self:sleep(0.1) local new = self:successor(self.fleet:old()[1]) new:start() new:await_healthy() self.balancer:attach(new) self:approve('go on?') self:fail('no')"
     local log = app.dir .. "/log"
-    local pid = background({ "./own.lua", "app.yml" }, log)
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
     fixture.eventually(function() return fixture.read(log):find("go on?", 1, true) end, 15, "the gate")
     local run = app:command { "canary", "app.yml", "--set", "strategy={hold: 100ms}" }
     assert.equal(4, run.exit, run.stdout .. run.stderr)
     contains(run.stderr, "is under way")
     assert.equal(0, app:command({ "abort", "app.yml" }).exit)
-    await_end(pid)
+    app:await_end(pid)
   end)
 
   it("that lives keeps its lock against unlock; --force takes it away, and the run does no more harm", function()
-    strategy "self:sleep(1.5) self.super.deploy(self)"
+    app:extend_rolling "self:sleep(1.5) self.super.deploy(self)"
     local log = app.dir .. "/log"
-    local pid = background({ "./own.lua", "app.yml" }, log)
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
     local run = app:command { "unlock", "app.yml" }
     assert.equal(4, run.exit)
     contains(run.stderr, "is under way")
@@ -125,16 +104,16 @@ describe("a run", function()
     assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
     assert.same({ "2.0" }, app:serving())
     fixture.signal(pid, "CONT")
-    await_end(pid)
+    app:await_end(pid)
     contains(fixture.read(log), "does not hold the lock")
     assert.same({ "2.0" }, app:serving())
     assert.equal(cjson.null, app:status().lock)
   end)
 
   it("that slept while its lock was taken away does no harm when it wakes, also not to the balancer", function()
-    strategy "self.super.deploy(self) self:log('asleep') self:sleep(60)"
+    app:extend_rolling "self.super.deploy(self) self:log('asleep') self:sleep(60)"
     local log = app.dir .. "/log"
-    local pid = background({ "./own.lua", "app.yml" }, log)
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
     fixture.eventually(function() return fixture.read(log):find("asleep", 1, true) end, 8, "the sleep")
     fixture.signal(pid, "STOP")
     assert.equal(0, app:command({ "unlock", "app.yml", "--force" }).exit)
@@ -142,7 +121,7 @@ describe("a run", function()
     local load = app:load { rate = 200 }
     fixture.eventually(function() return load:numbers().requests > 20 end)
     fixture.signal(pid, "CONT")
-    await_end(pid)
+    app:await_end(pid)
     contains(fixture.read(log), "does not hold the lock")
     assert.same({ "3.0" }, app:serving())
     assert.same({}, load:stop().errors)
@@ -251,13 +230,13 @@ describe("a run", function()
   it("is rolled back at its timeout, which counts over all its lives", function()
     app.opts.yaml = "strategy: {settle: 0, timeout: 5s}"
     app:write(fixture.release("2.0"), "2.0")
-    strategy "self:log('asleep') for _ = 1, 6000 do self:sleep(0.1) end"
+    app:extend_rolling "self:log('asleep') for _ = 1, 6000 do self:sleep(0.1) end"
     local log = app.dir .. "/log"
-    local pid = background({ "./own.lua", "app.yml" }, log)
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
     fixture.eventually(function() return fixture.read(log):find("asleep", 1, true) end, 5, "the sleep")
     core.run(function() core.sleep(3) end)
     fixture.signal(pid, "KILL")
-    await_end(pid)
+    app:await_end(pid)
     local run = app:command { "resume", "app.yml", "--json" }
     assert.equal(1, run.exit, run.stdout .. run.stderr)
     contains(run.stdout, "took longer than its timeout of 5s")
@@ -267,9 +246,9 @@ describe("a run", function()
   end)
 
   it("resumes with its own copies of the strategy and of app.yml", function()
-    strategy "self.super.deploy(self)"
+    app:extend_rolling "self.super.deploy(self)"
     assert.equal(137, app:mortal("before", 10, { "./own.lua", "app.yml", "--set", "process.env.MARK=kept" }).exit)
-    strategy "self:fail('another strategy')"
+    app:extend_rolling "self:fail('another strategy')"
     fixture.write(app.file, (fixture.read(app.file):gsub("instances: 1", "instances: 2")))
     local run = app:command { "resume", "app.yml" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
@@ -279,7 +258,7 @@ describe("a run", function()
 
   it("cuts a torn end of its journal", function()
     assert.equal(137, app:mortal("after", 13, { "rolling", "app.yml" }).exit)
-    local path = journal_path()
+    local path = app:journal_path()
     local text = fixture.read(path)
     fixture.write(path, text:sub(1, -40))
     os.execute("rm -f " .. app.dir .. "/home/.deployrt/shop/runs/*/journal")
@@ -290,7 +269,7 @@ describe("a run", function()
 
   it("refuses a damaged record with its place, and undoes from the rest with --force", function()
     assert.equal(137, app:mortal("after", 13, { "rolling", "app.yml" }).exit)
-    local path = journal_path()
+    local path = app:journal_path()
     local lines = {}
     for line in fixture.read(path):gmatch("[^\n]*\n") do lines[#lines + 1] = line end
     local damaged = #lines - 1
@@ -309,7 +288,7 @@ describe("a run", function()
 
   it("stops before any effect when the journal tells of something else", function()
     assert.equal(137, app:mortal("after", 13, { "rolling", "app.yml" }).exit)
-    local path = journal_path()
+    local path = app:journal_path()
     local changed = {}
     for line in fixture.read(path):gmatch("[^\n]*\n") do
       local body = line:match("^%x+ %d+ (.*)\n$")
@@ -354,16 +333,16 @@ describe("a run", function()
   end)
 
   it("that was interrupted twice is aborted also when something must be mended first", function()
-    strategy "self.fleet.hosts[1]:run({ 'sleep', '60' }) self.super.deploy(self)"
-    local pid = background { "./own.lua", "app.yml" }
+    app:extend_rolling "self.fleet.hosts[1]:run({ 'sleep', '60' }) self.super.deploy(self)"
+    local pid = app:begin { "./own.lua", "app.yml" }
     local function await_record(text)
-      fixture.eventually(function() return (fixture.read(journal_path()) or ""):find(text, 1, true) end, 8, text)
+      fixture.eventually(function() return (fixture.read(app:journal_path()) or ""):find(text, 1, true) end, 8, text)
     end
     await_record '"op":"host.run"'
     fixture.signal(pid, "INT")
     await_record '"SIGNAL"'
     fixture.signal(pid, "INT")
-    await_end(pid)
+    app:await_end(pid)
     fixture.signal(app:status().instances[1].pid, "KILL")
     local run = app:command { "abort", "app.yml" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
@@ -372,7 +351,7 @@ describe("a run", function()
   end)
 
   it("stops at SIGINT, rolls back, and exits 130; at a second one it leaves, and can be aborted", function()
-    strategy "self.super.deploy(self) self:sleep(20)"
+    app:extend_rolling "self.super.deploy(self) self:sleep(20)"
     app:write(fixture.release("2.0", { fault = "stubborn" }), "2.0") -- so that there is time for a second signal
     local log = app.dir .. "/log"
     local function interrupted(signals)
@@ -385,7 +364,7 @@ describe("a run", function()
         fixture.signal(child, "INT")
         os.execute("sleep 0.4")
       end
-      await_end(pid)
+      app:await_end(pid)
       return fixture.read(log):match("exit (%d+)")
     end
     assert.equal("130", interrupted(1))
@@ -401,10 +380,10 @@ describe("a run", function()
       os.execute("rm -rf " .. app.dir .. "/state") -- its directory shows that the run begins
       local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
         "--state", app.dir .. "/state", "rolling", "app.yml" }, { log = log })
-      fixture.eventually(function() return journal_path() ~= "" end, 20, "the beginning")
+      fixture.eventually(function() return app:journal_path() ~= "" end, 20, "the beginning")
       local child = fixture.sh(("cat /proc/%s/task/%s/children"):format(pid, pid)):match("%d+")
       fixture.signal(child, case[1])
-      await_end(pid)
+      app:await_end(pid)
       assert.equal(case[2], fixture.read(log):match("exit (%d+)%s*$"), fixture.read(log))
       assert.same({ case[3] }, app:serving())
       assert.equal(cjson.null, app:status().lock)

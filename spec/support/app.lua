@@ -96,6 +96,33 @@ function App:end_ab(run, answer)
   return machine.read(run.log)
 end
 
+--- Writes a strategy that extends rolling, own.lua; the text stands in its deploy().
+---@param text string
+function App:extend_rolling(text)
+  machine.write(self.dir .. "/own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("rolling", { name = "own" })\n'
+    .. "function own:deploy()\n" .. text .. "\nend\nreturn own\n")
+end
+
+--- Starts a run in the background, and waits until it has the lock.
+---@param argv string[]
+---@param log? string
+---@return string pid
+function App:begin(argv, log)
+  local pid = self:command(argv, { background = true, log = log })
+  machine.eventually(function() return self:status().lock ~= cjson.null end, 5, "the lock")
+  return pid
+end
+
+function App:await_end(pid)
+  machine.eventually(function() return not machine.alive(pid) end, 20, "end of the run")
+end
+
+--- Where the journal of the last run lies on this machine.
+---@param state? string  default: where runs of specs are remembered
+function App:journal_path(state)
+  return machine.sh(("ls -d %s/%s/shop/runs/*/journal 2>/dev/null | tail -n 1"):format(self.dir, state or "state")):gsub("%s+$", "")
+end
+
 --- What `status --json` says.
 function App:status()
   local result = self:command { "status", "app.yml", "--json" }
