@@ -11,7 +11,7 @@ local function flags_text(command)
   table.sort(names)
   for _, name in ipairs(names) do
     local flag = arguments.flags[name]
-    local only = not command and flag.of and #flag.of <= 2 and table.concat(flag.of, ", ") .. ": " or ""
+    local only = not command and flag.of and table.concat(flag.of, ", ") .. ": " or ""
     lines[#lines + 1] = ("  --%-20s %s%s%s"):format(name .. (flag.value and " " .. flag.value or ""), only, flag.doc, flag.list and " (repeatable)" or "")
   end
   return table.concat(lines, "\n")
