@@ -210,6 +210,17 @@ local function make_room(context, host, port, found)
   end_process(host, port, found.pid, context.app.process.stop)
 end
 
+--- Ends what runs of a release and stands in the way of its removal, if it is the run's own.
+---@param context table
+---@param host deployrt.Connection
+---@param version string
+function instance.end_own(context, host, version)
+  for _, found in ipairs(instance.list(context, host).slots) do
+    local of_release = found.state == "running" and found.launch and found.launch.release == version
+    if of_release then make_room(context, host, found.port, found) end
+  end
+end
+
 --- Puts back what was found in a slot: starts it again if it ran and runs no more, and waits for its health. A process that
 --- was told to end, by a life of the run that ended first, does so, and is started anew.
 function instance.restore(context, host, args, key)

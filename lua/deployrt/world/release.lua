@@ -1,6 +1,7 @@
 -- world/release.lua -- Releases on hosts: complete or absent, switched by rename.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local instance = require "deployrt.world.instance"
 
 local release = {}
 
@@ -44,9 +45,16 @@ function release.upload(context, host, args)
   return { bytes = archive.bytes }
 end
 
---- Removes a release from the host; a missing one is fine.
-function release.remove(_, host, args)
-  host:call("release_remove", { args.release }, 120)
+--- Removes a release from the host; a missing one is fine. One that runs still is refused, unless the run itself started it
+--- and a copy of its journal that lags knows nothing of that.
+function release.remove(context, host, args)
+  local words = { args.release }
+  local ok, err = pcall(host.call, host, "release_remove", words, 120)
+  if not ok and err.code ~= "busy" then error(err, 0) end
+  if not ok then
+    instance.end_own(context, host, args.release)
+    host:call("release_remove", words, 120)
+  end
   return {}
 end
 
