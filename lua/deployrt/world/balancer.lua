@@ -148,6 +148,7 @@ end
 ---@param context table
 ---@param name string  of the slot
 function balancer.await_strays(context, name)
+  while context.changing do context.changing:wait() end -- what mends a balancer may just be closing it
   if not context.closed_aside[name] then return end
   local timeout = 0
   for _, entry in ipairs(context.app.balancers) do timeout = math.max(timeout, entry.drain.timeout) end
