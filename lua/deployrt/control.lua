@@ -1,6 +1,7 @@
 -- control.lua -- What people ask of a run from another terminal: hold it, go on, let it through a gate.
 local core = require "deployrt.core"
 local operation = require "deployrt.operation"
+local waiting = require "deployrt.waiting"
 
 ---@class deployrt.Control
 ---@field paused boolean
@@ -30,32 +31,12 @@ function Control:hear(word)
   return kind
 end
 
-local waits = "waits for approval"
-
---- Whether a run that is at this step, as hosts have it, waits for a person.
----@param step string
----@return boolean
-function control.is_waiting(step)
-  return step:sub(1, #waits) == waits
-end
-
---- The answers that it takes; nil where any approval lets it through.
----@param step string
----@return string[]?
-function control.answers(step)
-  local list = control.is_waiting(step) and step:match("^[%l ]+ %(([^)]*)%): ")
-  if not list then return nil end
-  local answers = {}
-  for each in list:gmatch("[^|]+") do answers[#answers + 1] = each end
-  return answers
-end
-
 --- Waits for a person, unless the run is stopped meanwhile. Hosts know of it, and so does who asks them.
----@param what string  for them
-local function wait_for(self, run, reason, what, granted)
+---@param step string  for them
+local function wait_for(self, run, reason, step, granted)
   if granted() then return end
   run.emit { event = "waiting", reason = reason }
-  run.tell(waits .. what)
+  run.tell(step)
   while not granted() do
     self.changed:clear()
     self.changed:wait(0.25)
@@ -70,7 +51,7 @@ end
 ---@param label string  of the step
 function Control:hold(run, label)
   if not self.paused then return end
-  wait_for(self, run, ("paused before '%s': `deployrt approve %s` goes on"):format(label, run.app.file), (": paused before '%s'"):format(label), function() return not self.paused end)
+  wait_for(self, run, ("paused before '%s': `deployrt approve %s` goes on"):format(label, run.app.file), waiting.step(("paused before '%s'"):format(label)), function() return not self.paused end)
 end
 
 local function is_one_of(list, value)
@@ -90,7 +71,7 @@ function Control:gate(run, question, answers)
   local seen, choice = self.approvals, answers and table.concat(answers, "|") .. " " or ""
   if self.granted then return answers and answers[1] end
   wait_for(self, run, ("%s: `deployrt approve %s%s` lets it through, Ctrl-C or `deployrt abort %s` rolls back"):format(
-    question, choice, run.app.file, run.app.file), (answers and (" (%s): "):format(table.concat(answers, "|")) or ": ") .. question,
+    question, choice, run.app.file, run.app.file), waiting.step(question, answers),
     function()
       if self.approvals == seen then return false end
       if not answers or is_one_of(answers, self.answer) then return true end

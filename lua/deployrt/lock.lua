@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
+local waiting = require "deployrt.waiting"
 
 local lock = {}
 
@@ -84,10 +85,10 @@ function lock.refusal(state, file)
     return ("run %s of %s, begun %s, was interrupted%s and left the lock on %s: finish it with `deployrt resume %s`, "
       .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, state.host, file, file)
   end
-  local waits, answers = state.step:find("^waits for approval"), state.step:match("^waits for approval %(([^)]*)%)")
+  local waits, choice = waiting.is_so(state.step), waiting.choice(state.step)
   return ("run %s of %s, begun %s, is under way%s (it holds the lock on %s, last sign of life %ds ago): %s, or see `deployrt status %s`"):format(
     state.run, state.owner, since, waits and " and " .. state.step or step, state.host, state.age,
-    waits and ("`deployrt approve %s%s` lets it go on"):format(answers and answers .. " " or "", file) or "wait for it", file)
+    waits and ("`deployrt approve %s%s` lets it go on"):format(choice and choice .. " " or "", file) or "wait for it", file)
 end
 
 --- Raises "locked" when a run that has not ended holds the lock of a host.

@@ -1,18 +1,18 @@
 -- cli/approve.lua -- deployrt approve [ANSWER] APP.yml: lets a run go on that waits for a person.
 local common = require "deployrt.cli.common"
-local control = require "deployrt.control"
 local errors = require "deployrt.errors"
 local request = require "deployrt.request"
+local waiting = require "deployrt.waiting"
 
 --- An answer that a gate does not take would be heard, and refused where nobody looks.
 local function check_answer(held, answer, file)
-  local answers = control.answers(held.step)
-  if not answers then return end
-  for _, each in ipairs(answers) do
+  local choice = waiting.choice(held.step)
+  if not choice then return end
+  for each in choice:gmatch("[^|]+") do
     if each == answer then return end
   end
   errors.raise("usage", ("run %s asks for an answer%s: `deployrt approve %s %s`"):format(held.run,
-    answer and (", and '%s' is none"):format(answer) or "", table.concat(answers, "|"), file))
+    answer and (", and '%s' is none"):format(answer) or "", choice, file))
 end
 
 return function(command)
@@ -21,7 +21,7 @@ return function(command)
     local held, line = request.check_live(opened)
     check_answer(held, answer, opened.app.file)
     request.send(line, held, "approve", answer)
-    command.write(control.is_waiting(held.step) and ("run %s goes on\n"):format(held.run)
+    command.write(waiting.is_so(held.step) and ("run %s goes on\n"):format(held.run)
       or ("run %s does not wait for anybody now; a pause that it has not come to is called off\n"):format(held.run))
     return 0
   end)
