@@ -4,6 +4,7 @@ local errors = require "deployrt.errors"
 local fixture = require "spec.support.fixture"
 local pattern = require "deployrt.sandbox.pattern"
 local sandbox = require "deployrt.sandbox"
+local sim = require "deployrt.sim"
 local strategy = require "deployrt.strategy"
 
 local header = [[
@@ -123,6 +124,11 @@ describe("a script that is loaded", function()
       assert.equal("abc", tostring(errors.new("x", "abc")))
     end)
   end
+
+  it("is not charged with what the runtime keeps of a large fleet", function()
+    local result = sim.play("rolling", 1, { fleet = 400, faults = {} })
+    assert.equal("succeeded", result.outcome, result.reason)
+  end)
 
   it("is told the line", function()
     assert.truthy(load("\n\nwhile true do end").message:find("attack.lua:6: ran ", 1, true))

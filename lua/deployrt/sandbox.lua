@@ -8,6 +8,7 @@ local sandbox = {}
 
 --- Between two waits. A script that decides needs a thousandth of this.
 sandbox.limits = { instructions = 200e6, seconds = 5, memory = 256 << 20, text = 8 << 20, strings = library.strings }
+local for_each_instance = 128 << 10 -- bytes: what the runtime keeps of it in a run, and uses in passing
 local longest_script = 1 << 20 -- bytes
 
 local function sorted_pairs(t)
@@ -60,13 +61,20 @@ function sandbox.environment(find, print_line)
   return env
 end
 
+--- The limits of who calls: what a run needs itself for a large fleet is not taken from its script.
+local function limits_here()
+  local run, limits = (core.locals() or {}).run, setmetatable({}, { __index = sandbox.limits })
+  if run then limits.memory = sandbox.limits.memory + for_each_instance * run.fleet:capacity() end
+  return limits
+end
+
 --- Calls what a script made, in a task that is held to the limits. Raises what it raises, as an error.
 ---@async
 ---@param fn fun(...): ...
 ---@return any  the first result
 function sandbox.call(fn, ...)
   local task = core.spawn(function(...)
-    core.confine(sandbox.limits)
+    core.confine(limits_here())
     return (fn(...))
   end, ...)
   local ok, result = task:wait()
