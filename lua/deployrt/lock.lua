@@ -7,6 +7,8 @@ local waiting = require "deployrt.waiting"
 local lock = {}
 
 local beat_every = 1   -- seconds
+local slowest_beat = 5 -- seconds: of a large fleet, where signs of life are work
+local beats_a_second = 1000
 lock.dead_after = 30   -- seconds without a sign of life
 
 ---@class deployrt.LockState
@@ -210,6 +212,11 @@ function Lock:tell(step)
   self.told:set()
 end
 
+--- Seconds between two signs of life to the same host. The first host hears each second, and is asked for what people want.
+local function pause_between(self)
+  return math.max(beat_every, math.min(slowest_beat, #self.connections / beats_a_second))
+end
+
 --- Gives signs of life until stop().
 ---@param on_lost fun(err: deployrt.Error)    another controller has taken over
 ---@param on_control fun(word: string)        somebody asks something of the run
@@ -221,7 +228,7 @@ function Lock:keep(on_lost, on_control)
       self.told:wait(beat_every)
       self.told:clear()
       if not self.active then return end
-      if core.now() - self.beaten >= beat_every then beat(self) else beat_aside(self, self.connections[1]) end
+      if core.now() - self.beaten >= pause_between(self) then beat(self) else beat_aside(self, self.connections[1]) end
       if self.control and self.control ~= self.heard then
         self.heard = self.control
         on_control(self.control)

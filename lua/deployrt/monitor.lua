@@ -6,6 +6,11 @@ local world_balancer = require "deployrt.world.balancer"
 local monitor = {}
 
 local look_every, mend_every, report_every = 0.25, 0.25, 1 -- seconds
+local slots_a_second = 4000 -- a large fleet, which takes long to look through, is looked at less often
+
+local function pause(run, least)
+  return math.max(least, #run.fleet.members / slots_a_second)
+end
 
 local function releases_by_slot(run)
   local map = {}
@@ -58,8 +63,20 @@ local function rates(run, stats, seconds)
   return requests, failures
 end
 
+local function tell_shares(run)
+  run.shares_told, run.shares_due = core.now(), false
+  run.emit { event = "traffic", share = monitor.shares(run) }
+end
+
+--- Tells the shares of traffic, which have just changed; of a large fleet soon.
+function monitor.report_traffic(run)
+  run.shares_due = core.now() - (run.shares_told or -math.huge) < pause(run, look_every) - look_every
+  if not run.shares_due then tell_shares(run) end
+end
+
 --- A snapshot of all slots, for the live view.
 function monitor.snapshot(run)
+  if run.shares_due then tell_shares(run) end
   local list = {}
   for _, member in ipairs(run.fleet.members) do
     local slot = run.balancer.slots[member.slot]
@@ -80,7 +97,7 @@ end
 function monitor.watch(run, context)
   run.turns:await_live()
   local reported = core.now()
-  while not run.over and core.sleep(look_every) do
+  while not run.over and core.sleep(pause(run, look_every)) do
     monitor.snapshot(run)
     if core.now() - reported >= report_every and #context.drivers > 0 then
       local ok, stats = pcall(world_balancer.stats, context)
@@ -100,7 +117,7 @@ end
 function monitor.keep(run, context, ended)
   run.turns:await_live()
   repeat
-    local is_over = ended:wait(mend_every)
+    local is_over = ended:wait(pause(run, mend_every))
     if #context.drivers > 0 then pcall(agreement.mend, context) end
     pcall(agreement.save, context)
   until is_over

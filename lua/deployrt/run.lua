@@ -310,7 +310,7 @@ local function new_run(opened, options)
     local text = (what or self.step or ""):gsub("%c", " ")
     if self.lock then self.lock:tell(text) end
   end
-  self.report_traffic = function() self.emit { event = "traffic", share = monitor.shares(self) } end
+  if not options.unwatched then self.report_traffic = function() monitor.report_traffic(self) end end
   self.leave = function(err)
     if self.lock and err and err.code == "superseded" then give_up(self, err) end
     options.leave(err)

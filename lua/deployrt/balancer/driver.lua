@@ -10,7 +10,8 @@ local route = require "deployrt.balancer.route"
 ---@field can? table<deployrt.Capability, boolean>  set by driver.open
 ---@field check fun(self)    raises what would stop a run; changes nothing
 ---@field prepare fun(self)  makes every slot known to the balancer
----@field read fun(self): {slots: table<string, deployrt.DriverSlot>, instance: string}  as the balancer has it now
+---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string}  as the balancer has it now; of the
+---  named ones at least
 ---@field apply fun(self, changes: deployrt.SlotChange[]): table<string, deployrt.DriverSlot>?  returns when the balancer does what was
 ---  asked: it is read back; tells the slots as they were before, where it had to look
 ---@field stats fun(self): table<string, deployrt.SlotStats>  counters that only grow, until the balancer is restarted

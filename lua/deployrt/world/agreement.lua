@@ -11,10 +11,11 @@ local function name_of(context, index)
 end
 
 --- What the first balancer that answers says.
-function agreement.read_one(context)
+---@param names? string[]  the slots that are asked for; default: all
+function agreement.read_one(context, names)
   local problem
   for _, driver in ipairs(context.drivers) do
-    local ok, seen = pcall(driver.read, driver)
+    local ok, seen = pcall(driver.read, driver, names)
     if ok then return seen end
     if not errors.is_away(seen) then error(seen, 0) end
     problem = problem or seen
@@ -61,14 +62,28 @@ function agreement.read_all(context)
   return best, differ
 end
 
---- Lets one task at a time do something of a kind.
+--- Waits until whoever is in line has had his turn.
+---@async
+---@param last? deployrt.Event  of the one who came last
+local function let_pass(last)
+  while last and not last:is_set() do last:wait() end
+end
+
+--- Lets one task at a time do something of a kind, in the order in which they came.
 local function alone(context, kind, action)
-  while context[kind] do context[kind]:wait() end
-  context[kind] = core.event()
+  local before, done = context[kind], core.event()
+  context[kind] = done
+  let_pass(before)
   local ok, err = pcall(action)
-  context[kind]:set()
-  context[kind] = nil
+  done:set()
+  if context[kind] == done then context[kind] = nil end
   if not ok then error(err, 0) end
+end
+
+--- Waits for who is changing the balancers now, and for those who came before.
+---@async
+function agreement.await_changes(context)
+  let_pass(context.changing)
 end
 
 --- Lets one task at a time change the balancers: an operation, or what mends them.
@@ -95,10 +110,15 @@ function agreement.want(context, changes)
 end
 
 --- The states that a balancer was last known to have, to be compared when it is away.
-function agreement.snapshot(context)
+local function snapshot(context)
   local copy = {}
   for name, state in pairs(context.wanted) do copy[name] = { state = state.state, weight = state.weight } end
   return copy
+end
+
+--- A balancer has the wanted states now; one that is alone is never compared with others.
+function agreement.note_reached(context, index)
+  if #context.drivers > 1 then context.has[index] = snapshot(context) end
 end
 
 --- Tries until it succeeds, or a balancer that is being restarted has had its time to come back.
@@ -125,7 +145,7 @@ local function change_one(context, index, action)
     context.check_lock() -- each time: a balancer has no epoch to refuse who was superseded while it waited
     action(context.drivers[index])
   end)
-  if not err and not behind then context.has[index] = agreement.snapshot(context) end
+  if not err and not behind then agreement.note_reached(context, index) end
   if err and not behind then
     context.behind[index] = err
     context.warn(("%s is away, and will be brought up to date when it returns: %s"):format(name_of(context, index), err.message))
@@ -200,7 +220,8 @@ local function mend_one(context, index)
     context.warn(context.behind[index] and ("%s is back: %d slots brought up to date"):format(name_of(context, index), #changes)
       or ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes))
   end
-  context.behind[index], context.has[index] = nil, agreement.snapshot(context)
+  context.behind[index] = nil
+  agreement.note_reached(context, index)
 end
 
 --- Brings each balancer that was restarted, changed by others, or away, to the wanted states. One that does not answer is

@@ -17,10 +17,16 @@ function balancer.routed(context)
   return { route = agreement.read_one(context).route or false }
 end
 
+local function names_of(changes)
+  local names = {}
+  for i, change in ipairs(changes) do names[i] = change.slot end
+  return names
+end
+
 --- The state that slots should have now, as changes that would bring it back. What the run wants of a slot counts more
 --- than what is seen there: an earlier life of the run may have begun to change it.
 function balancer.find(context, _, args)
-  local slots, found = agreement.read_one(context).slots, {}
+  local slots, found = agreement.read_one(context, names_of(args.changes)).slots, {}
   for i, change in ipairs(args.changes) do
     local slot = context.wanted[change.slot] or slots[change.slot]
     found[i] = { slot = change.slot, state = slot and slot.state or "maint", weight = slot and slot.weight or 0 }
@@ -32,7 +38,7 @@ end
 function balancer.adopt(context, _, args)
   agreement.want(context, args.changes)
   context.unsaved = true
-  for index in ipairs(context.drivers) do context.has[index] = agreement.snapshot(context) end
+  for index in ipairs(context.drivers) do agreement.note_reached(context, index) end
   if #context.drivers > 1 then agreement.mend(context) end
   return {}
 end
@@ -110,7 +116,7 @@ end
 --- The first of the slots that has sessions, the long ones apart.
 local function busy_slot(context, names)
   for index, driver in ipairs(context.drivers) do
-    local ok, seen = pcall(driver.read, driver)
+    local ok, seen = pcall(driver.read, driver, names)
     if not ok and not errors.is_away(seen) then error(seen, 0) end
     if not ok and not context.behind[index] then return names[1], 1, 1 end -- nobody knows: it gets its time
     for _, name in ipairs(names) do
@@ -148,7 +154,7 @@ end
 ---@param context table
 ---@param name string  of the slot
 function balancer.await_strays(context, name)
-  while context.changing do context.changing:wait() end -- what mends a balancer may just be closing it
+  agreement.await_changes(context) -- what mends a balancer may just be closing it
   if not context.closed_aside[name] then return end
   local timeout = 0
   for _, entry in ipairs(context.app.balancers) do timeout = math.max(timeout, entry.drain.timeout) end
@@ -161,7 +167,7 @@ end
 ---@param context table
 ---@param name string
 function balancer.take_out(context, name)
-  local slot = #context.drivers > 0 and agreement.read_one(context).slots[name]
+  local slot = #context.drivers > 0 and agreement.read_one(context, { name }).slots[name]
   if not slot or slot.state == "maint" then return end
   set(context, { { slot = name, state = "drain" } })
   balancer.await_drained(context, nil, { slots = { name }, timeout = context.app.balancers[1].drain.timeout })
@@ -190,7 +196,7 @@ end
 
 --- Slots of a list that get no requests but routed ones.
 local function only_routed(context, names)
-  local slots, list = agreement.read_one(context).slots, {}
+  local slots, list = agreement.read_one(context, names).slots, {}
   for _, name in ipairs(names) do
     if not slots[name] or slots[name].state ~= "ready" then list[#list + 1] = name end
   end
