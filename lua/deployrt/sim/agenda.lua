@@ -17,8 +17,11 @@ end
 ---@param action fun()
 function Agenda:after(seconds, action)
   local at, entries = core.now() + math.max(0, seconds), self.entries
-  local place = #entries + 1
-  while place > 1 and entries[place - 1].at <= at do place = place - 1 end -- the last one is the next to come
+  local place, above = 1, #entries + 1 -- the last one is the next to come
+  while place < above do
+    local middle = (place + above) // 2
+    if entries[middle].at > at then place = middle + 1 else above = middle end
+  end
   table.insert(entries, place, { at = at, action = action })
   if place == #entries then self.sooner:set() end
 end

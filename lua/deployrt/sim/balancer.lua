@@ -21,6 +21,7 @@ local routes = require "deployrt.balancer.route"
 ---@field named table<string, deployrt.sim.Slot>
 ---@field demand number    requests a second
 ---@field route? deployrt.Route  who gets the routed slots, where requests are told apart
+---@field counted? number   until when requests were counted
 ---@field lives integer    one more with each restart
 ---@field pending integer  changes that will come late
 ---@field dirty boolean    somebody else changed it, and nobody has set all of it right yet
@@ -35,7 +36,7 @@ local patience = 10     -- seconds in which a change must be seen
 ---@param world deployrt.sim.World
 ---@return deployrt.sim.Balancer
 function balancer.new(world)
-  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, counted = 0, lives = 1, pending = 0, dirty = false, random = world:stream("balancer") }, Balancer)
+  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, lives = 1, pending = 0, dirty = false, random = world:stream("balancer") }, Balancer)
   for _, host in ipairs(world.machines) do
     for _, port in ipairs(world.ports) do
       local slot = {
@@ -84,11 +85,12 @@ function Balancer:parts(accepts)
   return parts
 end
 
---- Counts the requests of the time that has passed.
+--- Counts the requests of the time that has passed. Counters are compared with earlier ones: nothing is counted before
+--- somebody has asked for them.
 function Balancer:count()
   local now = core.now()
-  local seconds = now - self.counted
-  self.counted = now
+  local seconds = self.counted and now - self.counted or 0
+  self.counted = self.counted and now
   if seconds <= 0 then return end
   local parts = self:parts(function(slot) return self:feeds(slot) end)
   for _, slot in ipairs(self.slots) do
@@ -145,13 +147,27 @@ function Balancer:reroute(wanted, by)
   change_slots(self, changes, by)
 end
 
-local function snapshot(self)
-  local slots, now = {}, core.now()
-  for _, slot in ipairs(self.slots) do
-    local fed = self:feeds(slot)
-    slots[slot.name] = { state = slot.state, weight = slot.weight, up = fed, sessions = sessions(slot, fed, now) }
+local function row_of(self, slot, now)
+  local fed = self:feeds(slot)
+  return { state = slot.state, weight = slot.weight, up = fed, sessions = sessions(slot, fed, now) }
+end
+
+--- What the balancer says of slots.
+---@param names? string[]  default: of all
+local function snapshot(self, names)
+  local rows, now = {}, core.now()
+  if names then
+    for _, name in ipairs(names) do rows[name] = row_of(self, self.named[name], now) end
+  else
+    for _, slot in ipairs(self.slots) do rows[slot.name] = row_of(self, slot, now) end
   end
-  return slots
+  return rows
+end
+
+local function names_of(changes)
+  local names = {}
+  for i, change in ipairs(changes) do names[i] = change.slot end
+  return names
 end
 
 --- The driver: what the runtime holds of it.
@@ -185,10 +201,11 @@ function Driver:prepare()
 end
 
 --- A stale answer is that of a moment ago.
-function Driver:read()
+---@param names? string[]
+function Driver:read(names)
   reach(self)
   local stale = self.balancer.stale
-  local seen = stale and core.now() < stale.till and stale or { slots = snapshot(self.balancer), route = self.balancer.route }
+  local seen = stale and core.now() < stale.till and stale or { slots = snapshot(self.balancer, names), route = self.balancer.route }
   self.world:hold()
   return seen
 end
@@ -275,7 +292,8 @@ end
 --- Sets states; what is so already is not sent. Tells what was found.
 function Driver:apply(changes)
   reach(self)
-  local owner, found = self.balancer, snapshot(self.balancer)
+  local owner, names = self.balancer, names_of(changes)
+  local found = snapshot(owner, names)
   if owner.pending == 0 and #different(owner, changes) == 0 then
     if owner.dirty then clean(owner, changes) end
     return found
@@ -284,7 +302,7 @@ function Driver:apply(changes)
     local list = different(owner, changes)
     if #list > 0 then owner:set(list, "run") end
     if owner.dirty then clean(owner, changes) end
-  end, function() return agrees(self:read().slots, changes) end)
+  end, function() return agrees(self:read(names).slots, changes) end)
   return found
 end
 
@@ -310,6 +328,7 @@ end
 --- Counters: name -> {requests, errors, latency}.
 function Driver:stats()
   reach(self)
+  self.balancer.counted = self.balancer.counted or core.now()
   self.balancer:count()
   local stats = {}
   for _, slot in ipairs(self.balancer.slots) do

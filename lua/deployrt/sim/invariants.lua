@@ -1,7 +1,6 @@
 -- sim/invariants.lua -- What must hold at every moment of a simulated run, and at its end.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
-local machine = require "deployrt.sim.machine"
 local sandbox = require "deployrt.sandbox"
 
 local invariants = {}
@@ -17,17 +16,6 @@ local invariants = {}
 
 local slack = 1.02 -- weights are whole numbers
 
---- Sides of the fleet: share, and how many of it can serve.
-local function sides(view)
-  local new, old = { share = 0, able = 0, name = "new" }, { share = 0, able = 0, name = "old" }
-  for _, each in ipairs(view.instances) do
-    local side = each.new and new or old
-    side.share = side.share + each.share
-    if each.share > 0 and (each.healthy or each.hurt or each.slot.hurt) then side.able = side.able + 1 end
-  end
-  return new, old
-end
-
 --- Nobody but the run has changed what serves.
 local function is_undisturbed(world)
   return not world.hurt and not world.balancer.dirty and not world.faults:has("old-broken")
@@ -36,17 +24,17 @@ end
 local checks = {}
 
 --- Each side's share of the demand is at most what that side can carry.
-checks["capacity"] = { on = { traffic = true, exit = true }, look = function(world, event, view)
+checks["capacity"] = { on = { traffic = true, exit = true }, look = function(world, event)
   if world.crippled or not is_undisturbed(world) or (event.kind == "exit" and event.why ~= "stopped") then return end
-  local new, old = sides(view)
-  for _, side in ipairs { new, old } do
-    local load = view.demand * side.share / 100
-    if load > view.capacity * side.able * slack then
+  local tally = world.tally
+  for _, side in ipairs { tally.new, tally.old } do
+    local load, able = world.balancer.demand * tally:share(side) / 100, tally:able(side)
+    if load > world.capacity * able * slack then
       return ("the %s side gets %.0f requests a second, and its %d instances that are ready can serve %.0f"):format(
-        side.name, load, side.able, view.capacity * side.able)
+        side.name, load, able, world.capacity * able)
     end
   end
-  if new.share + old.share == 0 and not world.allow_gap then return "nothing serves" end
+  if tally:share(tally.new) + tally:share(tally.old) == 0 and not world.allow_gap then return "nothing serves" end
 end }
 
 local function is_fed(world, event)
@@ -92,21 +80,10 @@ checks["stopped only when drained"] = { on = { signal = true }, look = function(
   return ("%s:%d is stopped, and %.2fs of its requests are still to come"):format(event.host, event.port, slot.drained_at - now)
 end }
 
---- Instances that serve well, or would if no fault had hit them.
-local function serving_and_healthy(world)
-  local count, now = 0, core.now()
-  for _, slot in ipairs(world.balancer.slots) do
-    local process = slot.machine:running(slot.port)
-    local fit = slot.hurt or (process and process.hurt) or machine.is_healthy(process, now)
-    if world.balancer:is_open(slot) and fit then count = count + 1 end
-  end
-  return count
-end
-
 --- The last instance that serves well is not taken out of traffic; that nothing is stopped which serves, others see to.
 checks["the last healthy instance stays"] = { on = { traffic = true }, look = function(world, event)
   local before = world.serving_before
-  world.serving_before = serving_and_healthy(world)
+  world.serving_before = world.tally.serving
   if event.by ~= "run" or world.allow_gap or not is_undisturbed(world) or not before or before == 0 or world.serving_before > 0 then return end
   for _, change in ipairs(event.changes) do
     local slot = world.balancer.named[change.slot]
@@ -114,15 +91,6 @@ checks["the last healthy instance stays"] = { on = { traffic = true }, look = fu
   end
   return "the last healthy instance was taken out of traffic"
 end }
-
-local function new_share(view)
-  local share, fed = 0, 0
-  for _, each in ipairs(view.instances) do
-    if each.new then share = share + each.share end
-    if each.new and each.open then fed = fed + 1 end
-  end
-  return share, fed
-end
 
 --- Whether a change takes traffic from a slot altogether: the others' shares grow then.
 local function closes_something(world, event)
@@ -134,13 +102,13 @@ end
 
 --- Once a run is being taken back, the new release gets no instance more, and no greater share. A copy of the journal that
 --- lags may not know of that: who resumes from it goes forward again. Who was overtaken only believes that it takes it back.
-checks["no rise after an abort"] = { on = { traffic = true, rollback = true, operator = true }, look = function(world, event, view)
+checks["no rise after an abort"] = { on = { traffic = true, rollback = true, operator = true }, look = function(world, event)
   if event.kind == "operator" then
     world.backwards = false
     return
   end
   local before, fed_before = world.new_share or 0, world.new_fed or 0
-  world.new_share, world.new_fed = new_share(view)
+  world.new_share, world.new_fed = world.tally:share(world.tally.new), world.tally.new.open
   if event.kind == "rollback" and not event.overtaken then world.backwards = true end
   if event.kind ~= "traffic" or event.by ~= "run" or not world.backwards or world.balancer.dirty or world.hurt then return end
   local rises = world.new_share > before + 1 and not closes_something(world, event) and not world.crippled -- an old one less: each has more
@@ -150,12 +118,12 @@ checks["no rise after an abort"] = { on = { traffic = true, rollback = true, ope
 end }
 
 --- An analysis that cannot tell, or that fails, lets no more traffic to the new release.
-checks["no promotion without evidence"] = { on = { traffic = true, analysis = true, rollback = true }, look = function(world, event, view)
+checks["no promotion without evidence"] = { on = { traffic = true, analysis = true, rollback = true }, look = function(world, event)
   if event.kind == "analysis" then
     world.verdict = event.verdict
     return
   end
-  local before, now = world.judged_share or 0, new_share(view)
+  local before, now = world.judged_share or 0, world.tally:share(world.tally.new)
   world.judged_share = now
   if not world.must_judge or world.backwards or event.by ~= "run" or world.balancer.dirty or world.hurt then return end
   if now > before + 0.5 and before > 0 and world.verdict ~= "pass" then
@@ -203,15 +171,14 @@ function invariants.checker(own)
   table.sort(own_names)
   for _, name in ipairs(own_names) do
     for _, kind in ipairs { "traffic", "start", "ready", "exit", "signal", "finished" } do
-      add(kind, name, function(_, _, view) return judge(own[name], view) end)
+      add(kind, name, function(world) return judge(own[name], world:view()) end)
     end
   end
   return function(world, event)
     local list = by_kind[event.kind]
-    if not list or not world.watched or world.violation then return end
-    local view = world:view()
+    if not list or not world.tally or world.violation then return end
     for _, each in ipairs(list) do
-      local problem = each.look(world, event, view)
+      local problem = each.look(world, event)
       if problem then world:violate(each.name, problem) end
     end
   end

@@ -311,7 +311,8 @@ local function play(world, plan, app, target)
   local state = memory.state("run", function(when) world:on_record(when) end)
   core.spawn(world.agenda.serve, world.agenda)
   core.sleep(0)
-  world.began, world.watched = core.now(), true
+  world.began = core.now()
+  world:watch()
   world.on_second, world.on_freeze = rival_of(world, plan, app, target), takeover_of(world, plan, app)
   world.faults:arm()
   local function see(life, own) return see_through(world, plan, app, life, own or state) end

@@ -8,6 +8,7 @@ local link = require "deployrt.sim.link"
 local machine = require "deployrt.sim.machine"
 local random = require "deployrt.sim.random"
 local simulated = require "deployrt.world.simulated"
+local tally = require "deployrt.sim.tally"
 
 ---@class deployrt.sim.World
 ---@field seed integer
@@ -19,6 +20,7 @@ local simulated = require "deployrt.world.simulated"
 ---@field events table[]      what happened: {at, kind, ...}
 ---@field target table        launch of the new release
 ---@field began number        when the first run began
+---@field tally? deployrt.sim.Tally  once invariants are looked at
 ---@field hurt? boolean       faults took instances away: the fleet cannot carry its traffic, whatever a strategy does
 ---@field crippled? boolean   something could not be put back: less can serve than before
 ---@field violation? {invariant: string, message: string, at: number}  the first one
@@ -94,7 +96,13 @@ function World:note(kind, event)
     local slot = self.balancer.named[event.host .. "-" .. event.port]
     if slot then slot.died_at, slot.hurt = core.now(), slot.hurt or event.why ~= "stopped" end
   end
+  if self.tally then self.tally:hear(event) end
   self.check(self, event)
+end
+
+--- From now on invariants are looked at.
+function World:watch()
+  self.tally = tally.new(self)
 end
 
 --- Has the moment in which a process becomes ready happen, too.
@@ -174,7 +182,7 @@ function World:second_run()
   if self.life and not self.life.finished then self.on_second() end
 end
 
---- The shares and instances as they are now: what invariants look at.
+--- The shares and instances as they are now: what an author's invariants look at.
 ---@return deployrt.sim.View
 function World:view()
   local now, list = core.now(), {}
