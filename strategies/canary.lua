@@ -22,8 +22,7 @@ end
 local function sides(places)
   local new, old = {}, {}
   for _, place in ipairs(places) do
-    new[#new + 1] = place.new
-    if not place.gone then old[#old + 1] = place.old end
+    new[#new + 1], old[#old + 1] = place.new, not place.gone and place.old or nil
   end
   return new, old
 end
@@ -33,29 +32,29 @@ function canary:make_room(place, places)
   place.gone = true
   local new, old = sides(places)
   self.balancer:share(math.max(self.split or 0, 100 - 100 * #old / #places), new, old, self.options, { place.old })
-  self.balancer:drain(place.old)
-  place.old:stop()
+  self.balancer:drain(place.old); place.old:stop()
 end
 
---- Starts new instances until there are so many.
+--- Starts new instances until there are so many: together where hosts have room, then one by one where an old one must leave.
+---@param places {old: deployrt.Instance, new: deployrt.Instance, gone: boolean}[]
 function canary:grow(count, places)
-  for i = 1, count do
-    local place = places[i]
-    local new = place.new or self.fleet:candidate(place.old.host)
-    if not new then self:make_room(place, places) end
-    new = new or self.fleet:candidate(place.old.host, place.old.port)
-    if not place.new then new:start(); new:await_healthy() end
-    place.new = new
+  local function start(place, port)
+    place.new = self.fleet:candidate(place.old.host, port)
+    if place.new then place.new:start(); place.new:await_healthy() end
+  end
+  local missing = {}
+  for i = 1, count do missing[#missing + 1] = not places[i].new and places[i] or nil end
+  self:each(missing, function(_, place) start(place) end)
+  for _, place in ipairs(missing) do
+    if not place.new then self:make_room(place, places); start(place, place.old.port) end
   end
 end
 
 --- Lets the new side carry a share, and compares. However many steps there are, a release no worse fails with a chance of alpha.
----@param places {old: deployrt.Instance, new: deployrt.Instance, gone: boolean}[]
 function canary:advance(share, places)
   self:grow(math.max(1, math.ceil(share / 100 * #places)), places)
   local new, old = sides(places)
-  self.split = share
-  self.balancer:share(share, new, old, self.options)
+  self.balancer:share(share, new, old, self.options); self.split = share
   self:analyse { seconds = self.options.hold, new = new, old = old, alpha = self.options.alpha / #self.options.steps }
 end
 
