@@ -28,16 +28,21 @@ function journal.plain(value)
   return whole(json.decode(json.encode(value)))
 end
 
+local function by_type_and_value(a, b)
+  if type(a) ~= type(b) then return type(a) < type(b) end
+  return a < b
+end
+
 --- The same text for the same value, whatever the order of its keys.
 ---@return string
 function journal.canonical(value)
   if type(value) ~= "table" then return type(value) == "string" and ("%q"):format(value) or tostring(whole(value)) end
-  local keys, parts = {}, {}
-  for key in pairs(value) do keys[#keys + 1] = key end
-  table.sort(keys, function(a, b)
-    if type(a) ~= type(b) then return type(a) < type(b) end
-    return a < b
-  end)
+  local keys, parts, named = {}, {}, true
+  for key in pairs(value) do
+    keys[#keys + 1] = key
+    named = named and type(key) == "string"
+  end
+  table.sort(keys, not named and by_type_and_value or nil)
   for i, key in ipairs(keys) do parts[i] = journal.canonical(key) .. "=" .. journal.canonical(value[key]) end
   return "{" .. table.concat(parts, ",") .. "}"
 end
