@@ -196,12 +196,15 @@ describe("HAProxy of one's own", function()
       return slots["web1-8080"].up and slots["web2-8080"].up
     end)
     driver = own(3, { backend = "templated", template = "app" })
-    local err = refused("balancer", driver.prepare, driver)
-    assert.matches("no server of its server%-template 'app' is free", err.message)
-    assert.matches("server%-template app 1%-3", err.detail)
+    for _, method in ipairs { driver.check, driver.prepare } do
+      local err = refused("balancer", method, driver)
+      assert.matches("no server of its server%-template 'app' is free", err.message)
+      assert.matches("server%-template app 1%-3", err.detail)
+    end
     driver:apply { { slot = "web2-8080", state = "maint" } }
     driver.context.slots[2] = table.remove(driver.context.slots)
     serve(3)
+    driver:check()
     driver:prepare() -- the server of a slot that is gone is free again
     assert.equal("app2", driver:read().slots["web3-8080"].server)
     driver:apply { { slot = "web3-8080", state = "ready" } }

@@ -306,12 +306,19 @@ local function check_weights(self, text, backend)
     .. "random, or `hash-type consistent` with a hash"):format(self.backend, backend.algo or "?"))
 end
 
+--- Slots that cannot get a server.
+local function refuse_missing(self, slots, complaint)
+  local what, lines = servers.advice(self, slots)
+  self:fail(("backend '%s' has no server for %s (%s), and %s"):format(self.backend, slots[1].name, config.endpoint(slots[1]), what), complaint .. lines)
+end
+
 local function check_slots(self, rows, text)
   local missing = servers.missing(self, servers.match(self, rows))
   if #missing > 0 and not self.template and text:find("Unknown command", 1, true) then
     self:fail(("backend '%s' has no server for %s, and adding one at runtime needs HAProxy 2.4: add the lines "
       .. "below to it"):format(self.backend, missing[1].name), servers.lines(missing))
   end
+  if servers.too_few(self, missing, rows) then refuse_missing(self, missing, "") end
   local slot, first, second = servers.ambiguous(self, rows)
   if slot then
     self:fail(("servers %s and %s of backend '%s' are the same instance (%s): remove one of them"):format(
@@ -351,10 +358,7 @@ local function add_missing(self)
   table.move(observations(self), 1, 2, #request + 1, request)
   local text = self:ask(request)
   local left = servers.missing(self, servers.match(self, runtime.rows_of(text, self.backend)))
-  if #left == 0 then return end
-  local what, lines = servers.advice(self, left)
-  self:fail(("backend '%s' has no server for %s (%s), and %s"):format(self.backend, left[1].name, config.endpoint(left[1]), what),
-    runtime.complaint(text) .. "\n" .. lines)
+  if #left > 0 then refuse_missing(self, left, runtime.complaint(text) .. "\n") end
 end
 
 --- Makes every slot known: one's own HAProxy gets the missing ones as dynamic servers, in maintenance; a managed

@@ -125,6 +125,15 @@ local function free_servers(driver, rows)
   return free
 end
 
+--- Whether the server-template has too few free servers for these slots.
+---@param driver deployrt.HAProxy
+---@param slots deployrt.Slot[]  without a server
+---@param rows deployrt.HAProxyServer[]
+---@return boolean
+function haproxy_servers.too_few(driver, slots, rows)
+  return #slots > 0 and driver.template ~= nil and #free_servers(driver, rows) < #slots
+end
+
 --- The commands that give servers to slots: where there is a server-template its free ones, else dynamic ones.
 ---@param driver deployrt.HAProxy
 ---@param slots deployrt.Slot[]  without a server
