@@ -34,6 +34,25 @@ describe("a release that does not work", function()
     assert.same({}, load:stop().errors)
   end)
 
+  it("that exits at once does not pass for healthy, whatever a health command says", function()
+    for _, successes in ipairs { 1, 2 } do
+      app.opts.health = ("{command: ['true'], interval: 20ms, successes: %d}"):format(successes)
+      local run = app:deploy("rolling", "2.0", { fault = "dies" })
+      app.opts.health = nil
+      fails(run, "exited before it was healthy", "fatal: cannot open database")
+    end
+  end)
+
+  it("that leaves a daemon behind and exits is none that deployrt could stop", function()
+    local pid = app.dir .. "/daemon.pid"
+    app.opts.command = ('  command: ["/bin/sh", "-c", "setsid ./server --port ${port} > /dev/null 2>&1 & echo $! > %s; sleep 0.3"]'):format(pid)
+    local run = app:deploy("rolling", "2.0", nil, { "--set", "health.interval=400ms" })
+    app.opts.command = nil
+    fixture.sh(("kill $(cat %s)"):format(pid))
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "exited before it was healthy")
+  end)
+
   it("that never gets healthy is undone at the deadline", function()
     fails(app:deploy("rolling", "2.0", { fault = "sick" }, { "--set", "health.deadline=1s" }), "not healthy after 1s", "/healthz answers 503")
   end)

@@ -114,20 +114,30 @@ end
 
 local show_every = 0.02 -- seconds: looking whether the process lives costs as much as a probe
 
---- Waits until so many probes in a row succeed. A process that exits fails at once, with the end of its log.
+--- Whether the process in a slot lives, asked while something else is waited for.
+local function ask_aside(context, host, args)
+  return core.spawn(function() return instance.show(context, host, args).state == "running" end)
+end
+
+--- Waits until so many probes in a row succeed. A process that exits fails at once, with the end of its log; so does one that
+--- left behind what answers for it.
 function instance.await_healthy(context, host, args)
   local settings, launch = args.health, args.launch
   local values = values_of(host, args.port, launch)
   local started, shown, successes, why = core.now(), 0, 0, "no probe yet"
   while true do
+    local aside = successes > 0 and successes + 1 >= settings.successes and ask_aside(context, host, args) -- the last probe, perhaps
     local healthy, reason = health.probe(host, args.port, settings, values)
     successes = healthy and successes + 1 or 0
     why = reason or why
-    if successes >= settings.successes then return { seconds = core.now() - started } end
-    if not healthy and core.now() - shown >= show_every then
-      if instance.show(context, host, args).state ~= "running" then died(host, args.port, launch) end
+    local enough = successes >= settings.successes
+    if aside or enough or core.now() - shown >= show_every and not healthy then
+      local ok, lives = (aside or ask_aside(context, host, args)):wait()
+      if not ok then error(lives, 0) end
+      if not lives then died(host, args.port, launch) end
       shown = core.now()
     end
+    if enough then return { seconds = core.now() - started } end
     local elapsed = core.now() - started
     if elapsed > settings.deadline then
       errors.raise("unhealthy", ("%s:%d: release %s is not healthy after %gs: %s"):format(
