@@ -81,8 +81,12 @@ end
 ---@async
 function Connection:connect()
   local answer = errors.check(self:with_link(function(link) return link:call("facts", {}, 15) end, 0))
-  local root, home, boot, user, last = answer:match("^([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t\n]*)\t?([^\n]*)")
-  if not root then errors.raise("shell", "this host's shell does not understand us: " .. answer, { host = self.name }) end
+  local root, home, boot, user, last = answer:match("^(/[^\t\n]*)\t([^\t]*)\t([^\t]*)\t([^\t\n]*)\t?([^\n]*)")
+  if not root then
+    local noise = answer:match("^(.*\n)/[^\t\n]*\t")
+    errors.raise("shell", noise and ("its shell prints %q before it does anything: have ~/.bashrc and its like be silent for commands"):format(noise:sub(1, 100))
+      or "its shell does not understand us: " .. answer, { host = self.name })
+  end
   self.root, self.home, self.boot, self.user, self.last_run = root, home, boot, user, last
 end
 

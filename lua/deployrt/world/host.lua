@@ -28,7 +28,7 @@ function host_room.hook(context, _, args)
     errors.raise("hook", ("hook '%s' failed with %s"):format(args.name, result.signal and "signal " .. result.signal or "status " .. result.status),
       { detail = (result.stdout .. result.stderr):sub(-2000) })
   end
-  return { output = result.stdout }
+  return { output = mask(context, result.stdout) }
 end
 
 return host_room
