@@ -35,6 +35,28 @@ describe("a run", function()
     assert.same({ "2.0" }, app:serving())
   end)
 
+  it("keeps no secret that a hook prints", function()
+    app.opts.process = "  secrets: {TOKEN: hunter2-hunter2}"
+    app.opts.yaml = "strategy: {settle: 0}\nhooks: {before: 'echo the token is $TOKEN'}"
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app.opts.process = nil
+    local journals = fixture.sh(("cat $(find %s/state %s/home -name journal -type f)"):format(app.dir, app.dir))
+    assert.truthy(journals:find("the token is", 1, true), "the hook saw no secret")
+    assert.is_nil(journals:find("hunter2", 1, true))
+  end)
+
+  it("removes the oldest releases, whatever they are called and whatever times their files have", function()
+    for _, version in ipairs { "8.0", "9.9", "10.0", "10.1" } do
+      local tree = fixture.release(version)
+      fixture.sh("touch -d 1980-01-01 " .. tree)
+      app:write(tree, version)
+      local run = app:command { "rolling", "app.yml", "--set", "release.keep=2" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      fixture.sh "sleep 1.1" -- hosts tell the age of releases in seconds
+    end
+    assert.equal("10.0\n10.1\n", fixture.sh(("ls -v %s/home/.deployrt/shop/releases"):format(app.dir)))
+  end)
+
   it("lets before_traffic look at the second set of blue-green before anybody else does", function()
     assert.equal(0, app:deploy("blue_green", "1.0").exit)
     app.opts.yaml = "strategy: {settle: 0}\nhooks: {before_traffic: 'false'}"

@@ -161,15 +161,19 @@ runs_ended() { # -- the last record of each run's journal
 
 # --- releases: a directory that is complete, or absent; beside it its SHA-256 and the boot in which it was unpacked
 
+# When it came is told by what was written then: the directory has the time that the archive gives it.
 release_list() { # -- version sha256 time of each
   set --
   for r in "$root"/releases/*/; do
     r=${r%/}
-    ! release_complete "${r##*/}" || set -- "$@" "$r"
+    r=${r##*/}
+    ! release_complete "$r" || set -- "$@" "$root/releases/.$r.sha256"
   done
   [ $# -gt 0 ] || return 0
   stat -c '%Y %n' "$@" 2>/dev/null | while read -r time r; do
-    ! release_complete "${r##*/}" || printf '%s\t%s\t%s\n' "${r##*/}" "$release_sum" "$time"
+    r=${r##*/.}
+    r=${r%.sha256}
+    ! release_complete "$r" || printf '%s\t%s\t%s\n' "$r" "$release_sum" "$time"
   done
 }
 
