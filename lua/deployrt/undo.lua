@@ -5,6 +5,8 @@ local errors = require "deployrt.errors"
 ---@class deployrt.Scope
 ---@field path string       along the task's path: "/1/2"
 ---@field parallel boolean  its children ran side by side, and are undone side by side
+---@field began? integer     of a child that ran beside others: its place among all of their beginnings and ends
+---@field ended? integer
 ---@field entries table[]   operations that undo, and scopes, in the order in which they came
 local Scope = {}
 Scope.__index = Scope
@@ -69,10 +71,39 @@ function Scope:is_abandoned()
   end
 end
 
+--- A child that runs beside others begins, or ends. Who began after another had ended may build on what that one did.
+---@param what "began"|"ended"
+function Scope:mark(what)
+  self.parent.marks = (self.parent.marks or 0) + 1
+  self[what] = self.parent.marks
+end
+
+--- Children, the last to begin first, each with how many before it in this order began after it had ended.
+local function latest_first(children)
+  local order, later = table.move(children, 1, #children, 1, {}), {}
+  for _, child in ipairs(order) do child.began = child.began or 0 end -- it was given up before it began
+  table.sort(order, function(a, b) return a.began > b.began end)
+  for i, child in ipairs(order) do
+    local count = 0
+    while child.ended and order[count + 1].began > child.ended do count = count + 1 end
+    later[i] = count
+  end
+  return order, later
+end
+
+--- Undoes children side by side where they ran so, and those that began after another had ended before that one.
 local function unwind_parallel(scope, run, failures)
-  local tasks = {}
-  for i, child in ipairs(scope.entries) do
-    tasks[i] = core.spawn(undo.unwind, child, run, failures)
+  local order, later = latest_first(scope.entries)
+  local tasks, done, first, advanced = {}, {}, 0, core.event() -- first: so many at the beginning of the order are undone
+  for i, child in ipairs(order) do
+    tasks[i] = core.spawn(function()
+      while first < later[i] do advanced:wait() end
+      undo.unwind(child, run, failures)
+      done[i] = true
+      while done[first + 1] do first = first + 1 end
+      advanced:set()
+      advanced:clear()
+    end)
   end
   for _, task in ipairs(tasks) do task:wait() end
 end
