@@ -34,16 +34,14 @@ int push_uv_error(lua_State *L, int code, const char *host, const char *what) {
   return push_error(L, name, host, "%s: %s", what, uv_strerror(code));
 }
 
-/* Adds a trace to an error that is a string; error tables travel as they are. */
+/* Lets the runtime add to an error where it was raised. */
 int l_on_error(lua_State *L) {
-  if (lua_type(L, 1) == LUA_TSTRING) {
-    lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.traceback");
-    if (lua_isfunction(L, -1)) {
-      lua_pushvalue(L, 1);
-      lua_call(L, 1, 1);
-    } else {
-      lua_settop(L, 1);
-    }
+  lua_settop(L, 1);
+  if (lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.traceback") == LUA_TFUNCTION) {
+    lua_pushvalue(L, 1);
+    lua_call(L, 1, 1);
+  } else {
+    lua_settop(L, 1);
   }
   return 1;
 }

@@ -15,7 +15,7 @@ void push_error_detail(lua_State *L, const char *detail, size_t length);
 /* The same for a libuv error code. */
 int push_uv_error(lua_State *L, int code, const char *host, const char *what);
 
-/* A message handler: gives an error that is a string the trace that core.set_traceback's function makes. */
+/* A message handler: what core.set_traceback's function makes of an error where it was raised. */
 int l_on_error(lua_State *L);
 int l_set_traceback(lua_State *L);
 

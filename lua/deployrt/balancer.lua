@@ -156,13 +156,32 @@ local function await_drained(self, list)
   set_state(list, "idle")
 end
 
+local states = { ready = true, drain = true, maint = true }
+local heaviest = 256
+
+--- Changes as they may be sent to a balancer.
+local function checked(self, changes)
+  if type(changes) ~= "table" then errors.raise("usage", ("set takes a list of changes, not %s"):format(tostring(changes))) end
+  for i, change in ipairs(changes) do
+    local function refuse(what) errors.raise("usage", ("change %d: %s"):format(i, what)) end
+    if type(change) ~= "table" or type(change.slot) ~= "string" then refuse "it names no slot" end
+    if self.configured and not self.slots[change.slot] then refuse(("no slot is called %q"):format(change.slot)) end
+    if change.state ~= nil and not states[change.state] then refuse(("a state is ready, drain or maint, not %q"):format(tostring(change.state))) end
+    local weight = math.tointeger(change.weight)
+    if change.weight ~= nil and not (weight and weight >= 0 and weight <= heaviest) then
+      refuse(("a weight is a whole number from 0 to %d, not %s"):format(heaviest, tostring(change.weight)))
+    end
+  end
+  return changes
+end
+
 --- Sets states as given, without waiting for anything.
 ---@async
----@param changes {slot: string, state?: string, weight?: integer}[]
----@param note string
+---@param changes {slot: string, state?: "ready"|"drain"|"maint", weight?: integer}[]  weight from 0 to 256
+---@param note? string
 ---@param for_good? boolean  whatever becomes of the run
 function Balancer:set(changes, note, for_good)
-  apply(self, changes, note, for_good)
+  apply(self, checked(self, changes), note, for_good)
 end
 
 local function as_list(value)
@@ -242,7 +261,7 @@ function Balancer:share(percent, new, old, opts, leaving)
     apply(self, changes, note)
     return set_state(new, "serving")
   end
-  local new_weights, old_weights = shares.weights(percent, #new, #old, 256)
+  local new_weights, old_weights = shares.weights(percent, #new, #old, heaviest)
   for i, instance in ipairs(new) do
     changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = new_weights[i] }
   end

@@ -48,12 +48,24 @@ function errors.copy(raised)
   })
 end
 
+local texts = { "code", "host", "detail", "traceback" }
+
+--- Whether an error table has the shape of one: scripts make theirs by hand, and change those that they caught.
+local function is_sound(raised)
+  local meta = debug.getmetatable(raised)
+  if (meta ~= nil and meta ~= Error) or type(rawget(raised, "message")) ~= "string" then return false end
+  for _, field in ipairs(texts) do
+    local value = rawget(raised, field)
+    if value ~= nil and type(value) ~= "string" then return false end
+  end
+  return rawget(raised, "errors") == nil or meta == Error and type(raised.errors) == "table"
+end
+
 --- Turns whatever was raised into an error table; a string is a programming error in a script or in us.
 ---@return deployrt.Error
 function errors.wrap(raised)
   if type(raised) == "table" and rawget(raised, "message") then
-    local plain = debug.getmetatable(raised)
-    if type(rawget(raised, "message")) == "string" and (plain == nil or plain == Error) then return raised end
+    if is_sound(raised) then return raised end
     return errors.copy(raised) ~= raised and errors.copy(raised) or errors.new("script", "a script raised an error without a text")
   end
   if type(raised) == "string" then return errors.new("script", raised) end

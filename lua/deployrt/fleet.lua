@@ -294,7 +294,9 @@ end
 
 --- Raises when a slot cannot be used: by the release being deployed, or because of what runs there until the end.
 local function check_slot(self, host, port)
-  local member = self:at(host, port)
+  local member, known = self:at(host, port), self.target.adopted
+  for _, each in ipairs(self.process.ports) do known = known or each == port end
+  if not (member or known) then errors.raise("usage", ("process.ports has no port %s"):format(tostring(port))) end
   if member and member.lasts then
     errors.raise("busy", ("%s: what was adopted there could not be started again (%s), so it is stopped only after the run has succeeded: "
       .. "give process.ports a spare slot, or stop it by hand"):format(member.label, member.launch.obstacle), { host = host.name })

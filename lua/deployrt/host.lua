@@ -19,6 +19,22 @@ function host.new(entry)
   return setmetatable({ name = entry.name, group = entry.group, leaves = entry.leaves }, Host)
 end
 
+--- Variables for a command, as a script gave them.
+---@param env? table<string, string|number>
+---@return table<string, string>?
+function host.environment(env)
+  if env == nil then return nil end
+  if type(env) ~= "table" then errors.raise("usage", ("an environment is a table of texts, not %s"):format(tostring(env))) end
+  local out = {}
+  for name, value in next, env do
+    if type(name) ~= "string" or type(value) ~= "string" and type(value) ~= "number" then
+      errors.raise("usage", ("an environment has names and texts, and %s is a %s"):format(tostring(name), type(value)))
+    end
+    out[name] = tostring(value)
+  end
+  return out
+end
+
 --- Runs a command on the host: journaled, done once, and raising when it fails.
 ---@async
 ---@param argv string[]    never a shell line
@@ -27,9 +43,12 @@ end
 --- Raises deployrt.Error: "exit", "timeout", "unreachable".
 function Host:run(argv, opts)
   opts = opts or {}
+  if opts.timeout ~= nil and not (type(opts.timeout) == "number" and opts.timeout > 0) then
+    errors.raise("usage", ("a timeout is a number of seconds, not %s"):format(tostring(opts.timeout)))
+  end
   local result = operation.effect {
     name = "host.run", kind = "look", host = self, note = core.quote(argv),
-    args = { command = argv, timeout = opts.timeout, stdin = opts.stdin, env = opts.env, cwd = opts.cwd },
+    args = { command = argv, timeout = opts.timeout, stdin = opts.stdin, env = host.environment(opts.env), cwd = opts.cwd },
   }
   if result.status == 0 then return result end
   errors.raise("exit", ("%s: `%s` ended with status %d"):format(self.name, core.quote(argv), result.status),

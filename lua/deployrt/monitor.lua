@@ -74,6 +74,19 @@ function monitor.report_traffic(run)
   if not run.shares_due then tell_shares(run) end
 end
 
+--- What many changes at the same moment make of the traffic is told once, behind them.
+function monitor.tell_once(run)
+  local due, emit = nil, run.emit
+  run.report_traffic = function() due = run.world:now() end
+  run.emit = function(event)
+    if due and (event.event ~= "op" or run.world:now() > due) then
+      due = nil
+      emit { event = "traffic", share = monitor.shares(run) }
+    end
+    emit(event)
+  end
+end
+
 --- A snapshot of all slots, for the live view.
 function monitor.snapshot(run)
   if run.shares_due then tell_shares(run) end

@@ -28,10 +28,14 @@ function operation.current()
   return locals.run, locals.scope
 end
 
+local always = core.event() -- whoever can wait gets past it at once; a coroutine of a script's own cannot
+always:set()
+
 --- Raises when the run is being stopped, or a sibling of this task failed. Each operation and each wait begins here.
 ---@async
 function operation.checkpoint()
   local run, scope = operation.current()
+  always:wait()
   if core.locals().undoing then return end
   if run.stopping then error(run.stopping, 0) end
   local sibling = scope:is_abandoned()
@@ -150,6 +154,11 @@ function operation.compensation(intent, host)
   }
 end
 
+--- What looks before a run begins only looks: nothing would hold the lock, and nothing would undo it.
+local function refuse_in_check(run, name)
+  if run.checking then errors.raise("usage", ("check runs before anything is touched, and %s changes something: do that in deploy"):format(name)) end
+end
+
 --- Begins an effect: what is there is recorded first, and the intent is on the disk before the effect.
 local function intend(run, spec, id)
   local found = spec.find and plain(run, run.world:perform({ name = spec.find, host = spec.host, args = spec.args }, id))
@@ -186,6 +195,7 @@ end
 operation.effect = exempt(function(spec)
   operation.checkpoint()
   local run, scope = operation.current()
+  refuse_in_check(run, spec.name)
   local id = spec.undoes and "undo" .. spec.undoes or scope:next_id()
   local intent, done = recall(run, spec, id)
   local in_doubt = intent ~= nil and done == nil
@@ -253,6 +263,7 @@ end)
 ---@param answers? string[]  those that let it through; default: any approval
 ---@return string? answer
 operation.gate = exempt(function(question, answers)
+  refuse_in_check(operation.current(), "approve")
   return pass("gate", { question = question }, function(run) return run.control:gate(run, question, answers) end)
 end)
 

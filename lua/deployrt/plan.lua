@@ -113,6 +113,7 @@ function plan.make(app, options)
     if #shares > 0 then add(1, "            = " .. table.concat(shares, ", "), event) end
   end
   show.log = function(event) add(1, "log         " .. event.message, event) end
+  show.warning = function(event) add(1, "warning     " .. event.message, event) end
   options.journal = log
   options.emit = function(event)
     if show[event.event] then show[event.event](event) end

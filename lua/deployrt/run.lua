@@ -65,7 +65,7 @@ end
 
 --- Whether the balancers are there, and can do what the strategy needs.
 local function check_balancers(self)
-  for _, each in ipairs(self.session.drivers) do each:check() end
+  self.notes = driver.check_all(self.session.drivers)
   driver.check_needs(self.app, self.strategy, self.script.options)
 end
 
@@ -75,7 +75,10 @@ local function check(self)
   self.fleet:check_ports()
   adoption.look(self)
   check_content(self)
-  script.call(self, "check")
+  self.checking = true
+  local ok, err = pcall(script.call, self, "check")
+  self.checking = false
+  if not ok then error(err, 0) end
 end
 
 local function nothing_to_do(self)
@@ -188,6 +191,7 @@ local function announce(self)
     event = "run.started", run = self.id, app = self.app.app, strategy = self.strategy.name, release = self.target.release,
     previous = self.previous, hosts = #self.app.hosts, instances = self.fleet:capacity(),
   }
+  for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
   monitor.snapshot(self)
 end
 
@@ -360,19 +364,6 @@ local function break_off(self, err)
     errors.text(errors.wrap(err)), self.app.file, self.app.file))
 end
 
---- What many changes at the same moment make of the traffic is told once, behind them.
-local function tell_traffic_once(self)
-  local due, emit = nil, self.emit
-  self.report_traffic = function() due = self.world:now() end
-  self.emit = function(event)
-    if due and (event.event ~= "op" or self.world:now() > due) then
-      due = nil
-      emit { event = "traffic", share = monitor.shares(self) }
-    end
-    emit(event)
-  end
-end
-
 --- The same run in a pretended world: what would be done, in its order, without any of it.
 ---@async
 ---@param app deployrt.App
@@ -389,12 +380,13 @@ function run.rehearse(app, options)
   }
   self.world = pretend.new(not options.offline and self.world or nil, options.begin)
   self.clock = clock.new(function() return self.world:now() end)
-  tell_traffic_once(self)
+  monitor.tell_once(self)
   self.script = script.trusted(self, options.values)
   options.begun(self)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
   check_balancers(self)
+  for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
   local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns:is_busy() end) }
   local ok, err = pcall(function()
     check(self)

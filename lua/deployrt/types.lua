@@ -35,7 +35,7 @@ core.http = {}
 ---@param body fun(...): ...
 ---@param ... any  arguments of the function
 ---@return boolean ok        false: the function raised
----@return any ...           what it returned or raised; a raised string has the traceback of core.set_traceback
+---@return any ...           what it returned or raised; what was raised is what the function of core.set_traceback makes of it
 function core.run(body, ...) end
 
 --- Starts a task beside the running one, which ends only after all its children have. When a task raises, its

@@ -2,6 +2,7 @@
 local analysis = require "deployrt.analysis"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local host = require "deployrt.host"
 local membrane = require "deployrt.membrane"
 local operation = require "deployrt.operation"
 local permission = require "deployrt.permission"
@@ -41,7 +42,9 @@ local function start_child(self, group, item, fn, failures)
   local scope, caller = group:child(), coroutine.running()
   return core.spawn(function()
     trace.called_from(caller)
+    scope:mark "began"
     local ok, err = pcall(operation.within, scope, fn, self, item)
+    scope:mark "ended"
     if ok then return end
     err = errors.wrap(err)
     if err.code == "abandoned" and #failures > 0 then return end
@@ -73,6 +76,10 @@ end
 function verbs:each(list, fn, opts)
   opts = opts or {}
   operation.checkpoint()
+  if type(list) ~= "table" then errors.raise("usage", ("each takes a list, not %s"):format(tostring(list))) end
+  if opts.max ~= nil and not (math.tointeger(opts.max) and opts.max >= 1) then
+    errors.raise("usage", ("each does at most `max` at a time: a whole number from 1 on, not %s"):format(tostring(opts.max)))
+  end
   local run, scope = operation.current()
   local group, failures = scope:child(true), {}
   local tolerate = opts.tolerate and units.resolve_amount(units.amount(opts.tolerate), #list) or 0
@@ -209,6 +216,7 @@ function verbs:hook(name, env)
   local command = run.app.hooks and run.app.hooks[name]
   if not command then return end
   if env then permission.check "host.run" end -- a variable can make any program do anything
+  env = host.environment(env)
   if type(command) == "string" then command = { "/bin/sh", "-c", command } end
   operation.effect { name = "host.hook", kind = "ask", args = { name = name, command = command, env = env or {} } }
 end

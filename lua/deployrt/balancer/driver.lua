@@ -8,7 +8,7 @@ local route = require "deployrt.balancer.route"
 --- is a list of changes, applied as one. Calls wait, raise deployrt.Error, and may be repeated.
 ---@class deployrt.Driver
 ---@field can? table<deployrt.Capability, boolean>  set by driver.open
----@field check fun(self)    raises what would stop a run; changes nothing
+---@field check fun(self): string[]?  raises what would stop a run, and tells what people should know; changes nothing
 ---@field prepare fun(self)  makes every slot known to the balancer
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string}  as the balancer has it now; of the
 ---  named ones at least
@@ -148,6 +148,19 @@ function driver.open(entry, context)
   local opened = module.open(entry, context)
   opened.can = module.capabilities(entry)
   return opened
+end
+
+--- Looks at what would stop a run.
+---@async
+---@param drivers deployrt.Driver[]
+---@return string[] notes  what people should know
+function driver.check_all(drivers)
+  local notes = {}
+  for _, each in ipairs(drivers) do
+    local found = each:check()
+    if type(found) == "table" then table.move(found, 1, #found, #notes + 1, notes) end
+  end
+  return notes
 end
 
 --- How an error names a balancer.

@@ -346,7 +346,8 @@ end
 --- Raises deployrt.Error: "balancer", and those of read.
 ---@async
 function HAProxy:check()
-  if self.options.managed then managed.check(self) else check_own(self) end
+  if self.options.managed then return managed.check(self) end
+  check_own(self)
 end
 
 --- Slots that the user's HAProxy does not know get a server, in maintenance.

@@ -183,16 +183,21 @@ local function text_of(driver, wanted)
 end
 
 --- Servers that app.yml does not name any more are dropped: not while they are all that serves.
+---@return string[] notes
 local function check_dropped(driver)
-  local known, dropped = {}, {}
+  local known, dropped, others = {}, {}, false
   for _, slot in ipairs(driver.context.slots) do known[config.identifier(slot.name)] = true end
   for name, state in pairs(haproxy_managed.kept(driver)) do
     local serves = state.state == "ready" and state.weight > 0
-    if serves and known[name] then return end
-    if serves then dropped[#dropped + 1] = name end
+    others = others or serves and known[name]
+    if serves and not known[name] then dropped[#dropped + 1] = name end
   end
-  if #dropped == 0 then return end
+  if #dropped == 0 then return {} end
   table.sort(dropped)
+  if others then
+    return { ("app.yml does not name %s any more: it gets no traffic from now on, and what runs there goes on until somebody stops it"):format(
+      table.concat(dropped, ", ")) }
+  end
   driver:fail(("all of its traffic goes to %s, which app.yml does not name any more: keep those hosts and ports beside the new ones until a deployment has replaced what runs there"):format(
     table.concat(dropped, ", ")))
 end
@@ -201,8 +206,9 @@ end
 function haproxy_managed.check(driver)
   require_program(driver)
   local running, text = look(driver), text_of(driver, {})
-  if running then check_dropped(driver) end
+  local notes = running and check_dropped(driver)
   if not running or running.description ~= config.fingerprint(text) then check_listen(driver, running) end
+  return notes
 end
 
 local function output(result)

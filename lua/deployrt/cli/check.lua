@@ -16,11 +16,13 @@ return function(command)
   local app, options = read(command)
   driver.check_needs(app, options.strategy, options.values)
   local found = command.flags.connect and common.look(command, function(opened, run)
-    for _, each in ipairs(opened.drivers) do each:check() end
+    local lines = driver.check_all(opened.drivers)
+    for i, note in ipairs(lines) do lines[i] = "warning: " .. note end
     opened.fleet:discover()
     opened.fleet:check_ports()
     adoption.look(run)
-    return adoption.describe(run)
+    for _, line in ipairs(adoption.describe(run)) do lines[#lines + 1] = line end
+    return lines
   end, app) or {}
   if command.flags.connect and options.kind then
     inventory.check(app, options.strategy)

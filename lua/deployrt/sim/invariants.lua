@@ -117,19 +117,23 @@ checks["no rise after an abort"] = { on = { traffic = true, rollback = true, ope
   end
 end }
 
---- An analysis that cannot tell, or that fails, lets no more traffic to the new release.
-checks["no promotion without evidence"] = { on = { traffic = true, analysis = true, rollback = true }, look = function(world, event)
+--- Each rise of the new release's share above what it had is preceded by a verdict that allows it. Where an old instance
+--- leaves, or somebody else changes something, the others get more by themselves.
+checks["no promotion without evidence"] = { on = { traffic = true, analysis = true }, look = function(world, event)
   if event.kind == "analysis" then
     world.verdict = event.verdict
     return
   end
   local before, now = world.judged_share or 0, world.tally:share(world.tally.new)
+  if now <= before + 0.5 then return end
   world.judged_share = now
-  if not world.must_judge or world.backwards or event.by ~= "run" or world.balancer.dirty or world.hurt then return end
-  if now > before + 0.5 and before > 0 and world.verdict ~= "pass" then
-    return ("the new release's share rises from %.0f%% to %.0f%%, and the last verdict is '%s'"):format(before, now, tostring(world.verdict))
-  end
+  if before == 0 or not world.judges or world.backwards or event.by ~= "run" or world.balancer.dirty or world.hurt then return end
+  if closes_something(world, event) then return end
+  local verdict = world.verdict
   world.verdict = nil
+  if not world.judges[verdict] then
+    return ("the new release's share rises from %.0f%% to %.0f%%, and the last verdict is '%s'"):format(before, now, verdict or "none")
+  end
 end }
 
 local shown = { "host", "port", "name", "release", "state", "weight", "share", "open", "new", "running", "healthy", "hurt" }

@@ -69,7 +69,7 @@ local function begin(plan)
   populate(world, plan)
   world.capacity, world.balancer.demand = capacity, demand_of(plan)
   world.allow_gap, world.keeps_old = plan.values.allow_gap, plan.values.keep
-  world.must_judge = plan.values.inconclusive ~= nil and plan.values.inconclusive ~= "pass"
+  world.judges = plan.values.inconclusive and { pass = true, inconclusive = plan.values.inconclusive == "pass" or nil }
   world.drain_timeout = plan.app.balancers[1] and plan.app.balancers[1].drain.timeout or 30
   world.initial = ending.remember(world)
   local app = setmetatable({ site = world:site() }, { __index = plan.app })
