@@ -96,6 +96,15 @@ describe("the simulator", function()
     end)
   end
 
+  it("sees what each did in turn undone in the other order", function()
+    local own = script [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:deploy() self:each(self.fleet:old(), self.replace, { max = 1 }) end
+      return own]]
+    inside(function() return sim.check(own, { seeds = 30 }) end)
+  end)
+
   it("kills the controller around every record of a run, and what is resumed ends as if it had lived", function()
     inside(function()
       local whole = sim.play("blue_green", 3, { fault = "none", fleet = 2 })

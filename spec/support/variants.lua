@@ -177,4 +177,56 @@ function child:advance(share, places)
 end
 ]])
 
+for _, parent in ipairs { "canary", "canary_blue_green" } do
+  variant(parent, "no judgement", "function child:analyse() end\n")
+  variant(parent, "an ignored verdict", "function child:analyse(opts) pcall(self.super.analyse, self, opts) end\n")
+end
+
+variant("canary_blue_green", "no drain", [[
+child.options.keep = { type = "boolean", default = false, doc = "the old set is stopped" }
+function child:take_over(old, new)
+  self.balancer:attach(new)
+  cut(self, old)
+end
+]])
+
+variant("canary_blue_green", "the wrong order", [[
+function child:take_over(old, new)
+  self.balancer:drain(old)
+  self.balancer:attach(new)
+end
+]])
+
+variant("ab", "no drain", [[
+function child:deploy()
+  local old = self.fleet:old()
+  local new = self.fleet:second_set(old)
+  self:each(new, self.prepare)
+  self.balancer:attach(new)
+  cut(self, old)
+  self:each(old, function(_, each) each:stop() end)
+end
+]])
+
+variant("ab", "the wrong order", [[
+function child:deploy()
+  local old = self.fleet:old()
+  local new = self.fleet:second_set(old)
+  self.balancer:drain(old)
+  self:each(new, self.prepare)
+  self.balancer:attach(new)
+  self:each(old, function(_, each) each:stop() end)
+end
+]])
+
+for _, parent in ipairs { "canary_blue_green", "ab" } do
+  variant(parent, "no health wait", "function child:prepare(new) new:start() end\n")
+  variant(parent, "a forgotten undo", [[
+function child:prepare(new)
+  self.super.prepare(self, new)
+  self:commit()
+end
+]])
+end
+
 return variants
