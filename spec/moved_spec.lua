@@ -69,23 +69,6 @@ describe("an application that moved", function()
     app:command { "stop", "app.yml", "--yes", "--set", "hosts=[{name: a, dir: on-a}]" }
   end)
 
-  it("away from one of its hosts is told what goes on there", function()
-    local both = "hosts=[{name: a, dir: on-a}, {name: b, dir: on-b}]"
-    local first = app:deploy("rolling", "1.0", nil, { "--set", both })
-    assert.equal(0, first.exit, first.stdout .. first.stderr)
-    app:write(fixture.release "2.0", "2.0")
-    local gone = fixture.sh(("ls %s/home/on-b/shop/instances"):format(app.dir)):match("%d+")
-    for _, argv in ipairs { { "plan", "rolling", "app.yml" }, { "check", "rolling", "app.yml", "--connect" }, { "rolling", "app.yml" } } do
-      argv[#argv + 1] = "--set"
-      argv[#argv + 1] = "hosts=[{name: a, dir: on-a}]"
-      local run = app:command(argv)
-      assert.equal(0, run.exit, run.stdout .. run.stderr)
-      contains(run.stdout .. run.stderr, ("app.yml does not name b-%s any more: it gets no traffic from now on, and what runs there goes on until somebody stops it"):format(gone))
-    end
-    contains(answer(), "hello from 2.0")
-    app:command { "stop", "app.yml", "--yes", "--set", both }
-  end)
-
   it("away from its balancer is replaced without a gap once that is started again, and can be rolled back to", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
     local pids = fixture.sh(("cat %s/home/.deployrt/shop/balancer/haproxy.pid"):format(app.dir)):match("%d+")

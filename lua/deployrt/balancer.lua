@@ -80,7 +80,7 @@ end
 local function apply(self, changes, note, for_good)
   if not self.configured or #changes == 0 then return end
   operation.effect {
-    name = "balancer.apply", kind = "repeat", args = { changes = changes }, find = not for_good and "balancer.find" or nil, note = note,
+    name = "balancer.apply", kind = "repeat", args = { changes = changes, forward = not for_good or nil }, find = not for_good and "balancer.find" or nil, note = note,
     undo = not for_good and function(found)
       return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout, long = self.drain_long }, note = note }
     end or nil,

@@ -22,6 +22,18 @@ function rollout.revive(self, run)
   end)
 end
 
+--- What app.yml does not name any more loses its traffic, and gets it back if the run fails.
+---@async
+function rollout.leave(self)
+  local left = {}
+  for name, slot in pairs(self.balancer.slots) do
+    if slot.left and slot.state == "ready" then left[#left + 1] = { slot = name, label = name } end
+  end
+  if #left == 0 then return end
+  table.sort(left, function(a, b) return a.slot < b.slot end)
+  verbs.step(self, "leave", function() self.balancer:detach(left) end)
+end
+
 --- Brings the release to every host that does not have it; undone by removing it again.
 ---@async
 function rollout.upload(self, run)

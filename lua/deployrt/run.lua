@@ -100,6 +100,7 @@ end
 local function proceed(self)
   adoption.take(self.script, self)
   self.balancer:adopt()
+  rollout.leave(self.script)
   rollout.revive(self.script, self)
   rollout.upload(self.script, self)
   self.script:hook("before")

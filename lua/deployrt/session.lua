@@ -90,7 +90,7 @@ function session.open(app, opts)
     self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller)
     for i, entry in ipairs(app.balancers) do
       self.drivers[i] = self.site.driver(entry, {
-        app = app.app, dir = app.dir, slots = slots_of(app), health = app.health,
+        app = app.app, dir = app.dir, slots = slots_of(app), alone = #app.balancers == 1, health = app.health,
         host = entry.host and self.connections[entry.host] or self.controller,
       })
     end

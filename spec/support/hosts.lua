@@ -142,10 +142,11 @@ function Bed:ssh(index, command, timeout)
 end
 
 --- The hosts as a YAML list for app.yml.
+---@param some? spec.Host[]  default: all
 ---@return string
-function Bed:yaml()
+function Bed:yaml(some)
   local list = {}
-  for i, host in ipairs(self.hosts) do
+  for i, host in ipairs(some or self.hosts) do
     local fields = {}
     for _, key in ipairs { "name", "address", "port", "user", "identity", "known_hosts", "group" } do
       if host[key] then fields[#fields + 1] = key .. ": " .. host[key] end

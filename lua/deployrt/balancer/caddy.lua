@@ -173,13 +173,14 @@ end
 --- Sets the upstreams in one request, and reads them back.
 ---@async
 ---@param changes deployrt.SlotChange[]
-function Caddy:apply(changes)
+---@param forward? boolean  what gets traffic now must answer
+function Caddy:apply(changes, forward)
   local list, path = look(self)
   local states = states_of(self, list)
   local wanted = merge(self, states, changes)
   local body = upstreams(self, list, wanted)
   if body ~= upstreams(self, list, states) then
-    local problem, detail = outage.expected(self.context, states, changes)
+    local problem, detail = outage.expected(self.context, states, changes, forward)
     if problem then self:fail(problem, detail) end
     local status, answer = ask(self, "PATCH", path, body)
     if status ~= 200 then self:fail("it refused the change", answer) end

@@ -142,11 +142,12 @@ end
 --- Runs the command with all states, unless they are set already.
 ---@async
 ---@param changes deployrt.SlotChange[]
-function Command:apply(changes)
+---@param forward? boolean  what gets traffic now must answer
+function Command:apply(changes, forward)
   local states = states_of(self)
   local wanted, changed = merge(self, states, changes)
   if not changed then return end
-  local problem, detail = outage.expected(self.context, states, changes)
+  local problem, detail = outage.expected(self.context, states, changes, forward)
   if problem then self:fail(problem, detail) end
   run(self, wanted)
   self.host:write(self.file, cjson.encode(wanted), "600")

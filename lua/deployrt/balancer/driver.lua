@@ -12,8 +12,9 @@ local route = require "deployrt.balancer.route"
 ---@field prepare fun(self)  makes every slot known to the balancer
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string}  as the balancer has it now; of the
 ---  named ones at least
----@field apply fun(self, changes: deployrt.SlotChange[]): table<string, deployrt.DriverSlot>?  returns when the balancer does what was
----  asked: it is read back; tells the slots as they were before, where it had to look
+---@field apply fun(self, changes: deployrt.SlotChange[], forward?: boolean): table<string, deployrt.DriverSlot>?  returns when the balancer
+---  does what was asked: it is read back; tells the slots as they were before, where it had to look; forward: nothing is put
+---  back, so that what gets traffic must be in reach
 ---@field stats fun(self): table<string, deployrt.SlotStats>  counters that only grow, until the balancer is restarted
 ---@field persist fun(self, wanted: table<string, {state?: deployrt.SlotState, weight?: integer}>)  over a restart
 ---@field route? fun(self, route?: deployrt.Route)  who gets the routed slots; nil: nobody is told apart
@@ -40,6 +41,7 @@ local route = require "deployrt.balancer.route"
 ---@field dir string            the directory of app.yml
 ---@field host deployrt.Connection  where the balancer runs
 ---@field slots deployrt.Slot[]
+---@field alone boolean         there is no other balancer
 ---@field health? table         app.health
 
 ---@class deployrt.DriverSlot
@@ -50,6 +52,7 @@ local route = require "deployrt.balancer.route"
 ---@field sessions integer  requests in flight; 0 where the driver lacks "sessions"
 ---@field long? integer     those of them that are, or may be, upgraded connections: they get `drain.long`
 ---@field queue integer     requests that wait for it
+---@field left? boolean      app.yml does not name it any more, and it gets traffic still
 
 ---@class deployrt.Slot
 ---@field name string

@@ -81,6 +81,7 @@ end
 --- What HAProxy says now, in one round trip: rows by slot, all rows, and who answered.
 ---@package
 function HAProxy:look()
+  if self.options.managed then managed.keep_left(self) end
   local request = observations(self)
   if self.map then table.move(routes.observations(self.backend, self.map), 1, 3, #request + 1, request) end
   local text = self:ask(request)
@@ -146,7 +147,7 @@ function HAProxy:read()
   for name, row in pairs(seen.slots) do
     if row.state ~= "ready" and row.up and unseen == nil then unseen = has_old_workers(self, seen) end
     slots[name] = {
-      server = row.server, state = row.state, up = row.up, weight = row.weight,
+      server = row.server, state = row.state, up = row.up, weight = row.weight, left = self.left and self.left[name],
       sessions = math.max(row.sessions, unseen and row.state ~= "ready" and 1 or 0), long = tunnels[row.server] and math.min(tunnels[row.server], row.sessions), queue = row.queue,
     }
   end
@@ -260,11 +261,12 @@ end
 --- Raises deployrt.Error: "balancer", with the difference; and those of read.
 ---@async
 ---@param changes deployrt.SlotChange[]
+---@param forward? boolean  what gets traffic now must answer
 ---@return table<string, {state: deployrt.SlotState}> found  the slots as they were
-function HAProxy:apply(changes)
+function HAProxy:apply(changes, forward)
   local slots = look_for(self, changes)
   if #all_commands(self, slots, changes) == 0 then return slots end
-  local problem, detail = outage.expected(self.context, slots, changes)
+  local problem, detail = outage.expected(self.context, slots, changes, forward)
   if problem then self:fail(problem, detail) end
   local request = all_commands(self, slots, changes)
   table.move(observations(self), 1, 2, #request + 1, request)

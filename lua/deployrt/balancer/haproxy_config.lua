@@ -150,13 +150,13 @@ end
 
 --- What the servers of a configuration come up with, by their names.
 ---@param text string
----@return table<string, {state: string, weight: integer}>
+---@return table<string, {state: string, weight: integer, address: string, port: integer}>
 function haproxy_config.wanted(text)
   local wanted = {}
   local own = text:match("^(.-\nbackend .-)\nbackend ") or text
-  for name, weight, rest in own:gmatch("\n    server (%S+) [^\n]- weight (%d+)([^\n]*)") do
+  for name, address, port, weight, rest in own:gmatch("\n    server (%S+) (%S-):(%d+) [^\n]- weight (%d+)([^\n]*)") do
     local state = rest:find("disabled", 1, true) and "maint" or "ready"
-    wanted[name] = { weight = math.tointeger(weight), state = state }
+    wanted[name] = { weight = math.tointeger(weight), state = state, address = address:gsub("[%[%]]", "") .. "", port = math.tointeger(port) }
   end
   return wanted
 end

@@ -182,11 +182,29 @@ local function text_of(driver, wanted)
   }, driver.context.slots, wanted)
 end
 
---- Servers that app.yml does not name any more are dropped: not while they are all that serves.
+--- Servers that get traffic although app.yml does not name them any more stay known, until a run has taken their traffic away.
+---@param driver deployrt.HAProxy
+function haproxy_managed.keep_left(driver)
+  if driver.left or not driver.context.alone then return end
+  driver.left = {}
+  local slots, known = table.move(driver.context.slots, 1, #driver.context.slots, 1, {}), {}
+  for _, slot in ipairs(slots) do known[config.identifier(slot.name)] = true end
+  for name, state in pairs(haproxy_managed.kept(driver)) do
+    if state.state == "ready" and state.weight > 0 and not known[name] then
+      driver.left[name], slots[#slots + 1] = true, { name = name, address = state.address, port = state.port }
+    end
+  end
+  table.sort(slots, function(x, y) return not driver.left[x.name] and driver.left[y.name] or driver.left[x.name] == driver.left[y.name] and x.name < y.name end)
+  driver.context = setmetatable({ slots = slots }, { __index = driver.context })
+end
+
+--- What app.yml does not name any more loses its traffic: not while it is all that serves.
 ---@return string[] notes
 local function check_dropped(driver)
   local known, dropped, others = {}, {}, false
-  for _, slot in ipairs(driver.context.slots) do known[config.identifier(slot.name)] = true end
+  for _, slot in ipairs(driver.context.slots) do
+    known[config.identifier(slot.name)] = not (driver.left and driver.left[slot.name])
+  end
   for name, state in pairs(haproxy_managed.kept(driver)) do
     local serves = state.state == "ready" and state.weight > 0
     others = others or serves and known[name]

@@ -398,12 +398,13 @@ end
 --- Raises deployrt.Error: "balancer"; "refused" when nginx does not run.
 ---@async
 ---@param changes deployrt.SlotChange[]
-function Nginx:apply(changes)
+---@param forward? boolean  what gets traffic now must answer
+function Nginx:apply(changes, forward)
   local seen = look(self)
   local before = situation_of(self, seen)
   check_known(self, before.states, changes)
   bring(self, seen, before, { states = merge(before.states, changes), route = before.route }, function()
-    return outage.expected(self.context, before.states, changes)
+    return outage.expected(self.context, before.states, changes, forward)
   end)
 end
 

@@ -1,11 +1,14 @@
--- outage.lua -- Before traffic moves: whether the balancer's host reaches anybody who is to take over.
+-- outage.lua -- Before traffic moves: whether the balancer's host reaches those who are to take over.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+
 local outage = {}
 
 --- Slots that get traffic after the changes and did not before.
 local function entering(slots, changes)
   local names = {}
   for _, change in ipairs(changes) do
-    local enters = change.state == "ready" and slots[change.slot].state ~= "ready"
+    local enters = change.state == "ready" and slots[change.slot].state ~= "ready" and change.weight ~= 0
     if enters then names[#names + 1] = change.slot end
   end
   return names
@@ -26,6 +29,10 @@ local function slot_named(context, name)
   end
 end
 
+local function text_of(why)
+  return type(why) == "table" and why.message or why
+end
+
 --- Why nobody at these slots would answer: a balancer may count a server as up until its first check, or not check at all, so
 --- its host connects to each one itself. nil when somebody can be reached from there, or there are none.
 ---@async
@@ -43,19 +50,55 @@ function outage.silence(context, names)
   end
   if #names == 0 then return nil end
   return ("it cannot reach %s, so traffic stays where it is: can %s connect to it?"):format(
-    table.concat(names, ", "), context.host.name), type(why) == "table" and why.message or why
+    table.concat(names, ", "), context.host.name), text_of(why)
 end
 
---- Why a change would leave nobody to answer; nil when somebody who is to take over can be reached.
+local at_once = 50   -- connections
+local patience = 2   -- seconds for one that is refused: a service may listen here a moment later than there
+
+--- Whether the balancer's host reaches a slot; it has a moment for that.
+local function is_reached(context, slot)
+  local deadline = core.now() + patience
+  while true do
+    local ok, err = context.host:reaches(slot.address, slot.port, 2)
+    if ok or core.now() >= deadline then return ok, err end
+    errors.check(core.sleep(0.1))
+  end
+end
+
+--- Why not all of these slots would answer; nil when they would.
+local function gap(context, names)
+  local missing, why = {}, nil
+  for first = 1, #names, at_once do
+    local tasks = {}
+    for i = first, math.min(#names, first + at_once - 1) do
+      tasks[#tasks + 1] = core.spawn(function()
+        local ok, err = is_reached(context, slot_named(context, names[i]))
+        if not ok then missing[#missing + 1], why = names[i], why or err end
+      end)
+    end
+    for _, task in ipairs(tasks) do task:wait() end
+  end
+  if #missing == 0 then return nil end
+  table.sort(missing)
+  return ("it cannot reach %s, which would get traffic: does the service listen on more than 127.0.0.1 there, and can %s connect to it?"):format(
+    table.concat(missing, ", "), context.host.name), text_of(why)
+end
+
+--- Why a change would leave requests without an answer. On the way forward each one that is to get traffic must be reached;
+--- when what was so is put back, it is enough that somebody is.
 ---@async
 ---@param context deployrt.DriverContext
 ---@param slots table<string, {state: deployrt.SlotState, weight: integer, up?: boolean}>  before the changes
 ---@param changes deployrt.SlotChange[]
+---@param forward? boolean
 ---@return string? problem
 ---@return string? detail
-function outage.expected(context, slots, changes)
+function outage.expected(context, slots, changes, forward)
+  local names = entering(slots, changes)
+  if forward then return gap(context, names) end
   if not takes_traffic(slots, changes) then return nil end
-  return outage.silence(context, entering(slots, changes))
+  return outage.silence(context, names)
 end
 
 return outage

@@ -69,6 +69,16 @@ local function strangers(opened)
   return lines
 end
 
+--- Slots that get traffic and that app.yml does not name any more, in words.
+local function left(opened)
+  local lines, shares = {}, monitor.slot_shares(opened.balancer)
+  for name, slot in pairs(opened.balancer.slots) do
+    if slot.left then lines[#lines + 1] = ("  %s gets %.1f%% of the traffic, and app.yml does not name it any more"):format(name, 100 * (shares[name] or 0)) end
+  end
+  table.sort(lines)
+  return lines
+end
+
 local function gather(command, app, opened)
   local state, lines = common.state(command, app), opened:lines()
   history.learn(state, lines)
@@ -82,7 +92,7 @@ local function gather(command, app, opened)
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
     lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
     run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
-    strangers = strangers(opened), down = opened.balancer.down, differ = opened.balancer.differ,
+    strangers = strangers(opened), left = left(opened), down = opened.balancer.down, differ = opened.balancer.differ,
   }
 end
 
@@ -126,6 +136,7 @@ local function show(found)
   if found.down then lines[#lines + 1] = "  the balancer does not run, so no request gets through: the next deployment starts it" end
   if found.differ then lines[#lines + 1] = ("  %s: the next deployment sets it right"):format(found.differ) end
   table.move(found.strangers, 1, #found.strangers, #lines + 1, lines)
+  table.move(found.left, 1, #found.left, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",
       found.run.outcome == "running" and "under way" or found.run.outcome == "unfinished" and "UNFINISHED: its controller died" or found.run.outcome)

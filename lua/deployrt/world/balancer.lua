@@ -85,7 +85,7 @@ end
 
 --- Sets states everywhere; `look` has a last look while nobody else changes anything, and may raise. A slot that somebody
 --- else had opened meanwhile may have got requests.
-local function set(context, changes, look)
+local function set(context, changes, look, forward)
   context.check_lock()
   agreement.exclusively(context, function()
     if look then look() end
@@ -93,7 +93,7 @@ local function set(context, changes, look)
     agreement.want(context, changes)
     context.unsaved = true
     agreement.change_all(context, function(driver)
-      local found = driver:apply(changes) or {}
+      local found = driver:apply(changes, forward) or {}
       for _, name in ipairs(closed) do
         if found[name] and found[name].state == "ready" then context.closed_aside[name] = true end
       end
@@ -104,7 +104,7 @@ end
 
 --- Sets states and weights; each driver sends them as one request and reads them back.
 function balancer.apply(context, _, args)
-  return set(context, args.changes)
+  return set(context, args.changes, nil, args.forward)
 end
 
 --- All balancers have the states that the run wants; else an error.
@@ -305,7 +305,7 @@ function balancer.restore(context, _, args)
       if next(context.held_back) and ends_service(context, first) then refuse(context, first) end
     end)
     balancer.await_drained(context, nil, { slots = leaving, timeout = args.timeout, long = args.long })
-    balancer.apply(context, nil, { changes = changes })
+    set(context, changes)
   end)
   if next(held) then raise_held(held) end
   return {}
