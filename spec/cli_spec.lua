@@ -189,6 +189,20 @@ describe("the command line", function()
     assert.same({ "local", app:status().instances[1].port, app:serving()[1], "string" }, { entry.host, entry.port, entry.release, type(entry.line) })
   end)
 
+  it("says when what was asked for cannot be written", function()
+    local function to_a_full_disk(...)
+      return fixture.run({ "sh", "-c", 'exec "$@" > /dev/full', "sh", fixture.deployrt(), "--state", app.dir .. "/state", ... },
+        { cwd = app.dir, env = { HOME = app.dir .. "/home", TERM = "dumb" } })
+    end
+    for _, argv in ipairs { { "version" }, { "help" }, { "schema" }, { "status", "app.yml" }, { "history", "app.yml" } } do
+      local run = to_a_full_disk(table.unpack(argv))
+      assert.equal(2, run.exit)
+      assert.truthy(run.stderr:find("cannot write to standard output: No space left on device", 1, true), run.stderr)
+    end
+    local run = to_a_full_disk("rolling", "app.yml", "--force")
+    assert.equal(0, run.exit, run.stderr) -- what was done is done
+  end)
+
   it("prints its version, and says what it does not know", function()
     assert.truthy(app:command({ "version" }).stdout:find("^deployrt %d+%.%d+%.%d+"))
     local run = app:command { "rolling", "app.yml", "--jsn" }

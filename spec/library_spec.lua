@@ -238,6 +238,15 @@ describe("a shared library", function()
     end
   end)
 
+  it("gives nothing traffic where it may not use the balancer, also where an instance is missing", function()
+    library_of "self:fill() do return end"
+    app "{git: repository, allow: []}"
+    expect(0, nil, "lib", "update")
+    expect(0, nil, "rolling", "app.yml", "--set", "strategy.settle=0")
+    expect(1, "add balancer to its `allow` in app.yml", "acme", "app.yml", "--set", "strategy.settle=0", "--force")
+    expect(0, nil, "stop", "app.yml", "--yes")
+  end)
+
   it("limits the strategy of one's own that inherits from it, also from a file given by its path", function()
     library_of 'self:reload()'
     write("own.lua", 'local strategy = require "deployrt.strategy"\nlocal own = strategy.extend("acme", { name = "own" })\n'

@@ -78,7 +78,7 @@ describe("an application that moved", function()
     end
     kill_balancer()
     local status = app:command { "status", "app.yml" }
-    contains(status.stdout, "nothing serves", "the balancer does not run, so no request gets through")
+    contains(status.stdout, "nothing serves", "the balancer does not answer: if it does not run, no request gets through")
     local run = app:deploy("rolling", "1.0")
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     contains(answer(), "hello from 1.0")

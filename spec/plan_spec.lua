@@ -84,6 +84,15 @@ strategy: {settle: 10s, batch: 50%}
       assert.truthy(run.stdout:find(part, 1, true), part .. " in:\n" .. run.stdout)
     end
     assert.is_true(tonumber(run.stdout:match("at least ([%d.]+)s of waiting")) >= 0.4)
+    local undo, last
+    for line in app:command({ "plan", "rolling", "app.yml", "--json" }).stdout:gmatch("[^\n]+") do
+      last = cjson.decode(line)
+      undo = last.undo or undo
+    end
+    assert.truthy(table.concat(undo, ", "):find("start again", 1, true))
+    assert.equal("plan.finished", last.event)
+    assert.same({ false, "2.0", "1.0" }, { last.unchanged, last.release, last.previous })
+    assert.is_true(last.seconds >= 0.4 and last.changes > 5)
     assert.truthy(app:command({ "plan", "rolling", "app.yml", "--release", "1.0" }).exit == 2)
     assert.equal(2, app:command({ "plan", "in_place", "app.yml", "--set", "strategy.batchh=1" }).exit)
   end)

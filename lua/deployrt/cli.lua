@@ -53,17 +53,25 @@ end
 ---@field write_error fun(text: string)
 
 local function new_context(operands, flags, rest, place)
-  return {
-    operands = operands, flags = flags, rest = rest, place = place,
-    write = function(text)
-      io.stdout:write(text)
-      io.stdout:flush()
-    end,
-    write_error = function(text)
-      io.stdout:flush()
-      io.stderr:write(text)
-    end,
-  }
+  local context = { operands = operands, flags = flags, rest = rest, place = place }
+  function context.write(text)
+    local ok, problem = io.stdout:write(text)
+    if ok then ok, problem = io.stdout:flush() end
+    context.unwritten = context.unwritten or not ok and problem or nil
+  end
+  function context.write_error(text)
+    io.stdout:flush()
+    io.stderr:write(text)
+  end
+  return context
+end
+
+local does = { run = true, resume = true, abort = true, rollback = true, stop = true } -- and says so besides
+
+--- What a command was asked for is what it writes; a reader that has seen enough is content.
+local function check_written(name, context)
+  if not context.unwritten or does[name] or context.unwritten:find("Broken pipe", 1, true) then return end
+  errors.raise("output", "cannot write to standard output: " .. context.unwritten)
 end
 
 local function choose(operands, flags)
@@ -89,7 +97,10 @@ local function perform(argv, place)
   if place and (place.share or place.embedded) then
     require("deployrt.strategy").locate(place.share, place.embedded)
   end
-  return require("deployrt.cli." .. name)(new_context(operands, flags, rest, place))
+  local context = new_context(operands, flags, rest, place)
+  local exit = require("deployrt.cli." .. name)(context)
+  check_written(name, context)
+  return exit
 end
 
 --- Runs a command; returns its exit code.

@@ -10,7 +10,7 @@ local words = {
   ["release.upload"] = "upload", ["release.remove"] = "remove", ["release.activate"] = "current", ["instance.start"] = "start",
   ["instance.stop"] = "stop", ["instance.restore"] = "start again", ["balancer.apply"] = "traffic", ["balancer.route"] = "route", ["balancer.restore"] = "traffic back",
   ["stranger.adopt"] = "adopt", ["stranger.disown"] = "let go", ["stranger.forget"] = "forget",
-  ["balancer.prepare"] = "prepare the balancer", ["host.run"] = "run", ["host.hook"] = "hook",
+  ["balancer.prepare"] = "prepare the balancer", ["balancer.agree"] = "balancers kept alike", ["host.run"] = "run", ["host.hook"] = "hook",
 }
 
 local function subject(spec)
@@ -31,8 +31,8 @@ local function undo_of(scope, found)
     local entry = scope.entries[i]
     if entry.entries then
       undo_of(entry, found)
-    elseif entry.back then
-      local word, subject_of = words[entry.back] or entry.back, entry.instance or entry.host or ""
+    elseif entry.back or entry.label then -- the strategy's own has no operation
+      local word, subject_of = words[entry.back] or entry.back or entry.label, entry.instance or entry.host or ""
       local known = found.known[word] or {}
       found.known[word] = known
       if not known[subject_of] then
@@ -97,6 +97,7 @@ function plan.make(app, options)
   show["step.started"] = function(event) add(0, "== " .. event.step, event) end
   show["step.finished"] = function(event)
     local back = undo_of(rehearsal.root, { known = {}, count = 0 })
+    event.undo, event.undo_count = table.move(back, 1, #back, 1, {}), back.count
     local rest = back.count > most and (" and %d more"):format(back.count - most) or ""
     add(1, back.count > 0 and "a failure up to here undoes: " .. table.concat(back, ", ") .. rest or "nothing to undo up to here", event)
   end

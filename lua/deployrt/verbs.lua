@@ -150,6 +150,7 @@ end
 --- itself after a strategy; one that would take traffic away from the last instance does it before.
 ---@async
 function verbs:fill()
+  permission.check "balancer"
   local run = operation.current()
   local fleet, missing = run.fleet, {}
   for _, host in ipairs(fleet:kept_hosts(fleet:active_hosts())) do
@@ -218,7 +219,7 @@ function verbs:hook(name, env)
   if env then permission.check "host.run" end -- a variable can make any program do anything
   env = host.environment(env)
   if type(command) == "string" then command = { "/bin/sh", "-c", command } end
-  operation.effect { name = "host.hook", kind = "ask", args = { name = name, command = command, env = env or {} } }
+  operation.effect { name = "host.hook", kind = "ask", note = name, args = { name = name, command = command, env = env or {} } }
 end
 
 --- A gate: waits until a person lets the run through, with `deployrt approve`; --yes does so beforehand.

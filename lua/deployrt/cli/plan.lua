@@ -20,6 +20,8 @@ local function encode(command, found)
     line.event.seconds = line.at
     view:emit(line.event)
   end
+  view:emit { event = "plan.finished", seconds = found.seconds, changes = found.effects, unchanged = found.unchanged or false, release = found.release,
+    previous = found.previous }
   view:close()
 end
 

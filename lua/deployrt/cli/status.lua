@@ -133,7 +133,7 @@ local function show(found)
     }
   end
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
-  if found.down then lines[#lines + 1] = "  the balancer does not run, so no request gets through: the next deployment starts it" end
+  if found.down then lines[#lines + 1] = "  the balancer does not answer: if it does not run, no request gets through, and the next deployment starts it" end
   if found.differ then lines[#lines + 1] = ("  %s: the next deployment sets it right"):format(found.differ) end
   table.move(found.strangers, 1, #found.strangers, #lines + 1, lines)
   table.move(found.left, 1, #found.left, #lines + 1, lines)

@@ -5,11 +5,12 @@ local text = require "deployrt.progress.text"
 local json = {}
 
 local scalar = cjson.new()
-local lists = { left = true, instances = true }
+local lists = { left = true, instances = true, undo = true }
 local known = {
   "time", "run", "event", "app", "strategy", "step", "path", "op", "host", "instance", "release", "previous",
   "hosts", "instances", "name", "verdict", "evidence", "outcome", "exit", "ok", "seconds", "effect", "note", "reason", "message",
   "error", "command", "share", "requests", "errors", "failed", "latency", "old", "new", "metrics", "left",
+  "undo", "undo_count", "changes", "unchanged",
 }
 local rank = {}
 for i, key in ipairs(known) do rank[key] = i end
