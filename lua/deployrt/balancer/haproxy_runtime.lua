@@ -29,17 +29,17 @@ end
 
 --- The rows of all tables of a kind in an answer. How HAProxy parts the answers of several commands is not to be relied
 --- upon (some errors come without the empty line), but each table has its own header and ends at an empty line.
-local function parse_table(text, first, read_line)
+---@param reader_of fun(header: string): fun(line: string): table
+local function parse_table(text, first, reader_of)
   local rows, at = {}, 1
   while true do
     at = text:find("# " .. first, at, true)
     if not at then return rows end
     at = at + 2
-    local names
+    local read_line
     for line in text:sub(at):gmatch("([^\n]*)\n") do
       if line == "" then break end
-      if names then rows[#rows + 1] = read_line(line, names) end
-      names = names or split(line, line:find(",", 1, true) and "," or " ")
+      if read_line then rows[#rows + 1] = read_line(line) else read_line = reader_of(line) end
     end
   end
 end
@@ -49,26 +49,45 @@ local function named(fields, names, row)
   return row
 end
 
-local function parse_states(text)
-  return parse_table(text, "be_id", function(line, names) return named(split(line, " "), names, {}) end)
+local columns = {
+  be_name = true, srv_name = true, srv_addr = true, srv_op_state = true, srv_admin_state = true, srv_uweight = true, srv_check_state = true,
+  srv_fqdn = true, srv_port = true,
+}
+
+--- Reads the columns of `show servers state` that are of use, by one pattern: it is asked many times in a run.
+local function state_reader(header)
+  local pattern, names = "^", {}
+  for name in header:gmatch("[^ ]+") do
+    pattern = pattern .. (columns[name] and "([^ ]*) ?" or "[^ ]* ?")
+    names[#names + 1] = columns[name] and name or nil
+  end
+  return function(line) return named({ line:match(pattern) }, names, {}) end
 end
 
---- A row of `show stat`, most of whose hundred columns are read when the first of them is asked for.
-local function stat_row(line, names)
-  local row = {}
-  row.pxname, row.svname, row.qcur, row.scur = line:match("^([^,]*),([^,]*),([^,]*),[^,]*,([^,]*)")
-  return setmetatable(row, { __index = function(_, name)
-    setmetatable(row, nil)
-    named(split_csv(line), names, row)
-    return row[name]
-  end })
+local function parse_states(text)
+  return parse_table(text, "be_id", state_reader)
+end
+
+--- Reads a row of `show stat`, most of whose hundred columns are read when the first of them is asked for.
+local function stat_reader(header)
+  local names
+  return function(line)
+    local row = {}
+    row.pxname, row.svname, row.qcur, row.scur = line:match("^([^,]*),([^,]*),([^,]*),[^,]*,([^,]*)")
+    return setmetatable(row, { __index = function(_, name)
+      setmetatable(row, nil)
+      names = names or split(header, ",")
+      named(split_csv(line), names, row)
+      return row[name]
+    end })
+  end
 end
 
 --- The rows of `show stat`, by the names of its columns.
 ---@param text string
 ---@return table<string, string>[]
 function haproxy_runtime.parse_stat(text)
-  return parse_table(text, "pxname", stat_row)
+  return parse_table(text, "pxname", stat_reader)
 end
 
 --- A column as an integer; 0 where it is empty or absent.

@@ -21,15 +21,17 @@ local function own_name(slot)
   return "deployrt-" .. config.identifier(slot.name)
 end
 
+local function add(lists, key, row)
+  local list = lists[key]
+  if list then list[#list + 1] = row else lists[key] = { row } end
+end
+
 --- Rows by address, by the host name that the configuration gives, and by their own name: many slots find theirs at once.
 local function index_of(rows)
   local index = { ends = {}, hosts = {}, names = {} }
   for _, row in ipairs(rows) do
-    local host = row.fqdn and row.fqdn .. ":" .. row.endpoint:match("%d*$")
-    for key, list in pairs { [row.endpoint] = index.ends, [host or ""] = index.hosts } do
-      list[key] = list[key] or {}
-      table.insert(list[key], row)
-    end
+    add(index.ends, row.endpoint, row)
+    if row.fqdn and row.fqdn ~= "-" then add(index.hosts, row.fqdn .. ":" .. row.endpoint:match("%d*$"), row) end
     index.names[row.server] = row
   end
   return index

@@ -26,9 +26,13 @@ end
 --- The state that slots should have now, as changes that would bring it back. What the run wants of a slot counts more
 --- than what is seen there: an earlier life of the run may have begun to change it.
 function balancer.find(context, _, args)
-  local slots, found = agreement.read_one(context, names_of(args.changes)).slots, {}
+  local slots, found = nil, {}
   for i, change in ipairs(args.changes) do
-    local slot = context.wanted[change.slot] or slots[change.slot]
+    local slot = context.wanted[change.slot]
+    if not slot then
+      slots = slots or agreement.read_one(context, names_of(args.changes)).slots
+      slot = slots[change.slot]
+    end
     found[i] = { slot = change.slot, state = slot and slot.state or "maint", weight = slot and slot.weight or 0 }
   end
   return found
