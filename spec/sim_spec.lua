@@ -197,6 +197,10 @@ describe("deployrt test", function()
     assert.equal(1, again.exit)
     assert.truthy(again.stdout:find(found.message, 1, true), again.stdout)
     assert.truthy(again.stdout:find("again: 'deployrt' 'test' '" .. directory .. "/hasty.lua' '--seed=", 1, true), again.stdout)
+    for _, flag in ipairs { "--json", "--verbose" } do
+      local one, other = test { "test", "canary", "--seed", "7", flag }, test { "test", "canary", "--seed", "7", flag }
+      assert.equal(one.stdout, other.stdout)
+    end
     assert.equal(2, test({ "test", "nonesuch" }).exit)
     assert.equal(2, test({ "test", "rolling", "--fault", "gremlins" }).exit)
   end)

@@ -1,14 +1,12 @@
 -- cli/test.lua -- deployrt test STRATEGY [APP.yml]: simulate with faults and check the invariants.
-local cjson = require "cjson"
 local common = require "deployrt.cli.common"
 local config = require "deployrt.config"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local faults = require "deployrt.sim.faults"
+local json = require "deployrt.progress.json"
 local sim = require "deployrt.sim"
 local units = require "deployrt.units"
-
-local json = cjson.new()
 
 local function whole_number(flags, name, least)
   if flags[name] == nil then return nil end
@@ -65,8 +63,8 @@ local function show(command, name, summary, seconds)
   if summary.violation then
     command.write(sim.report.violation(summary.violation, replay(command, summary.violation.seed)))
   elseif not command.flags.quiet then
-    command.write(("%s: %d seed%s, every invariant holds (%s; %.1fs)\n"):format(name, summary.seeds, summary.seeds == 1 and "" or "s",
-      outcomes_text(summary.outcomes), seconds))
+    command.write(("%s: %d seed%s, every invariant holds (%s%s)\n"):format(name, summary.seeds, summary.seeds == 1 and "" or "s",
+      outcomes_text(summary.outcomes), seconds and ("; %.1fs"):format(seconds) or ""))
   end
 end
 
@@ -95,7 +93,7 @@ return function(command)
     end
   end
   local summary = sim.test(loaded, options)
-  local seconds = core.now() - started
+  local seconds = not command.flags.seed and core.now() - started or nil -- of one seed all is the same each time
   if command.flags.json then encode(command, loaded.name, summary, seconds) else show(command, loaded.name, summary, seconds) end
   return summary.violation and 1 or 0
 end

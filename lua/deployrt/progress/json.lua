@@ -60,6 +60,13 @@ function encode(value, key)
   return encode_string(tostring(value))
 end
 
+--- Plain data as JSON on one line; keys come in a fixed order.
+---@param value any
+---@return string
+function json.encode(value)
+  return encode(value)
+end
+
 --- An event as JSON on one line, without the line's end. `time`, `run` and `event` come first.
 ---@param event table
 ---@return string
