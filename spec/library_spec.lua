@@ -261,6 +261,25 @@ describe("a shared library", function()
     expect(0, nil, "stop", "app.yml", "--yes")
   end)
 
+  it("is required at the top of a script: what comes later is refused, for nothing would limit it, nor keep it for resume", function()
+    write("repository/growth.lua", 'return { go = function(self) self.fleet.hosts[1]:run { "touch", "' .. dir .. '/ran" } end }')
+    library_of ""
+    app "{git: repository}"
+    expect(0, nil, "lib", "install")
+    local own = 'local strategy = require "deployrt.strategy"\n%s\nlocal own = strategy.extend("rolling", { name = "own" })\n'
+      .. "function own:deploy()\n  %s\n  self.super.deploy(self)\nend\nreturn own\n"
+    for _, case in ipairs {
+      { "", 'require("growth").go(self)', 'own.lua:5: require "growth" loads something new while the strategy runs: put it at the top of the file' },
+      { "", 'pcall(require, "growth") require("growth").go(self)', 'require "growth" loads something new' },
+      { "", 'strategy.extend("acme", { name = "x" })', 'own.lua:5: strategy.extend("acme") loads something new while the strategy runs' },
+      { 'require "growth"', 'require("growth").go(self)', "may not run commands on hosts" },
+    } do
+      write("own.lua", own:format(case[1], case[2]))
+      expect(1, case[3], "own.lua", "app.yml", "--set", "strategy.settle=0")
+    end
+    assert.is_nil(fixture.read(dir .. "/ran"))
+  end)
+
   it("brings a balancer driver only where app.yml says so", function()
     write("repository/edge.lua", fixture.read "examples/library/acme/edge.lua")
     library_of ""

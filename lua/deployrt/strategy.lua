@@ -210,8 +210,16 @@ end
 ---@field loaded table<string, deployrt.Loaded|false>
 ---@field modules table<string, any>       what they returned
 ---@field sources table<string, deployrt.Source>
+---@field complete? boolean               all is loaded: what the run may do is settled, and what its journal keeps
 
 local load_script
+
+--- What is not loaded by now would be in no journal, and would escape what its library may do.
+local function check_open(loading, call)
+  if loading.complete then
+    errors.raise("usage", ("%s loads something new while the strategy runs: put it at the top of the file"):format(call))
+  end
+end
 
 --- What `require` gives to a script; each module is loaded once.
 local function modules_for(loading, from)
@@ -223,6 +231,7 @@ local function modules_for(loading, from)
     if loading.modules[name] == nil then
       local source = module_source(loading, name, from)
       if not source then return nil end
+      check_open(loading, ("require \"%s\""):format(name))
       loading.modules[name] = false
       loading.modules[name] = loading:take("module " .. name, source, function(result) return result == nil and true or result end)
     end
@@ -243,6 +252,7 @@ end
 function load_script(loading, name)
   if loading.loaded[name] then return loading.loaded[name] end
   if loading.loaded[name] == false then errors.raise("strategy", ("the strategy '%s' inherits from itself"):format(name)) end
+  check_open(loading, ("strategy.extend(\"%s\")"):format(name))
   loading.loaded[name] = false
   local source = source_of(loading, name)
   loading.loaded[name] = loading:take(name, source, describe(source.path))
@@ -276,6 +286,7 @@ function strategy.load(name, opts)
   local loading = setmetatable({ print_line = opts.print_line or function() end, kept = opts.kept, libraries = opts.libraries,
     loaded = {}, modules = {}, sources = {} }, Loading)
   local loaded = load_script(loading, name)
+  loading.complete = true
   loaded.path, loaded.given, loaded.sources, loaded.grant = loading.sources[name].path, name, loading.sources, loading.grant
   return loaded
 end
