@@ -257,7 +257,14 @@ describe("a shared library", function()
     expect(1, "the library repository may not run commands on hosts", "own.lua", "app.yml", "--force", "--set", "strategy.settle=0")
     library_of 'self.fleet.hosts[1]:run { "true" }'
     expect(0, nil, "lib", "update")
-    expect(1, "may not run commands on hosts", ".deployrt/lib/repository/acme.lua", "app.yml", "--force", "--set", "strategy.settle=0")
+    sh "mkdir strategies && ln -s .deployrt/lib/repository linked && ln -s ../linked/acme.lua strategies/sly.lua && ln -s linked/acme.lua sly.lua"
+    write("sly_too.lua", 'return require "linked.acme"')
+    for _, path in ipairs { ".deployrt/lib/repository/acme.lua", ".deployrt//lib/repository/acme.lua", "./.deployrt/./lib/repository/acme.lua",
+      ".deployrt/lib/../lib//repository/acme.lua", "linked/acme.lua", "./sly.lua", "sly", "sly_too.lua" } do
+      expect(1, "may not run commands on hosts", path, "app.yml", "--force", "--set", "strategy.settle=0")
+    end
+    sh "mv .deployrt/lib/repository elsewhere && ln -s ../../elsewhere .deployrt/lib/repository"
+    expect(1, "may not run commands on hosts", ".deployrt//lib/./repository/acme.lua", "app.yml", "--force", "--set", "strategy.settle=0")
     expect(0, nil, "stop", "app.yml", "--yes")
   end)
 
@@ -286,6 +293,18 @@ describe("a shared library", function()
     local balancer = "balancer: {type: .deployrt/lib/repository/edge.lua, options: {socket: /nowhere}}"
     app("{git: repository}", balancer)
     expect(2, "may not bring a driver", "check", "app.yml")
+    app("{git: repository, allow: [balancer, driver]}", balancer)
+    expect(0, nil, "lib", "install")
+    sh "ln -s .deployrt/lib/repository/edge.lua edge.lua"
+    for _, path in ipairs { ".deployrt//lib/repository/edge.lua", "./.deployrt/lib/./repository/edge.lua", dir .. "/.deployrt/lib//repository/edge.lua", "edge.lua" } do
+      app("{git: repository}", (balancer:gsub("type: [^,]+", "type: " .. path)))
+      expect(2, "may not bring a driver", "check", "app.yml")
+      app("{git: repository, allow: [driver]}", (balancer:gsub("type: [^,]+", "type: " .. path)))
+      expect(0, nil, "check", "app.yml")
+      sh "echo '-- x' >> .deployrt/lib/repository/edge.lua"
+      expect(2, "edge.lua is not what deployrt.lock says", "check", "app.yml")
+      expect(0, nil, "lib", "install")
+    end
     app("{git: repository, allow: [balancer, driver]}", balancer)
     expect(0, nil, "lib", "install")
     expect(0, nil, "check", "app.yml")

@@ -107,13 +107,13 @@ local function finish(app, tree, add)
     for key in path:gmatch("[^.]+") do node = type(node) == "table" and node[key] or nil end
     return node ~= nil and node ~= core.yaml.null
   end
+  app.file, app.dir = tree.file, core.fs.realpath(tree.file:match("^(.*/)[^/]*$") or ".") or "."
   rules.hosts(app, fail)
   rules.balancers(app, fail)
   rules.process(app, fail)
   rules.capacity(app, fail)
   rules.health(app, fail, given)
   rules.libraries(app, fail)
-  app.file, app.dir = tree.file, core.fs.realpath(tree.file:match("^(.*/)[^/]*$") or ".") or "."
   app.strategy = app.strategy or {}
   if not app.inventory then find_files(app.hosts, app.dir) end
   for _, balancer in ipairs(app.balancers) do

@@ -123,7 +123,7 @@ end
 ---@param path string
 --- Raises deployrt.Error: "library".
 function library.check_file(dir, path)
-  local name = library.of_path(path)
+  local name = library.of_path(path, dir)
   if not name then return end
   local locked = by_name(lock.read(dir))[name]
   verify(dir, locked or { name = name }, locked, "app.yml")
@@ -183,11 +183,28 @@ function Libraries:module(name, from)
   end
 end
 
---- The library that a path belongs to, and what it is there.
+--- A path without empty parts, "." and "..".
+local function tidy(path)
+  local parts = {}
+  for part in path:gmatch("[^/]+") do
+    if part == ".." and #parts > 0 and parts[#parts] ~= ".." then
+      parts[#parts] = nil
+    elseif part ~= "." then
+      parts[#parts + 1] = part
+    end
+  end
+  return "/" .. table.concat(parts, "/")
+end
+
+local inside = "/" .. folder:gsub("%p", "%%%0") .. "/([^/]+)/"
+
+--- The library that a file belongs to, however its path is written and whatever links it goes through.
 ---@param path string  as a user gives it: ".deployrt/lib/acme/waves.lua"
+---@param dir? string  where a relative path begins; default: the working directory
 ---@return string? name
-function library.of_path(path)
-  return path:match("%f[^/\0]" .. folder:gsub("%p", "%%%0") .. "/([^/]+)/")
+function library.of_path(path, dir)
+  if dir and path:sub(1, 1) ~= "/" then path = dir .. "/" .. path end
+  return (core.fs.realpath(path) or ""):match(inside) or tidy(path):match(inside)
 end
 
 --- What the code of a library may do; nil: everything, for what is no library's.

@@ -126,6 +126,12 @@ end
 ---@field path string      as people are told of it
 ---@field library? string  the shared library that it is of
 
+--- A script of the user's; a path may lead into a library.
+local function own_source(path)
+  local text = read(path)
+  return text and { text = text, path = path, library = library.of_path(path) }
+end
+
 --- Finds a strategy by path, in ./strategies, in the shared libraries, then among the built-in ones.
 ---@param name string
 ---@param libraries? deployrt.Libraries
@@ -133,15 +139,15 @@ end
 --- Raises deployrt.Error: "strategy", "library".
 function strategy.find(name, libraries)
   if name:find("/", 1, true) or name:find("%.lua$") then
-    local text = read(name)
-    if not text and name:find("^strategies/") then text = strategy.embedded and strategy.embedded(name) end
-    if text then return { text = text, path = name, library = library.of_path(name) } end
+    local own = own_source(name)
+    if own then return own end
+    local text = name:find("^strategies/") and strategy.embedded and strategy.embedded(name)
+    if text then return { text = text, path = name } end
     errors.raise("strategy", ("%s: no such file"):format(name))
   end
-  local text, path = read(("strategies/%s.lua"):format(name)), ("strategies/%s.lua"):format(name)
-  local shared = not text and libraries and libraries:strategy(name)
-  if shared then return shared end
-  if not text then text, path = built_in(name) end
+  local own = own_source(("strategies/%s.lua"):format(name)) or libraries and libraries:strategy(name)
+  if own then return own end
+  local text, path = built_in(name)
   if text then return { text = text, path = path } end
   local close = suggest.closest(name, strategy.names())
   errors.raise("strategy", ("no strategy is named '%s'%s; there are: %s"):format(name,
@@ -160,8 +166,8 @@ local function module_source(loading, name, from)
   if loading.kept then return loading.kept["module " .. name] end
   local path = name:gsub("%.", "/") .. ".lua"
   for _, place in ipairs(from.library and {} or { from.path:match("^(.*/)[^/]*$") or "", "" }) do
-    local text = read(place .. path)
-    if text then return { text = text, path = place .. path } end
+    local own = own_source(place .. path)
+    if own then return own end
   end
   return loading.libraries and loading.libraries:module(name, from.library)
 end

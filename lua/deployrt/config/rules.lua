@@ -226,7 +226,7 @@ function rules.libraries(app, fail)
   end
   app.require = list
   for i, each in ipairs(app.balancers or {}) do
-    local path, name = #app.balancers > 1 and ("balancer[%d]"):format(i) or "balancer", library.of_path(each.type or "")
+    local path, name = #app.balancers > 1 and ("balancer[%d]"):format(i) or "balancer", library.of_path(each.type or "", app.dir)
     local allow = table.concat(name and by_name[name] and by_name[name].allow or {}, " ")
     if name and not allow:find("driver", 1, true) then
       fail(path .. ".type", ("%s.type: the library %s may not bring a driver, which has all rights: if you trust it with that, "
