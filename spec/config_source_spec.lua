@@ -1,4 +1,5 @@
 local config = require "deployrt.config"
+local sandbox = require "deployrt.sandbox"
 local schema = require "deployrt.schema"
 
 local directory
@@ -195,6 +196,23 @@ describe("a strategy's options", function()
     assert.equal("strategy 'mine': option 'o' has no type of items", declared { type = "list" })
     assert.equal("strategy 'mine': option 'o' has no type", declared {})
     assert.equal("strategy 'mine': option 'o' is declared by a table with a type", declared("5s"))
+  end)
+
+  it("are matched for so long and no longer", function()
+    local before = sandbox.limits
+    sandbox.limits = setmetatable({ instructions = 4e6 }, { __index = before })
+    local slow, text = (".-"):rep(20) .. "b", ("a"):rep(30000)
+    for _, case in ipairs {
+      { { type = "string", pattern = slow, default = text } }, { { type = "string", pattern = slow }, text },
+      { { type = "string", values = { "x" }, beside = slow }, text },
+      { { type = "map", of = "any", names = slow }, { [text] = 1 } },
+      { { type = "list", of = { type = "object", keys = { k = { type = "string", pattern = slow } } } }, { { k = text } } },
+    } do
+      local ok, err = pcall(schema.validate_options, { fine = { type = "integer" }, o = case[1] }, { o = case[2] }, function() return "app.yml" end, "mine")
+      assert.is_false(ok)
+      assert.equal("strategy 'mine': option 'o' cannot be checked: ran 4 million instructions without waiting: is this an endless loop?", err.message)
+    end
+    sandbox.limits = before
   end)
 end)
 

@@ -1,8 +1,10 @@
 -- schema.lua -- Every key of app.yml, declared once: validation, defaults, suggestions and the JSON Schema come from it.
 local check = require "deployrt.config.check"
+local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local json = require "deployrt.config.json"
 local permission = require "deployrt.permission"
+local sandbox = require "deployrt.sandbox"
 local version = require "deployrt.library.version"
 
 local schema = {}
@@ -230,7 +232,7 @@ end
 
 --- A place for options of strategies: `locate` knows the file, and every failure goes to `problems`.
 local function option_place(locate, path, problems)
-  local at = { null = require("deployrt.core").yaml.null }
+  local at = { null = core.yaml.null }
   at.fail = function(message)
     local text_of_place = locate(path)
     problems[#problems + 1] = ("%s: %s"):format(text_of_place, message)
@@ -280,20 +282,13 @@ local function unknown_options(options, values, place, name, problems)
   end
 end
 
---- Checks the options of a strategy against its declarations, and fills in the defaults.
---- Durations become seconds, percents numbers from 0 to 100, amounts {count=} or {percent=}.
----@param options table<string, deployrt.Spec>
----@param values? table                   as written below `strategy:`
----@param place fun(path: string): string, table?  "app.yml:30:14", as app.place
----@param name string                     of the strategy
----@return table
---- Raises deployrt.Error: "config" (all that is wrong, a line each), "strategy" (a wrong declaration).
-function schema.validate_options(options, values, place, name)
-  local out, problems, null = {}, {}, require("deployrt.core").yaml.null
-  values = values or {}
+--- All options, in order; `started(key)` hears which is next.
+local function check_options(options, values, place, name, started)
+  local out, problems, null = {}, {}, core.yaml.null
   for key, option in pairs(options) do check_declaration(option, key, name) end
   unknown_options(options, values, place, name, problems)
   for _, key in ipairs(check.names_of(options)) do
+    started(key)
     local option, value = options[key], values[key]
     local at = option_place(place, "strategy." .. key, problems)
     if value ~= nil and value ~= null then
@@ -304,6 +299,23 @@ function schema.validate_options(options, values, place, name)
       out[key] = option_default(option, key, name)
     end
   end
+  return out, problems
+end
+
+--- Checks the options of a strategy against its declarations, and fills in the defaults. What a script declares is matched under
+--- a script's limits: a pattern may try forever.
+--- Durations become seconds, percents numbers from 0 to 100, amounts {count=} or {percent=}.
+---@param options table<string, deployrt.Spec>
+---@param values? table                   as written below `strategy:`
+---@param place fun(path: string): string, table?  "app.yml:30:14", as app.place
+---@param name string                     of the strategy
+---@return table
+--- Raises deployrt.Error: "config" (all that is wrong, a line each), "strategy" (a wrong declaration).
+function schema.validate_options(options, values, place, name)
+  local current = ""
+  local ok, out, problems = core.confined(sandbox.limits, check_options, options, values or {}, place, name, function(key) current = key end)
+  if not ok and errors.wrap(out).code ~= "limit" then error(out, 0) end
+  if not ok then errors.raise("strategy", ("strategy '%s': option '%s' cannot be checked: %s"):format(name, current, out.message)) end
   if #problems > 0 then errors.raise("config", table.concat(problems, "\n"), { problems = problems }) end
   return out
 end
