@@ -1,4 +1,5 @@
 local config = require "deployrt.config"
+local declaration = require "deployrt.config.declaration"
 local sandbox = require "deployrt.sandbox"
 local schema = require "deployrt.schema"
 
@@ -184,18 +185,41 @@ describe("a strategy's options", function()
     assert.equal("app.yml:3:12: strategy.gap: expected true or false, got nothing", refused("{gap: [~]}"):gsub("a list", "nothing"))
   end)
 
-  it("that are declared wrongly are the author's error", function()
-    local function declared(option)
-      local ok, err = pcall(schema.validate_options, { o = option }, {}, function() return "app.yml" end, "mine")
+  it("that are declared wrongly are the author's error, one that names the option", function()
+    local function declared(option, key)
+      local ok, err = pcall(declaration.check, { [key or "o"] = option }, "mine")
       assert.is_false(ok)
-      assert.equal("strategy", err.code)
-      return err.message
+      assert.equal("strategy", err.code, err.message)
+      return (err.message:gsub("^strategy 'mine': ", ""))
     end
-    assert.equal("strategy 'mine': option 'o' has the unknown type 'durtion' (did you mean 'duration'?)", declared { type = "durtion" })
-    assert.matches("the default of option 'o': expected a duration with its unit", declared { type = "duration", default = 5 })
-    assert.equal("strategy 'mine': option 'o' has no type of items", declared { type = "list" })
-    assert.equal("strategy 'mine': option 'o' has no type", declared {})
-    assert.equal("strategy 'mine': option 'o' is declared by a table with a type", declared("5s"))
+    assert.equal("option 'o' has the unknown type 'durtion' (did you mean 'duration'?)", declared { type = "durtion" })
+    assert.equal("the default of option 'o': expected a duration with its unit, such as \"5s\", got 5", declared { type = "duration", default = 5 })
+    assert.equal("option 'o' has no type of items", declared { type = "list" })
+    assert.equal("option 'o' has no type", declared {})
+    assert.equal("option 'o' is declared by a table with a type", declared("5s"))
+    for says, option in pairs {
+      ["option 'o': `values` is a list of texts, not 'abc'"] = { type = "string", values = "abc" },
+      ["option 'o': `values` is a list of texts, not a table"] = { type = "string", values = { {} } },
+      ["option 'o': `min` is a number, not 'x'"] = { type = "integer", min = "x" },
+      ["option 'o': `longest` is a whole number, not 'x'"] = { type = "string", longest = "x" },
+      ["option 'o': `doc` is a text, not a table"] = { type = "string", doc = {} },
+      ["option 'o': `keys` is a table of declarations by name, not 5"] = { type = "object", keys = 5 },
+      ["option 'o' is an object, and has no `keys`"] = { type = "object" },
+      ["option 'o': the type ports needs `lowest` and `highest`"] = { type = "ports" },
+      ["an item of option 'o' has no type of items"] = { type = "list", of = "list" },
+      ["key 'k' of an item of option 'o': `min` is a number, not a table"] = { type = "list", of = { type = "object", keys = { k = { type = "number", min = {} } } } },
+      ["option 'o': `pattern` is a pattern of Lua, not '%': malformed pattern (ends with '%')"] = { type = "string", pattern = "%" },
+      ["option 'o': `beside` is a pattern of Lua, not 'ab(': unfinished capture"] = { type = "string", values = { "a" }, beside = "ab(" },
+      ["option 'o': a declaration has no key 'defualt' (did you mean 'default'?)"] = { type = "string", defualt = "x" },
+      ["option 'o': a declaration has no key [1]"] = { type = "string", "x" },
+      ["the default of key 'k' of an item of option 'o': expected a whole number, got \"x\""] = { type = "list", of = { type = "object",
+        keys = { k = { type = "integer", default = "x" } } } },
+    } do assert.equal(says, declared(option)) end
+    assert.matches("an option's name is of letters, digits and _, at most 40, and not 1", declared({ type = "string" }, 1))
+    assert.matches("and not '%?%[2J'", declared({ type = "string" }, "\27[2J"))
+    assert.matches("not 'aaaaa", declared({ type = "string" }, ("a"):rep(1000)))
+    declaration.check({ o = { type = "list", of = "percent", least = 1, default = { "1%" } }, ["a-b"] = { type = "map", of = { either = {
+      { type = "string", pattern = "^(%a)%1%f[%W]()[^]%]]-$" }, { type = "list", of = "any" } } } } }, "mine")
   end)
 
   it("are matched for so long and no longer", function()

@@ -171,6 +171,7 @@ describe("the sandbox's patterns", function()
   it("match as the string library does, also where they match in Lua", function()
     local filler = (" "):rep(20)
     for _, patt in ipairs(patterns) do
+      assert.is_nil(pattern.problem(patt), patt)
       for _, each in ipairs(texts) do
         for _, long in ipairs { each, each .. filler:rep(6) .. each } do
           -- a pattern of more than a hundred bytes is never taken to be quick
@@ -193,6 +194,8 @@ describe("the sandbox's patterns", function()
         assert.is_false((pcall(string[name], long, patt)), patt)
         assert.is_false((pcall(pattern[name], long, patt)), patt)
       end
+      assert.truthy(pattern.problem(patt), patt)
+      assert.truthy(pattern.problem("a+b" .. patt), patt)
     end
   end)
 end)

@@ -1,10 +1,10 @@
 -- schema.lua -- Every key of app.yml, declared once: validation, defaults, suggestions and the JSON Schema come from it.
 local check = require "deployrt.config.check"
 local core = require "deployrt.core"
+local declaration = require "deployrt.config.declaration"
 local errors = require "deployrt.errors"
 local json = require "deployrt.config.json"
 local permission = require "deployrt.permission"
-local sandbox = require "deployrt.sandbox"
 local version = require "deployrt.library.version"
 
 local schema = {}
@@ -246,31 +246,6 @@ local function option_place(locate, path, problems)
   return at
 end
 
-local function check_declaration(option, key, name)
-  if type(option) ~= "table" then
-    errors.raise("strategy", ("strategy '%s': option '%s' is declared by a table with a type"):format(name, key))
-  end
-  local used = { option.type, type(option.of) == "table" and option.of.type or option.of }
-  for _, each in pairs(used) do
-    local known, hint = check.known_type(each)
-    if not known then
-      errors.raise("strategy", ("strategy '%s': option '%s' has the unknown type '%s'%s"):format(name, key, tostring(each), hint))
-    end
-  end
-  if option.type == nil or option.type == "list" and option.of == nil then
-    errors.raise("strategy", ("strategy '%s': option '%s' has no type%s"):format(name, key, option.type and " of items" or ""))
-  end
-end
-
-local function option_default(option, key, name)
-  if option.default == nil then return nil end
-  local problems = {}
-  local at = option_place(function() return ("strategy '%s'"):format(name) end, "", problems)
-  local value = check.value(option.default, option, at, ("the default of option '%s'"):format(key))
-  if #problems > 0 then errors.raise("strategy", table.concat(problems, "\n")) end
-  return value
-end
-
 local function unknown_options(options, values, place, name, problems)
   local suggest = require "deployrt.suggest"
   for _, key in ipairs(check.names_of(values)) do
@@ -283,9 +258,8 @@ local function unknown_options(options, values, place, name, problems)
 end
 
 --- All options, in order; `started(key)` hears which is next.
-local function check_options(options, values, place, name, started)
+local function check_options(started, options, values, place, name)
   local out, problems, null = {}, {}, core.yaml.null
-  for key, option in pairs(options) do check_declaration(option, key, name) end
   unknown_options(options, values, place, name, problems)
   for _, key in ipairs(check.names_of(options)) do
     started(key)
@@ -295,27 +269,23 @@ local function check_options(options, values, place, name, started)
       out[key] = check.value(value, option, at, "strategy." .. key)
     elseif option.required then
       at.fail(("strategy '%s' needs the option '%s'"):format(name, key))
-    else
-      out[key] = option_default(option, key, name)
+    elseif option.default ~= nil then
+      out[key] = check.value(option.default, option, at, "strategy." .. key)
     end
   end
   return out, problems
 end
 
---- Checks the options of a strategy against its declarations, and fills in the defaults. What a script declares is matched under
---- a script's limits: a pattern may try forever.
+--- Checks the options of a strategy against its declarations, and fills in the defaults.
 --- Durations become seconds, percents numbers from 0 to 100, amounts {count=} or {percent=}.
----@param options table<string, deployrt.Spec>
+---@param options table<string, deployrt.Spec>  as strategy.load has checked them
 ---@param values? table                   as written below `strategy:`
 ---@param place fun(path: string): string, table?  "app.yml:30:14", as app.place
 ---@param name string                     of the strategy
 ---@return table
---- Raises deployrt.Error: "config" (all that is wrong, a line each), "strategy" (a wrong declaration).
+--- Raises deployrt.Error: "config" (all that is wrong, a line each), "strategy" (a declaration that cannot be checked).
 function schema.validate_options(options, values, place, name)
-  local current = ""
-  local ok, out, problems = core.confined(sandbox.limits, check_options, options, values or {}, place, name, function(key) current = key end)
-  if not ok and errors.wrap(out).code ~= "limit" then error(out, 0) end
-  if not ok then errors.raise("strategy", ("strategy '%s': option '%s' cannot be checked: %s"):format(name, current, out.message)) end
+  local out, problems = declaration.limited(name, check_options, options, values or {}, place, name)
   if #problems > 0 then errors.raise("config", table.concat(problems, "\n"), { problems = problems }) end
   return out
 end

@@ -1,5 +1,6 @@
 -- strategy.lua -- What a strategy is: define, extend, find and load, and make one ready to run.
 local core = require "deployrt.core"
+local declaration = require "deployrt.config.declaration"
 local analysis_options = require "deployrt.analysis.options"
 local errors = require "deployrt.errors"
 local read = require("deployrt.file").read
@@ -21,6 +22,10 @@ end
 local function check_definition(definition)
   if type(definition) ~= "table" then errors.raise("strategy", "strategy.define expects a table") end
   if type(definition.name) ~= "string" then errors.raise("strategy", "a strategy needs a name") end
+  if type(definition.options or {}) ~= "table" then
+    errors.raise("strategy", ("strategy '%s': `options` is a table of declarations by name"):format(definition.name))
+  end
+  if type(definition.api) == "string" then errors.raise("strategy", ("strategy '%s': api is a number: say api = %d"):format(definition.name, api)) end
   if definition.api ~= api then
     errors.raise("strategy", ("strategy '%s' is written for api %s; this deployrt has api %d: %s"):format(definition.name,
       tostring(definition.api), api, (tonumber(definition.api) or 0) > api and "use a newer deployrt" or "say api = 1 once you have read the guide"))
@@ -72,6 +77,9 @@ end
 ---@param overrides {name: string, summary?: string, options?: table}
 ---@return deployrt.Strategy
 local function extend(parent, overrides)
+  if type(parent) ~= "table" or type(parent.options) ~= "table" or type(overrides) ~= "table" or type(overrides.options or {}) ~= "table" then
+    errors.raise("usage", "strategy.extend takes a strategy or its name, and a table with a name; its `options` are a table of declarations")
+  end
   local options = {}
   for name, option in pairs(parent.options) do options[name] = option end
   for name, option in pairs(overrides.options or {}) do options[name] = option end
@@ -186,16 +194,27 @@ local function functions_of(value)
   return found
 end
 
+--- What it needs of the balancers.
+local function needs_of(body, name)
+  local needs = membrane.import(body.needs)
+  if needs == nil then return nil end
+  for _, each in ipairs(type(needs) == "table" and needs or { false }) do
+    if type(each) ~= "string" then errors.raise("strategy", ("strategy '%s': `needs` is a list such as { \"share\" }"):format(name)) end
+  end
+  return needs
+end
+
 --- What the runtime needs to know of a script's strategy, read once, under the script's limits: all else stays in `body`.
 local function describe(path)
   return function(body)
     if type(body) ~= "table" or type(body.deploy) ~= "function" then
       errors.raise("strategy", ("%s: a strategy script returns what strategy.define gave it, with a method `deploy`"):format(path))
     end
-    local check = body.check
+    local check, name, options = body.check, text_of(body.name) or path, membrane.import(body.options or {})
+    declaration.check(options, name)
     return {
-      body = body, name = text_of(body.name) or path, summary = text_of(body.summary), options = membrane.import(body.options or {}),
-      needs = membrane.import(body.needs), groups = body.groups == true, deploy = body.deploy, check = type(check) == "function" and check or nil,
+      body = body, name = name, summary = text_of(body.summary), options = options,
+      needs = needs_of(body, name), groups = body.groups == true, deploy = body.deploy, check = type(check) == "function" and check or nil,
       invariants = functions_of(body.invariants),
     }
   end

@@ -360,4 +360,50 @@ function pattern.gsub(text, patt, replacement, most)
   return table.concat(parts), count
 end
 
+local repetitions = { [star] = true, [plus] = true, [dash] = true, [question] = true }
+
+--- Where the item after one that matches by rules of its own begins; nil for one that does not.
+local function special_end(m, p, second, closed)
+  if second == letter_b then
+    if p + 3 > #m.pattern then error("malformed pattern (missing arguments to '%b')", 0) end
+    return p + 4
+  elseif second == letter_f then
+    if byte(m.pattern, p + 2) ~= bracket then error("missing '[' after '%f' in pattern", 0) end
+    return item_end(m, p + 2)
+  elseif second and second >= zero and second <= nine then
+    if not closed[second - zero] then error(("invalid capture index %%%d"):format(second - zero), 0) end
+    return p + 2
+  end
+end
+
+--- Goes through a pattern, whatever it would be matched with.
+local function walk(m)
+  local p, count, groups, closed = byte(m.pattern, 1) == caret and 2 or 1, 0, {}, {}
+  while p <= #m.pattern do
+    local kind, second = byte(m.pattern, p, p + 1)
+    local special = kind == percent and special_end(m, p, second, closed)
+    if special then
+      p = special
+    elseif kind == open_group then
+      p, count, groups[#groups + 1] = p + 1, count + 1, count + 1
+      if count > 32 then error("too many captures", 0) end
+    elseif kind == close_group then
+      if #groups == 0 then error("invalid pattern capture", 0) end
+      p, closed[table.remove(groups)] = p + 1, true
+    else
+      p = item_end(m, p)
+      if repetitions[byte(m.pattern, p)] then p = p + 1 end
+    end
+  end
+  if #groups > 0 then error("unfinished capture", 0) end
+end
+
+--- What makes a pattern malformed; nil when nothing does.
+---@param patt string
+---@return string?
+function pattern.problem(patt)
+  local ok, problem = pcall(walk, { pattern = patt })
+  return not ok and problem or nil
+end
+
 return pattern

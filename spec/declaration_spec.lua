@@ -1,0 +1,37 @@
+-- declaration_spec.lua -- What a script says of its strategy: shown by help, and refused in one line where it is wrong.
+local fixture = require "spec.support.fixture"
+
+describe("what a script declares", function()
+  local dir
+
+  setup(function() dir = fixture.dir() end)
+  teardown(fixture.cleanup)
+
+  --- `deployrt help` of a strategy whose definition has this.
+  local function help(definition, more)
+    fixture.write(dir .. "/own.lua", ("local strategy = require 'deployrt.strategy'\nlocal own = strategy.define { name = 'own', api = 1, %s }\n%s\n%s"):format(
+      definition, more or "", "function own:deploy() end\nreturn own\n"))
+    return fixture.run({ fixture.deployrt(), "help", "./own.lua" }, { cwd = dir })
+  end
+
+  local function refused(says, definition, more)
+    local run = help(definition, more)
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    assert.equal(("deployrt: strategy 'own': %s\n"):format(says), run.stderr)
+  end
+
+  it("is shown with its defaults, nested ones too", function()
+    local run = help "options = { a = { type = 'list', of = 'any', default = { { 1 }, { b = 2 } }, doc = 'some' } }"
+    assert.equal(0, run.exit, run.stderr)
+    assert.matches("a          list      default %[%[1%], {b: 2}%] +some\n", run.stdout)
+  end)
+
+  it("is refused where it is wrong, before anybody uses it", function()
+    refused("option 'a': `values` is a list of texts, not 'abc'", "options = { a = { type = 'string', values = 'abc' } }")
+    refused("option 'a': `min` is a number, not 'x'", "", "own.options.a = { type = 'integer', min = 'x' }")
+    refused("`options` is a table of declarations by name", "options = 5")
+    refused("`options` is a table of declarations by name, not 5", "", "own.options = 5")
+    refused("`needs` is a list such as { \"share\" }", "needs = 'share'")
+    refused("api is a number: say api = 1", "api = '1'")
+  end)
+end)
