@@ -26,12 +26,22 @@ describe("what a script declares", function()
     assert.matches("a          list      default %[%[1%], {b: 2}%] +some\n", run.stdout)
   end)
 
+  it("has the timeout of every strategy, with a default of its own or without", function()
+    assert.matches("timeout +duration  default 5m ", help("options = { timeout = { type = 'duration', default = '5m' } }").stdout)
+    assert.matches("timeout +duration  default 1h ", help("", "own.options = {}").stdout)
+  end)
+
   it("is refused where it is wrong, before anybody uses it", function()
     refused("option 'a': `values` is a list of texts, not 'abc'", "options = { a = { type = 'string', values = 'abc' } }")
     refused("option 'a': `min` is a number, not 'x'", "", "own.options.a = { type = 'integer', min = 'x' }")
     refused("`options` is a table of declarations by name", "options = 5")
     refused("`options` is a table of declarations by name, not 5", "", "own.options = 5")
     refused("`needs` is a list such as { \"share\" }", "needs = 'share'")
+    refused("option 'timeout' is the runtime's own, a duration: it may have another default, but no other type",
+      "options = { timeout = { type = 'string', default = 'never' } }")
+    refused("option 'timeout' is the runtime's own, a duration: it may have another default, but no other type", "",
+      "own = strategy.extend('rolling', { name = 'own', options = { timeout = { type = 'any' } } })")
+    refused("option 'route' is the runtime's own, a list: it may have another default, but no other type", "options = { route = { type = 'string' } }")
     refused("api is a number: say api = 1", "api = '1'")
   end)
 end)

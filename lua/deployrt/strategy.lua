@@ -194,6 +194,20 @@ local function functions_of(value)
   return found
 end
 
+--- Options that the runtime itself looks at: a strategy may declare them with another default, and not as something else.
+local function keep_own(options, name)
+  if type(options) ~= "table" then return end
+  for key, spec in pairs(options_of_all()) do options[key] = options[key] or spec end
+  for key, spec in pairs(together(options_of_all(), route.options)) do
+    local option = options[key]
+    if type(option) == "table" and option.type ~= spec.type then
+      errors.raise("strategy", ("strategy '%s': option '%s' is the runtime's own, a %s: it may have another default, but no other type"):format(
+        name, key, spec.type))
+    end
+    if type(option) == "table" then option.of = spec.of end
+  end
+end
+
 --- What it needs of the balancers.
 local function needs_of(body, name)
   local needs = membrane.import(body.needs)
@@ -211,6 +225,7 @@ local function describe(path)
       errors.raise("strategy", ("%s: a strategy script returns what strategy.define gave it, with a method `deploy`"):format(path))
     end
     local check, name, options = body.check, text_of(body.name) or path, membrane.import(body.options or {})
+    keep_own(options, name)
     declaration.check(options, name)
     return {
       body = body, name = name, summary = text_of(body.summary), options = options,
