@@ -107,14 +107,22 @@ describe("a shared library", function()
     for _, damage in ipairs {
       { "echo '-- x' >> %swaves.lua", "acme/waves.lua is not what deployrt.lock says" }, { "rm %sname.lua", "acme/name.lua is missing" },
       { "echo 'return 1' > %sother.lua", "acme/other.lua is not in deployrt.lock" },
+      { "cd %s && ln -s nowhere a && ln -s b b && ln -s . c && mkfifo d.lua", "acme/a is not in deployrt.lock" },
+      { "mv %sname.lua . && ln -s ../../../../name.lua %sname.lua", "acme/name.lua is not what deployrt.lock says" },
+      { "rm %sname.lua && mkfifo %sname.lua", "acme/name.lua is not what deployrt.lock says" },
     } do
-      sh(damage[1]:format(place))
+      sh((damage[1]:gsub("%%s", place)))
+      expect(0, "not as locked", "lib", "list")
       for _, argv in ipairs { { "waves", "app.yml" }, { "rolling", "app.yml" }, { "plan", "waves", "app.yml" }, { "lib", "verify" } } do
         expect(2, damage[2], table.unpack(argv))
       end
       expect(0, "installed", "lib", "install")
       expect(0, nil, "lib", "verify")
     end
+    sh "rm -rf .deployrt/lib/repository && ln -s repository .deployrt/lib/repository"
+    expect(2, "is not installed here", "lib", "verify")
+    expect(0, "installed", "lib", "install")
+    expect(0, nil, "lib", "verify")
     assert.equal("", sh "ls -A .deployrt/lib | grep -v '^repository$' || true")
   end)
 
@@ -134,6 +142,27 @@ describe("a shared library", function()
     expect(2, "deployrt.lock has another repository (v1)", "waves", "app.yml")
     expect(0, nil, "lib", "install")
     expect(0, "second: Rolling", "help", "waves")
+  end)
+
+  it("whose lock is damaged says so, and `update` writes it anew; an empty one locks nothing", function()
+    app(repository "v1")
+    expect(0, nil, "lib", "install")
+    local lock = fixture.read(dir .. "/deployrt.lock")
+    for text, says in pairs { ["<<<<<<< HEAD\n" .. lock] = "deployrt.lock is damaged", ["7"] = "deployrt.lock is damaged", ["text"] = "deployrt.lock is damaged",
+      ["lock: 1\nlibraries: [~]"] = "deployrt.lock is damaged", [lock:gsub('ref: "v1"', "ref: 1.5")] = "deployrt.lock is damaged",
+      ["lock: 1\nlibraries: [{name: a, files: {x: 1}}]"] = "deployrt.lock is damaged", ["lock: 2"] = "of another format", ["[]"] = "of another format" } do
+      write("deployrt.lock", text)
+      for _, action in ipairs { "verify", "list", "install" } do expect(2, says, "lib", action) end
+      expect(0, nil, "lib", "update")
+      assert.equal(lock, fixture.read(dir .. "/deployrt.lock"))
+    end
+    for _, text in ipairs { "", "# nothing\n", "~" } do
+      write("deployrt.lock", text)
+      expect(2, "the library repository is not in deployrt.lock: run `deployrt lib install", "waves", "app.yml")
+      expect(0, "not locked", "lib", "list")
+      expect(0, "installed, and locked", "lib", "install")
+      assert.equal(lock, fixture.read(dir .. "/deployrt.lock"))
+    end
   end)
 
   it("that cannot be had leaves what was there", function()

@@ -45,25 +45,33 @@ function library.is_wanted(wanted, locked)
   return not wanted.rock or version.fits(locked.version or "", wanted.version)
 end
 
---- Paths of all files below a directory, sorted.
-local function files_below(directory, prefix, found)
+--- Paths of all files below a directory, sorted, and of what is neither a file nor a directory: links and pipes, which no
+--- library has, and which are not followed.
+local function files_below(directory, prefix, files, others)
+  local real = core.fs.realpath(directory)
   for _, name in ipairs(core.fs.list(directory) or {}) do
     local path = directory .. "/" .. name
-    if core.fs.stat(path).type == "directory" then
-      files_below(path, prefix .. name .. "/", found)
+    local facts = core.fs.realpath(path) == real .. "/" .. name and core.fs.stat(path)
+    if facts and facts.type == "directory" then
+      files_below(path, prefix .. name .. "/", files, others)
     else
-      found[#found + 1] = prefix .. name
+      table.insert(facts and facts.type == "file" and files or others, prefix .. name)
     end
   end
-  return found
+  return files, others
 end
 
---- SHA-256 of every file of a library's directory, by path.
+--- SHA-256 of every file of a library's directory, by path; of what is no file, or cannot be read, something that is none.
 ---@param directory string
 ---@return table<string, string>
 function library.sums(directory)
   local sums = {}
-  for _, path in ipairs(files_below(directory, "", {})) do sums[path] = core.sha256(read(directory .. "/" .. path) or "") end
+  local files, others = files_below(directory, "", {}, {})
+  for _, path in ipairs(files) do
+    local text = read(directory .. "/" .. path)
+    sums[path] = text and core.sha256(text) or "none"
+  end
+  for _, path in ipairs(others) do sums[path] = "none" end
   return sums
 end
 
@@ -157,7 +165,7 @@ end
 function Libraries:strategy(name)
   local found, places = nil, {}
   for _, each in ipairs(self.list) do
-    for _, path in ipairs(files_below(self.dir .. "/" .. library.folder(each.name), "", {})) do
+    for _, path in ipairs((files_below(self.dir .. "/" .. library.folder(each.name), "", {}, {}))) do
       if path == name .. ".lua" or path:match("^[^/]+/([^/]+)%.lua$") == name then
         found = source(self, each.name, path)
         places[#places + 1] = found.path

@@ -74,9 +74,19 @@ end
 ---@field now string
 ---@field fetched boolean
 
+--- What is locked, by name. A lock that cannot be read is none to those who take the newest of everything.
+local function locked_before(app, is_new)
+  local ok, list = pcall(lock.read, app.dir)
+  local before = {}
+  for _, wanted in ipairs(app.require) do
+    if not ok and not is_new(wanted) then error(list, 0) end
+  end
+  for _, each in ipairs(ok and list or {}) do before[each.name] = each end
+  return before
+end
+
 local function bring(place, app, is_new, change)
-  local before, list, fetched = {}, {}, {}
-  for _, each in ipairs(lock.read(app.dir)) do before[each.name] = each end
+  local before, list, fetched = locked_before(app, is_new), {}, {}
   for i, wanted in ipairs(app.require) do
     local locked = before[wanted.name]
     local keep = not is_new(wanted) and library.is_wanted(wanted, locked) and locked or nil
