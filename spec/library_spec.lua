@@ -218,7 +218,15 @@ describe("a shared library", function()
     app '{rock: acme, version: ">= 1.2", server: rocks}'
     expect(0, "acme 2.0-1: installed", "lib", "install")
     app '{rock: acme, version: ">= 3", server: rocks}'
-    expect(2, "no version of the rock acme fits '>= 3'", "lib", "install")
+    sh "luarocks-admin make-manifest rocks > /dev/null && for each in rocks/*.rockspec; do cp rocks/acme-2.0-1.tar.gz ${each%.rockspec}.src.rock; done"
+    sh "luarocks-admin make-manifest rocks > /dev/null"
+    assert.matches("fits '>= 3'; at rocks there are: [^\n]*2.0%-1", expect(2, nil, "lib", "install").stderr)
+    local listed = {}
+    for each in expect(2, nil, "lib", "install").stderr:match("there are: ([^\n]*)"):gmatch("[^, ]+") do
+      assert.is_nil(listed[each], each)
+      listed[each] = true
+    end
+    sh "rm rocks/*.src.rock && luarocks-admin make-manifest rocks > /dev/null"
     server { { "2.0-1", dependencies = "" } }
     sh "echo 'return 1' > source/acme/acme/name.lua && tar -czf rocks/acme-2.0-1.tar.gz -C source acme && rm -rf .deployrt"
     app '{rock: acme, version: ">= 1.2", server: rocks}'

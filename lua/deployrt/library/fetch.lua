@@ -39,9 +39,10 @@ end
 --- The newest version of a rock that fits.
 local function choose_version(job, wanted)
   local listing, said = run(job, luarocks(job, wanted, { "search", "--porcelain", wanted.rock }), "looking for the rock " .. wanted.rock)
-  local best, all = nil, {}
+  local best, all, seen = nil, {}, {} -- a version is listed once for each form that the server has of it
   for name, each in listing:gmatch("([^\t\n]+)\t([^\t\n]+)\t[^\n]*") do
-    if name == wanted.rock then
+    if name == wanted.rock and not seen[each] then
+      seen[each] = true
       all[#all + 1] = each
       if version.fits(each, wanted.version) and (not best or version.compare(each, best) > 0) then best = each end
     end
