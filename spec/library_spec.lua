@@ -165,6 +165,34 @@ describe("a shared library", function()
     end
   end)
 
+  it("is installed beside any other, whatever the two are called", function()
+    repository "v1"
+    app("{git: repository, path: lua, name: acme}, {git: repository, path: lua, name: work-acme}, {git: repository, path: lua, name: old-acme}, "
+      .. "{git: repository, path: lua, name: work}, {git: repository, path: lua, name: new}")
+    for _, action in ipairs { "install", "update" } do
+      expect(0, "work-acme", "lib", action)
+      expect(0, "5 libraries", "lib", "verify")
+    end
+  end)
+
+  it("leaves nothing half done for long: the next install removes what a killed one left, and nothing of one that works", function()
+    app(repository "v1")
+    local log, lib = dir .. "/log", dir .. "/.deployrt/lib"
+    write("bin/git", ("#!/bin/sh\necho $$ > %s/in_git; exec sleep 60\n"):format(dir))
+    sh "chmod +x bin/git && mkdir -p .deployrt/lib/.part-17000000000 && touch -d '2 hours ago' .deployrt/lib/.part-17000000000"
+    local env = { HOME = home, TERM = "dumb", PATH = dir .. "/bin:" .. os.getenv("PATH") }
+    local pid = fixture.start({ fixture.deployrt(), "lib", "install" }, { cwd = dir, env = env, log = log })
+    local git = fixture.eventually(function() return (fixture.read(dir .. "/in_git") or ""):match("%d+\n") end, 20, "the fetching")
+    assert.equal("1\n", sh(("ls -d %s/.part-* | wc -l"):format(lib)))
+    expect(0, "installed", "lib", "install")
+    assert.equal("1\n", sh(("ls -d %s/.part-* | wc -l"):format(lib)))
+    fixture.signal(pid, "KILL")
+    fixture.signal(git:match("%d+"), "KILL")
+    fixture.eventually(function() return not fixture.alive(pid) end, 20, "its end")
+    expect(0, "is there", "lib", "install")
+    assert.equal("0\n", sh(("ls -d %s/.part-* 2> /dev/null | wc -l"):format(lib)))
+  end)
+
   it("that cannot be had leaves what was there", function()
     app(repository "v1")
     expect(0, nil, "lib", "install")

@@ -4,6 +4,7 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local fetch = require "deployrt.library.fetch"
 local library = require "deployrt.library"
+local life = require "deployrt.lock"
 local lock = require "deployrt.library.lock"
 
 local install = {}
@@ -30,7 +31,7 @@ end
 
 --- Fetches one library into `to`; returns its part of the lock.
 local function fetch_one(place, wanted, locked, to)
-  local work = ("%s/work-%s"):format(place.part, wanted.name)
+  local work = ("%s/work/%s"):format(place.part, wanted.name)
   errors.check(core.fs.mkdir(work))
   local job = { controller = place.controller, dir = place.dir, work = work }
   local taken = fetch.get(job, wanted, locked and (locked.version or locked.commit), to)
@@ -43,9 +44,9 @@ end
 
 --- Puts a fetched directory into its place. What was there goes last.
 local function put(place, name)
-  local target, aside = ("%s/%s"):format(place.lib, name), ("%s/old-%s"):format(place.part, name)
+  local target, aside = ("%s/%s"):format(place.lib, name), ("%s/old/%s"):format(place.part, name)
   os.rename(target, aside)
-  local ok, problem = os.rename(("%s/%s"):format(place.part, name), target)
+  local ok, problem = os.rename(("%s/new/%s"):format(place.part, name), target)
   if ok then return end
   os.rename(aside, target)
   errors.raise("library", ("%s could not be put into its place: %s"):format(name, problem))
@@ -60,11 +61,30 @@ local function remove_others(place, app)
   end
 end
 
+local prefix, patience = ".part-", 3600 -- seconds for a directory that does not say whose it is
+
+--- Whether nobody works in what an installation left half done. Its name says whose it is, as life.life() does.
+local function is_left(path, name)
+  if life.is_gone((name:sub(#prefix + 1):gsub("%+", " "))) then return true end
+  local facts = name:find("^%.part%-%d+$") and core.fs.stat(path)
+  return facts and core.time() - facts.mtime > patience
+end
+
+local function remove_left(place)
+  for _, name in ipairs(core.fs.list(place.lib) or {}) do
+    local path = place.lib .. "/" .. name
+    if name:sub(1, #prefix) == prefix and is_left(path, name) then remove_tree(place.controller, path) end
+  end
+end
+
 local function open_place(app)
   local lib = app.dir .. "/" .. library.folder()
-  local place = { dir = app.dir, lib = lib, part = ("%s/.part-%s"):format(lib, tostring(core.time()):gsub("%W", "")),
+  local place = { dir = app.dir, lib = lib, part = ("%s/%s%s"):format(lib, prefix, (life.life():gsub(" ", "+"))),
     controller = connection.new({ name = "local" }, app.app) }
-  for _, path in ipairs { app.dir .. "/.deployrt", lib, place.part } do errors.check(core.fs.mkdir(path)) end
+  remove_left(place)
+  for _, path in ipairs { app.dir .. "/.deployrt", lib, place.part, place.part .. "/work", place.part .. "/new", place.part .. "/old" } do
+    errors.check(core.fs.mkdir(path))
+  end
   return place
 end
 
@@ -91,7 +111,7 @@ local function bring(place, app, is_new, change)
     local locked = before[wanted.name]
     local keep = not is_new(wanted) and library.is_wanted(wanted, locked) and locked or nil
     local done = keep and not library.difference(app.dir, keep)
-    list[i] = done and keep or fetch_one(place, wanted, keep, ("%s/%s"):format(place.part, wanted.name))
+    list[i] = done and keep or fetch_one(place, wanted, keep, ("%s/new/%s"):format(place.part, wanted.name))
     if not done then fetched[#fetched + 1] = wanted.name end
     change { name = wanted.name, before = locked and (locked.version or locked.commit), now = list[i].version or list[i].commit, fetched = not done }
   end
