@@ -1,4 +1,5 @@
 local config = require "deployrt.config"
+local secrets = require "deployrt.secrets"
 
 local directory
 
@@ -263,6 +264,16 @@ describe("a secret", function()
     assert.equal(only .. "; ${env:} names nothing", secret '{A: "${env:}"}')
     assert.equal(only .. " (did you mean ${env:...}?)", secret '{A: "${env:a b}"}')
     assert.equal("app.yml:2:46: process.secrets.A: a '${' has no '}' of its own", secret '{A: "${env:X"}')
+  end)
+
+  it("comes from a file, and from nothing else that a path may name", function()
+    write("key", "s3cret\n")
+    assert.equal("s3cret", secrets.read({ A = "${file:key}" }, directory):value "A")
+    for path, says in pairs { none = directory .. "/none: No such file or directory", ["/etc"] = "/etc: Is a directory" } do
+      local ok, err = pcall(secrets.read, { A = ("${file:%s}"):format(path) }, directory)
+      assert.is_false(ok)
+      assert.same({ "secret", "process.secrets: " .. says }, { err.code, err.message })
+    end
   end)
 
   it("is never repeated in an error", function()

@@ -21,8 +21,9 @@ local readers = {
     path = path:gsub("^~", os.getenv("HOME") or "~")
     local file, err = io.open(path:sub(1, 1) == "/" and path or self.directory .. "/" .. path)
     if not file then errors.raise("secret", "process.secrets: " .. err) end
-    local text = file:read("a")
+    local text, problem = file:read("a") -- a directory can be opened, and not read
     file:close()
+    if not text then errors.raise("secret", ("process.secrets: %s: %s"):format(path, problem)) end
     return trim(text)
   end,
   command = function(self, command)
