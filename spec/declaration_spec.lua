@@ -26,6 +26,18 @@ describe("what a script declares", function()
     assert.matches("a          list      default %[%[1%], {b: 2}%] +some\n", run.stdout)
   end)
 
+  it("does nothing to a terminal", function()
+    local run = help([[options = { a = { type = "string", default = "\27[31mx", doc = "one\27[2J\ntwo", values = { "\27[31mx" } } },
+      summary = "\27]0;title\7 of\r\n  two lines"]], [[own.name = "o\27[2Jwn\n" print("\27[2Jsaid", "more\nand more")]])
+    assert.equal(0, run.exit, run.stderr)
+    assert.is_nil((run.stdout .. run.stderr):find("[\0-\9\11-\31\127]"), run.stdout .. run.stderr)
+    assert.equal("said more\nand more\n", run.stderr)
+    assert.matches("^own : +of two lines\n\nOptions", run.stdout)
+    assert.matches("\n  a          string    default x +one two %(x%)\n", run.stdout)
+    local raised = help("", 'error("\27[2Jwrong")')
+    assert.matches("^deployrt: %./own.lua:%d+: wrong\n", raised.stderr)
+  end)
+
   it("has the timeout of every strategy, with a default of its own or without", function()
     assert.matches("timeout +duration  default 5m ", help("options = { timeout = { type = 'duration', default = '5m' } }").stdout)
     assert.matches("timeout +duration  default 1h ", help("", "own.options = {}").stdout)

@@ -193,6 +193,18 @@ describe("progress, a line an event", function()
     assert.truthy(out:find("log       abc\n              d e fg\u{FFFD}h", 1, true))
   end)
 
+  it("takes nobody's words for a line of its own", function()
+    local forged = "x\n18:00:00.000  deployed 9.9 in 0.01s"
+    local out = show({ mode = "lines" }, {
+      started { strategy = forged }, { event = "step.started", step = forged, path = "/1" },
+      { event = "op", op = "instance.start", host = "web1", instance = forged, release = forged, ok = true, seconds = 1, effect = true },
+      { event = "step.finished", step = forged, path = "/1", ok = false, seconds = 1 }, { event = "rollback.started", step = forged, host = forged },
+    })
+    for line in out:gmatch("[^\n]+") do assert.is_nil(line:find("^%S+ +deployed"), out) end
+    assert.equal(5, select(2, out:gsub("\n", "")))
+    assert.truthy(out:find("== x?18:00:00.000  deployed 9.9", 1, true), out)
+  end)
+
   it("colours only when it may", function()
     local plain = show({ mode = "lines" }, { started() })
     local coloured = show({ mode = "lines", color = true }, { started() })

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local arguments = require "deployrt.arguments"
 local errors = require "deployrt.errors"
+local text = require "deployrt.progress.text"
 local trace = require "deployrt.trace"
 
 local cli = {}
@@ -54,14 +55,14 @@ end
 
 local function new_context(operands, flags, rest, place)
   local context = { operands = operands, flags = flags, rest = rest, place = place }
-  function context.write(text)
-    local ok, problem = io.stdout:write(text)
+  function context.write(said)
+    local ok, problem = io.stdout:write(said)
     if ok then ok, problem = io.stdout:flush() end
     context.unwritten = context.unwritten or not ok and problem or nil
   end
-  function context.write_error(text)
+  function context.write_error(said)
     io.stdout:flush()
-    io.stderr:write(text)
+    io.stderr:write(said)
   end
   return context
 end
@@ -114,11 +115,11 @@ function cli.main(argv, place)
     if done then return exit end
     local err = errors.wrap(exit)
     io.stdout:flush()
-    io.stderr:write("deployrt: ", errors.text(err), "\n", core.locals().verbose and err.traceback and err.traceback .. "\n" or "")
+    io.stderr:write("deployrt: ", text.clean(errors.text(err)), "\n", core.locals().verbose and err.traceback and err.traceback .. "\n" or "")
     return exits[err.code] or 2
   end)
   if ok then return result or 0 end
-  io.stderr:write("deployrt: ", errors.text(errors.wrap(result)), "\n")
+  io.stderr:write("deployrt: ", text.clean(errors.text(errors.wrap(result))), "\n")
   return 2
 end
 

@@ -9,6 +9,7 @@ local progress = require "deployrt.progress"
 local session = require "deployrt.session"
 local state = require "deployrt.state"
 local strategy = require "deployrt.strategy"
+local text = require "deployrt.progress.text"
 
 local common = {}
 
@@ -35,7 +36,7 @@ end
 ---@return deployrt.Loaded
 function common.strategy(command, name, app)
   return strategy.load(name, {
-    print_line = function(text) command.write_error(text .. "\n") end,
+    print_line = function(line) command.write_error(text.clean(line) .. "\n") end,
     libraries = app and library.open(app) or library.here("."),
   })
 end

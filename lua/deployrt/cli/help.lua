@@ -1,6 +1,7 @@
 -- cli/help.lua -- deployrt help [STRATEGY|COMMAND|BALANCER]
 local arguments = require "deployrt.arguments"
 local driver = require "deployrt.balancer.driver"
+local text = require "deployrt.progress.text"
 
 --- What flags do: those of a command, or all.
 local function flags_text(command)
@@ -39,31 +40,36 @@ local function sorted(map)
   return names
 end
 
+--- What a script says, on one line, whatever it has laid it out on.
+local function said(words)
+  return text.line((words:gsub("%s+", " ")))
+end
+
 --- A default as app.yml would have it.
 local function shown(value)
   if value == nil then return "none" end
-  if type(value) ~= "table" then return tostring(value) end
+  if type(value) ~= "table" then return text.line(value) end
   local parts = {}
   if #value > 0 or next(value) == nil then
     for i, each in ipairs(value) do parts[i] = shown(each) end
     return "[" .. table.concat(parts, ", ") .. "]"
   end
-  for i, key in ipairs(sorted(value)) do parts[i] = ("%s: %s"):format(key, shown(value[key])) end
+  for i, key in ipairs(sorted(value)) do parts[i] = ("%s: %s"):format(text.line(key), shown(value[key])) end
   return "{" .. table.concat(parts, ", ") .. "}"
 end
 
 local function described(option)
-  return (option.doc or "") .. (option.values and (" (%s)"):format(table.concat(option.values, ", ")) or "")
+  return said((option.doc or "") .. (option.values and (" (%s)"):format(table.concat(option.values, ", ")) or ""))
 end
 
 local function strategy_text(loaded)
-  local lines, widest = { ("%s: %s\n\nOptions (strategy: in app.yml):"):format(loaded.name, loaded.summary or "") }, 10
+  local lines, widest = { ("%s: %s\n\nOptions (strategy: in app.yml):"):format(said(loaded.name), said(loaded.summary or "")) }, 10
   for name in pairs(loaded.options) do widest = math.max(widest, #name) end
   for _, name in ipairs(sorted(loaded.options)) do
     local option = loaded.options[name]
     lines[#lines + 1] = ("  %-" .. widest .. "s %-9s default %-26s %s"):format(name, option.type or "any", shown(option.default), described(option))
     for _, key in ipairs(sorted(type(option.of) == "table" and option.of.keys or {})) do
-      lines[#lines + 1] = ("    %-10s %-9s %s"):format(key, option.of.keys[key].type or "any", described(option.of.keys[key]))
+      lines[#lines + 1] = ("    %-10s %-9s %s"):format(text.line(key), option.of.keys[key].type or "any", described(option.of.keys[key]))
     end
   end
   return table.concat(lines, "\n") .. "\n"

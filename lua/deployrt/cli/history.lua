@@ -2,6 +2,7 @@
 local cjson = require "cjson"
 local common = require "deployrt.cli.common"
 local lock = require "deployrt.lock"
+local text = require "deployrt.progress.text"
 
 return function(command)
   local app = common.app(command)
@@ -11,7 +12,7 @@ return function(command)
       run.launch, run.previous_launch, run.life = nil, nil, nil
       command.write(cjson.encode(run) .. "\n")
     else
-      command.write(("%s  %-10s %-14s %s%s  %s@%s\n"):format(run.id, run.strategy, run.outcome,
+      command.write(("%s  %-10s %-14s %s%s  %s@%s\n"):format(run.id, text.line(run.strategy), run.outcome,
         run.previous and run.previous .. " -> " or "", run.release, run.user, run.controller))
     end
   end

@@ -3,12 +3,13 @@ local deploy = require "deployrt.cli.run"
 local inventory = require "deployrt.inventory"
 local plan = require "deployrt.plan"
 local progress = require "deployrt.progress"
+local text = require "deployrt.progress.text"
 local units = require "deployrt.units"
 
 local function show(command, app, strategy, found)
-  command.write(("plan: %s of %s%s %s, on %d host%s\n"):format(strategy.name, app.app, found.previous and " from " .. found.previous .. " to" or ",",
+  command.write(("plan: %s of %s%s %s, on %d host%s\n"):format(text.line(strategy.name), app.app, found.previous and " from " .. found.previous .. " to" or ",",
     found.release, #app.hosts, #app.hosts == 1 and "" or "s"))
-  for _, line in ipairs(found.lines) do command.write(("%8s  %s\n"):format(units.format_duration(line.at), line.text)) end
+  for _, line in ipairs(found.lines) do command.write(("%8s  %s\n"):format(units.format_duration(line.at), text.line(line.text))) end
   command.write(found.unchanged and ("nothing to change: release %s serves already\n"):format(found.release)
     or ("%d changes, at least %s of waiting; nothing was changed\n"):format(found.effects, units.format_duration(found.seconds)))
 end

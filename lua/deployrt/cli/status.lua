@@ -8,6 +8,7 @@ local history = require "deployrt.history"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
+local text = require "deployrt.progress.text"
 
 local json = cjson.new()
 
@@ -142,6 +143,7 @@ local function show(found)
       found.run.outcome == "running" and "under way" or found.run.outcome == "unfinished" and "UNFINISHED: its controller died" or found.run.outcome)
   end
   if found.lock then lines[#lines + 1] = lock.refusal(found.lock, found.file) end
+  for i, line in ipairs(lines) do lines[i] = text.line(line) end
   return table.concat(lines, "\n") .. "\n"
 end
 

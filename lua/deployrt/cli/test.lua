@@ -6,6 +6,7 @@ local errors = require "deployrt.errors"
 local faults = require "deployrt.sim.faults"
 local json = require "deployrt.progress.json"
 local sim = require "deployrt.sim"
+local text = require "deployrt.progress.text"
 local units = require "deployrt.units"
 
 local function whole_number(flags, name, least)
@@ -18,9 +19,9 @@ end
 --- Options of the strategy from `--set strategy.hold=1s`, where there is no app.yml.
 local function options_from(set)
   local options = {}
-  for _, text in ipairs(set or {}) do
-    local name, value = text:match("^strategy%.([%w_]+)=(.*)$")
-    if not name then errors.raise("usage", ("--set %s: without APP.yml only keys of the strategy can be set: strategy.NAME=VALUE"):format(text)) end
+  for _, given in ipairs(set or {}) do
+    local name, value = given:match("^strategy%.([%w_]+)=(.*)$")
+    if not name then errors.raise("usage", ("--set %s: without APP.yml only keys of the strategy can be set: strategy.NAME=VALUE"):format(given)) end
     options[name] = errors.check(core.yaml.parse(value, "--set"))
   end
   return options
@@ -61,9 +62,9 @@ end
 
 local function show(command, name, summary, seconds)
   if summary.violation then
-    command.write(sim.report.violation(summary.violation, replay(command, summary.violation.seed)))
+    command.write(text.clean(sim.report.violation(summary.violation, replay(command, summary.violation.seed))))
   elseif not command.flags.quiet then
-    command.write(("%s: %d seed%s, every invariant holds (%s%s)\n"):format(name, summary.seeds, summary.seeds == 1 and "" or "s",
+    command.write(("%s: %d seed%s, every invariant holds (%s%s)\n"):format(text.line(name), summary.seeds, summary.seeds == 1 and "" or "s",
       outcomes_text(summary.outcomes), seconds and ("; %.1fs"):format(seconds) or ""))
   end
 end
@@ -89,7 +90,7 @@ return function(command)
   local loaded = common.strategy(command, name, options.app)
   if command.flags.seed and not command.flags.json and not command.flags.quiet then
     function options.on_seed(result)
-      command.write(table.concat(sim.report.trace(result), "\n") .. "\n")
+      for _, line in ipairs(sim.report.trace(result)) do command.write(text.line(line) .. "\n") end
     end
   end
   local summary = sim.test(loaded, options)

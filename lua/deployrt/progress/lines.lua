@@ -76,10 +76,10 @@ function described.op(self, event)
   if note == subject then note = nil end
   local spans = {
     word(verb, failed and "red" or event.effect == false and "dim" or nil),
-    { column(self, "subject", text.clean(subject), subject_width) },
+    { column(self, "subject", text.line(subject), subject_width) },
   }
   if event.release then
-    spans[#spans + 1] = { "  " .. column(self, "release", text.clean(event.release), release_width) }
+    spans[#spans + 1] = { "  " .. column(self, "release", text.line(event.release), release_width) }
   elseif self.widths.release > 0 then
     spans[#spans + 1] = { (" "):rep(2 + self.widths.release) }
   end
@@ -92,8 +92,8 @@ end
 --- What is deployed in place of what: "1.0 -> 2.0".
 function Lines:change(arrow)
   local run = self.run
-  if not run.previous then return text.clean(run.release or "") end
-  return ("%s %s %s"):format(text.clean(run.previous), arrow or "->", text.clean(run.release or "?"))
+  if not run.previous then return text.line(run.release or "") end
+  return ("%s %s %s"):format(text.line(run.previous), arrow or "->", text.line(run.release or "?"))
 end
 
 described["run.started"] = function(self, event)
@@ -101,20 +101,20 @@ described["run.started"] = function(self, event)
   local size = event.instances and (", " .. text.count(event.instances, "instance")) or ""
   if event.hosts then size = size .. " on " .. text.count(event.hosts, "host") end
   return entry {
-    word("deploy", "title"), { ("%s  %s"):format(text.clean(event.app or ""), self:change()), "bold" },
-    { ("  %s%s"):format(text.clean(event.strategy or ""), size) },
-    { ("  (run %s, %s UTC)"):format(text.clean(event.run or "?"), event.time:sub(1, 10)), "dim" },
+    word("deploy", "title"), { ("%s  %s"):format(text.line(event.app or ""), self:change()), "bold" },
+    { ("  %s%s"):format(text.line(event.strategy or ""), size) },
+    { ("  (run %s, %s UTC)"):format(text.line(event.run or "?"), event.time:sub(1, 10)), "dim" },
   }
 end
 
 described["step.started"] = function(self, event)
   self.verdict = nil
-  return entry { { "== " .. text.clean(event.step), "title" } }
+  return entry { { "== " .. text.line(event.step), "title" } }
 end
 
 described["step.finished"] = function(_, event)
   local failed = event.ok == false
-  local words = ("== %s: %s %s"):format(text.clean(event.step), failed and "failed after" or "done in",
+  local words = ("== %s: %s %s"):format(text.line(event.step), failed and "failed after" or "done in",
     text.duration(event.seconds or 0))
   return entry { { words, failed and "failure" or "title" } }
 end
@@ -128,7 +128,7 @@ end
 function described.traffic(self, event)
   local parts = {}
   for i, release in ipairs(text.keys(event.share or {}, { self.run.previous, self.run.release })) do
-    parts[i] = ("%s %s%%"):format(text.clean(release), text.number(event.share[release]))
+    parts[i] = ("%s %s%%"):format(text.line(release), text.number(event.share[release]))
   end
   local shares, failing = table.concat(parts, ", "), sum(event.errors) > 0
   local news = shares ~= self.shares or failing ~= (self.failing or false)
@@ -151,8 +151,8 @@ end
 --- Both sides of an analysis, with their numbers.
 function Lines:sides(event)
   local parts, run = {}, self.run
-  if event.new then parts[1] = side(text.clean(run.release or "new"), event.new) end
-  if event.old then parts[#parts + 1] = side(text.clean(run.previous or "old"), event.old) end
+  if event.new then parts[1] = side(text.line(run.release or "new"), event.new) end
+  if event.old then parts[#parts + 1] = side(text.line(run.previous or "old"), event.old) end
   return table.concat(parts, "; ")
 end
 
@@ -177,8 +177,8 @@ function described.waiting(self, event)
 end
 
 described["rollback.started"] = function(self, event)
-  local where = event.step and (", after '%s' failed"):format(text.clean(event.step)) or ""
-  if event.host then where = where .. " on " .. text.clean(event.host) end
+  local where = event.step and (", after '%s' failed"):format(text.line(event.step)) or ""
+  if event.host then where = where .. " on " .. text.line(event.host) end
   local spans = { { "== rolling back" .. where, "failure" } }
   return entry(spans, event.reason and explain(self, event.reason), "red")
 end
@@ -204,7 +204,7 @@ local function served(event)
 end
 
 local function restored(run)
-  return run.previous and text.clean(run.previous) .. " serves as before" or "nothing serves, as before"
+  return run.previous and text.line(run.previous) .. " serves as before" or "nothing serves, as before"
 end
 
 local headlines = {}
@@ -212,8 +212,8 @@ local headlines = {}
 function headlines.succeeded(self, event)
   if event.message then return "success", table.concat(text.lines(event.message), "\n") .. served(event) end
   local count = self.run.instances and (": " .. text.count(self.run.instances, "instance")) or ""
-  local release, seconds = text.clean(self.run.release or "?"), text.duration(event.seconds or 0)
-  local without = event.without and ("; %s left as before: --failed brings them along"):format(text.clean(table.concat(event.without, ", "))) or ""
+  local release, seconds = text.line(self.run.release or "?"), text.duration(event.seconds or 0)
+  local without = event.without and ("; %s left as before: --failed brings them along"):format(text.line(table.concat(event.without, ", "))) or ""
   return event.without and "failure" or "success", ("deployed %s in %s%s%s%s"):format(release, seconds, count, served(event), without)
 end
 
@@ -239,9 +239,9 @@ local function left_behind(left)
   local out = {}
   for _, item in ipairs(left) do
     local all = text.lines(item.message or "")
-    out[#out + 1] = ("  %s: %s"):format(text.clean(item.host or "here"), all[1])
+    out[#out + 1] = ("  %s: %s"):format(text.line(item.host or "here"), all[1])
     for i = 2, #all do out[#out + 1] = "    " .. all[i] end
-    if item.command then out[#out + 1] = "    to mend it: " .. text.clean(item.command) end
+    if item.command then out[#out + 1] = "    to mend it: " .. text.line(item.command) end
   end
   return out
 end

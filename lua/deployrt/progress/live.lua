@@ -73,11 +73,11 @@ local function take_snapshot(self)
   if not self.snapshot then return end
   local list = {}
   for i, given in ipairs(self.snapshot) do
-    local host = text.clean(given.host)
+    local host = text.line(given.host)
     local label = ("%s:%s"):format(host, given.port or "")
     list[i] = {
       host = host, label = label, key = text.natural(label), class = class_of(self, given),
-      release = text.clean(given.release or ""), state = given.state or "down", weight = given.weight,
+      release = text.line(given.release or ""), state = given.state or "down", weight = given.weight,
     }
   end
   table.sort(list, function(a, b) return a.key < b.key end)
@@ -124,7 +124,7 @@ local function activity(self)
   if self.finished then return "finished" end
   if self.rollback then return "rolling back" end
   local labels = {}
-  for i, step in ipairs(self.steps) do labels[i] = text.clean(step.step) end
+  for i, step in ipairs(self.steps) do labels[i] = text.line(step.step) end
   return #labels > 0 and table.concat(labels, self.symbols.into) or "getting ready"
 end
 
@@ -143,14 +143,14 @@ end
 
 local function head(self, width)
   local run = self.run or {}
-  local title = { { text.clean(run.app or "deployrt"), "title" } }
-  if run.strategy then title[2] = { "  " .. text.clean(run.strategy) } end
+  local title = { { text.line(run.app or "deployrt"), "title" } }
+  if run.strategy then title[2] = { "  " .. text.line(run.strategy) } end
   if run.release then title[3] = { "  " .. self.formatter:change(self.symbols.arrow), "bold" } end
   local doing = { { activity(self), not self.finished and "bold" or nil } }
   if self.waiting then doing[2] = { "  waiting: " .. text.lines(self.waiting)[1], "yellow" } end
   if #self.instances > 0 and run.release then
     local goal = run.instances and (" of %d"):format(run.instances) or ""
-    local count = (" %d%s serve %s"):format(count_class(self, "new"), goal, text.clean(run.release))
+    local count = (" %d%s serve %s"):format(count_class(self, "new"), goal, text.line(run.release))
     doing = spread(doing, { count }, width)
   end
   return { spread(title, { " " .. text.elapsed(elapsed(self)), "dim" }, width), doing, banner(self) }
@@ -196,7 +196,7 @@ local function table_view(self, width)
       { " " .. self.symbols[class] .. " ", styles[class] },
       { fitted(self, instance.label, names) .. "  " },
       { fitted(self, instance.release, releases) .. "  ", class == "new" and "bold" or nil },
-      { text.pad(text.clean(instance.state), 8) .. "  ", styles[class] },
+      { text.pad(text.line(instance.state), 8) .. "  ", styles[class] },
     }
     if instance.state == "serving" then
       local weight = instance.weight or 1
@@ -210,8 +210,8 @@ end
 
 local function class_name(self, class)
   local run = self.run or {}
-  if class == "new" then return "serving " .. text.clean(run.release or "") end
-  if class == "old" then return "serving " .. text.clean(run.previous or "another release") end
+  if class == "new" then return "serving " .. text.line(run.release or "") end
+  if class == "old" then return "serving " .. text.line(run.previous or "another release") end
   return class
 end
 
@@ -316,7 +316,7 @@ local function traffic_line(self, release, names, width)
   local wrong = failing and ("%6s errors/s"):format(text.number(failing)) or ""
   local bars = math.max(0, math.min(30, width - names - #right - #wrong - 3))
   local filled, rest = bar(self, share / 100, bars, styles[release == run.release and "new" or "old"])
-  local name, style = fitted(self, text.clean(release), names), (failing or 0) > 0 and "failure" or "dim"
+  local name, style = fitted(self, text.line(release), names), (failing or 0) > 0 and "failure" or "dim"
   return { { " " .. name .. "  " }, filled, rest, { right }, { wrong, style } }
 end
 
@@ -327,13 +327,13 @@ local function traffic_view(self, width, roomy)
     for release in pairs(map) do named[release] = true end
   end
   local keys, names = text.keys(named, { run.previous, run.release }), 0
-  for _, release in ipairs(keys) do names = math.max(names, math.min(14, text.width(text.clean(release)))) end
+  for _, release in ipairs(keys) do names = math.max(names, math.min(14, text.width(text.line(release)))) end
   for i = 1, math.min(4, #keys) do out[i] = traffic_line(self, keys[i], names, width) end
   local analysis = roomy and self.analysis
   if analysis then
     local style = lines.verdicts[analysis.verdict] or "dim"
     local sides = "  " .. self.formatter:sides(analysis)
-    out[#out + 1] = { { " analysis: " }, { text.clean(analysis.verdict), style }, { sides } }
+    out[#out + 1] = { { " analysis: " }, { text.line(analysis.verdict), style }, { sides } }
   end
   return out
 end

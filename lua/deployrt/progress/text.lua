@@ -40,6 +40,13 @@ function text.clean(value)
     :gsub("\r+\n", "\n"):gsub("\194[\128-\159]", ""):gsub("[\0-\9\11-\31\127]", " "))
 end
 
+--- The same as a part of one line: a line end is a "?", so that nobody's words are taken for a line of ours.
+---@param value any
+---@return string
+function text.line(value)
+  return (text.clean(value):gsub("\n", "?"))
+end
+
 --- The lines of a text, cleaned, without blank ones at the end.
 ---@param value any
 ---@return string[]
