@@ -271,6 +271,12 @@ describe("an installed deployrt", function()
       assert.same({ "strategy.batch=" }, complete("rolling", "app.yml", "--set", "strategy.b"))
       assert.same({ "strategy.errors=" }, complete("run", "canary", "--set", "=", "strategy.e"))
       assert.same({}, complete("check", "app.yml", "--release", ""))
+      local keys = complete("canary", "app.yml", "--set", "strategy.")
+      assert.truthy(set_of(keys) ["strategy.metrics="])
+      for i, key in ipairs(keys) do -- not what stands below an option
+        assert.matches("^strategy%.[%a_]+=$", key)
+        assert.not_equal(keys[i - 1], key)
+      end
     end)
 
     it("offers commands of the system after --", function()

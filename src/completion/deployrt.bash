@@ -50,7 +50,7 @@ _deployrt_files() {
 
 # The keys of app.yml that the strategy on the line has.
 _deployrt_keys() {
-  _deployrt_help "$strategy" | sed -n 's/^  \([a-z_]*\) .*/strategy.\1=/p'
+  _deployrt_help "$strategy" | sed -n 's/^  \([[:alpha:]_][[:alnum:]_-]*\) .*/strategy.\1=/p'
 }
 
 # One of the words that stand for operands and values in help: STRATEGY, APP.yml, DIR, ...
