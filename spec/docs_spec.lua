@@ -94,7 +94,7 @@ describe("the API reference", function()
     { "balancer", "balancer", "Balancer" }, { "fleet", "fleet", "Fleet" },
   }
   local internal = { -- what the runtime itself calls on these objects
-    fleet = { add = true, exchange = true, check_ports = true, discover_hosts = true, renew = true, forgotten = true, forget = true, keep = true, state_of = true }, balancer = {}, instance = {}, host = {}, self = {},
+    fleet = { add = true, exchange = true, check_ports = true, discover_hosts = true, renew = true, forgotten = true, forget = true }, balancer = {}, instance = {}, host = {}, self = {},
   }
 
   for _, module in ipairs(modules) do
@@ -111,6 +111,19 @@ describe("the API reference", function()
       assert.truthy(next(documented))
     end)
   end
+
+  it("has all fields that a script sees", function()
+    local count = 0
+    for kind, fields in fixture.read("lua/deployrt/membrane.lua"):gmatch('\n  (%l+) = { fields = set "([^"]*)"') do
+      local section = text:match("\nFields: ([^\n]*\n[^\n]*)", text:find(kind == "instance" and "## Instances" or "## Hosts", 1, true))
+      for field in fields:gmatch("%S+") do
+        local known = text:find(("`%s.%s`"):format(kind, field), 1, true) or (kind == "instance" or kind == "host") and section:find("`" .. field .. "`", 1, true)
+        assert.truthy(known, kind .. "." .. field)
+        count = count + 1
+      end
+    end
+    assert.equal(12, count)
+  end)
 
   it("the guide describes each shipped strategy", function()
     local guide = fixture.read("strategies/README.md")
