@@ -88,11 +88,12 @@ for i = 1, 2 do
   print("round", i)
 end
 os.exit(0)
+require "acme"
 :nonsense
 "still here"
 ]]
     contains(run.stdout, "line 2:1: attempt to index a nil value (global 'nothing')", "what the line had done was taken back\n1\n", "error: line 4:1: again", '"down"\nfalse\n',
-      "ended with status 1", "unexpected symbol near", "round\t1\nround\t2\n", "global 'os'", "there is no :nonsense", '"still here"')
+      "ended with status 1", "unexpected symbol near", "round\t1\nround\t2\n", "global 'os'", "cannot require 'acme'", "there is no :nonsense", '"still here"')
     assert_as_before()
   end)
 

@@ -54,7 +54,7 @@ Repl.__index = Repl
 
 local function environment(self)
   local me = self.run.script_self
-  local env = sandbox.environment({}, function(line) self.console.write(line .. "\n") end)
+  local env = sandbox.environment(function() end, function(line) self.console.write(line .. "\n") end)
   env.self, env.fleet, env.balancer, env.hosts = me, me.fleet, me.balancer, me.fleet.hosts
   return env
 end
