@@ -2,7 +2,7 @@
 local analysis = require "deployrt.analysis"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
-local host = require "deployrt.host"
+local hosts = require "deployrt.host"
 local membrane = require "deployrt.membrane"
 local operation = require "deployrt.operation"
 local permission = require "deployrt.permission"
@@ -217,7 +217,7 @@ function verbs:hook(name, env)
   local command = run.app.hooks and run.app.hooks[name]
   if not command then return end
   if env then permission.check "host.run" end -- a variable can make any program do anything
-  env = host.environment(env)
+  env = hosts.environment(env)
   if type(command) == "string" then command = { "/bin/sh", "-c", command } end
   operation.effect { name = "host.hook", kind = "ask", note = name, args = { name = name, command = command, env = env or {} } }
 end

@@ -21,7 +21,7 @@ local function own_name(slot)
   return "deployrt-" .. config.identifier(slot.name)
 end
 
-local function add(lists, key, row)
+local function file_under(lists, key, row)
   local list = lists[key]
   if list then list[#list + 1] = row else lists[key] = { row } end
 end
@@ -30,8 +30,8 @@ end
 local function index_of(rows)
   local index = { ends = {}, hosts = {}, names = {} }
   for _, row in ipairs(rows) do
-    add(index.ends, row.endpoint, row)
-    if row.fqdn and row.fqdn ~= "-" then add(index.hosts, row.fqdn .. ":" .. row.endpoint:match("%d*$"), row) end
+    file_under(index.ends, row.endpoint, row)
+    if row.fqdn and row.fqdn ~= "-" then file_under(index.hosts, row.fqdn .. ":" .. row.endpoint:match("%d*$"), row) end
     index.names[row.server] = row
   end
   return index
