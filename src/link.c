@@ -68,7 +68,7 @@ static Link *check_ssh(lua_State *L, const char *name) {
   o.address = check_string_field(L, 1, "address", NULL);
   luaL_argcheck(L, o.address, 1, "option 'address' is missing");
   o.port = (int)check_number_field(L, 1, "port", 22);
-  o.known_as = check_string_field(L, 1, "known_as", o.address);
+  o.known_as = check_string_field(L, 1, "known_as", NULL);
   o.user = check_string_field(L, 1, "user", NULL);
   luaL_argcheck(L, o.user, 1, "option 'user' is missing");
   o.passphrase = check_string_field(L, 1, "passphrase", NULL);

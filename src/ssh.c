@@ -418,13 +418,22 @@ static char **copy_words(char **words) {
   return copy;
 }
 
+static char *copy_known_name(const SshOptions *o) {
+  Buffer name = {0};
+  if (o->known_as || o->port == 22) return memory_copy(o->known_as ? o->known_as : o->address);
+  buffer_format(&name, "[%s]:%d", o->address, o->port);
+  buffer_append(&name, "", 1);
+  return name.data;
+}
+
 Link *ssh_open(const SshOptions *o) {
   if (!initialized) initialized = libssh2_init(0) == 0;
   SshLink *s = memory_new(sizeof *s);
   s->link.class = &ssh_class;
   s->link.name = memory_copy(o->name);
   s->address = memory_copy(o->address);
-  s->known_as = memory_copy(o->known_as);
+  s->known_as = copy_known_name(o);
+  s->aliased = o->known_as != NULL;
   s->user = memory_copy(o->user);
   s->passphrase = o->passphrase ? memory_copy(o->passphrase) : NULL;
   s->identities = copy_words(o->identities);

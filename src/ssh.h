@@ -9,7 +9,7 @@ typedef struct SshOptions {
   const char *name;
   const char *address; /* a name or a number */
   int port;
-  const char *known_as; /* the name to look up in known_hosts */
+  const char *known_as; /* its whole name in known_hosts; NULL: the address, and the port unless it is 22 */
   const char *user;
   char **identities;      /* private key files, tried in order, NULL at the end */
   const char *passphrase; /* of those that have one; NULL: none */

@@ -29,6 +29,7 @@ typedef struct SshLink {
   char *address, *known_as, *user, *passphrase;
   char **identities, **known_hosts;
   int next_identity;
+  bool aliased; /* known_as is not its address */
   bool accept_new, use_agent;
   int port, fd;
   double timeout, keepalive, heard;

@@ -1,0 +1,115 @@
+-- known_hosts_spec.lua -- Whose host key is believed, and why not: what known_hosts may say, as ssh understands it.
+-- weight: 4
+local core = require "deployrt.core"
+local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
+
+if not hosts.possible() then
+  print("known_hosts_spec: skipped: test hosts need root, iproute2 and sshd")
+  return
+end
+
+describe("known_hosts", function()
+  local bed, host, dir, name, key, file
+
+  setup(function()
+    bed = hosts.loopback(2)
+    host = bed.hosts[1]
+    name, key = fixture.read(host.known_hosts):match("^(%S+) ([^\n]+)")
+  end)
+  teardown(function() bed:down() end)
+  before_each(function()
+    dir = fixture.dir()
+    file = dir .. "/known_hosts"
+  end)
+  after_each(function() fixture.cleanup() end)
+
+  --- A public key that nobody has; only its last letters differ when it is of the same type.
+  local function other_key(type)
+    local path = dir .. "/other_" .. type
+    if not fixture.read(path .. ".pub") then assert(os.execute(("ssh-keygen -q -t %s -N '' -f %s"):format(type, path))) end
+    return fixture.read(path .. ".pub"):match("^%S+ %S+")
+  end
+
+  --- What comes of a connection: "open", or the code of its error and what it says.
+  local function connect(text, options)
+    if text then fixture.write(file, text) end
+    local given = {
+      transport = "ssh", name = "web1", address = host.address, port = host.port, user = host.user,
+      identities = { host.identity }, known_hosts = { file }, agent = false,
+    }
+    for option, value in pairs(options or {}) do given[option] = value end
+    local ok, code, message = core.run(function()
+      local link, err = core.connect(given)
+      if not link then return err.code, err.message end
+      link:close()
+      return "open"
+    end)
+    assert.is_true(ok, code)
+    return code, message
+  end
+
+  --- The line with its hosts hidden, as ssh does it with HashKnownHosts.
+  local function hashed(line)
+    fixture.write(dir .. "/hashed", line .. "\n")
+    assert(os.execute(("ssh-keygen -q -H -f %s/hashed >/dev/null 2>&1"):format(dir)))
+    return (fixture.read(dir .. "/hashed"):gsub("%s+$", ""))
+  end
+
+  it("believes the key of the host's line: by its name, in a list, by a pattern, or hidden", function()
+    local lines = { name .. " " .. key, "gate,[10.0.0.1]:22," .. name .. " " .. key .. " a comment", "[127.0.*]:" .. host.port .. " " .. key,
+      "[127.0.1.?]:* " .. key, "* " .. key, hashed(name .. " " .. key), "\n# a comment\n  " .. name .. "\t" .. key }
+    for _, line in ipairs(lines) do assert.equal("open", (connect(line .. "\n")), line) end
+    for _, line in ipairs { "[127.0.2.*]:" .. host.port, "[127.0.1.1]:1", "127.0.1", "?", "*,!" .. name .. ",!127.*", "|1|x|y", "|1||", "|1|" } do
+      local code, message = connect(line .. " " .. key .. "\n")
+      assert.equal("host_key", code, line)
+      assert.matches("is not in " .. file, message, 1, true)
+    end
+  end)
+
+  it("refuses a key that is marked as revoked, wherever it stands and however the host is named", function()
+    local good = name .. " " .. key .. "\n"
+    for _, hidden in ipairs { "*", name, "gate,[127.*]:*", host.address, (hashed(name .. " " .. key):match("^%S+")) } do
+      local revoked = "@revoked " .. hidden .. " " .. key .. "\n"
+      for _, text in ipairs { good .. revoked, revoked .. good, revoked } do
+        if hidden ~= host.address or text == revoked then
+          local code, message = connect(text, { accept_new = true })
+          assert.equal("host_key", code, text)
+          assert.matches("is marked as revoked in line %d of " .. file:gsub("%p", "%%%0"), message)
+          assert.equal(text, fixture.read(file))
+        end
+      end
+    end
+    local others = "@revoked * " .. other_key "ed25519" .. "\n@revoked [127.0.2.*]:* " .. key .. "\n"
+    assert.equal("open", (connect(others .. good)))
+    assert.equal("open", (connect(others, { accept_new = true })))
+  end)
+
+  it("is not confused by markers: an authority is no key of the host, and what is unknown says nothing", function()
+    local lines = "@cert-authority * " .. other_key "ed25519" .. "\n@new-marker * " .. key .. "\n"
+    assert.equal("open", (connect(lines .. name .. " " .. key .. "\n")))
+    assert.equal("host_key", (connect("@new-marker * " .. key .. "\n@cert-authority elsewhere " .. key .. "\n")))
+    assert.equal("open", (connect("@new-marker * " .. other_key "ed25519" .. "\n", { accept_new = true })))
+    assert.equal("host_key", (connect("@cert-authority\n@revoked\n@\n")))
+  end)
+
+  it("tells a host by its port: what listens on another one is another", function()
+    local elsewhere = host.address .. " " .. other_key "ed25519" .. "\n"
+    local code, message = connect(elsewhere)
+    assert.equal("host_key", code)
+    assert.matches("is not in " .. file, message, 1, true)
+    assert.equal("open", (connect(elsewhere, { accept_new = true })))
+    assert.equal(elsewhere .. name .. " " .. key .. "\n", fixture.read(file))
+    assert.equal("open", (connect(host.address .. " " .. key .. "\n")), "the same machine by its other port, as ssh has it")
+    code, message = connect(host.address .. " " .. key .. "\n" .. name .. " " .. other_key "ed25519" .. "\n")
+    assert.equal("host_key", code)
+    assert.matches("is not the one in " .. file .. " (line 2): somebody may be listening in", message, 1, true)
+  end)
+
+  it("takes the name that was given in place of address and port", function()
+    assert.equal("open", (connect("shop " .. key .. "\n", { known_as = "shop" })))
+    assert.equal("host_key", (connect(name .. " " .. key .. "\n", { known_as = "shop" })))
+    assert.equal("open", (connect("", { known_as = "shop", accept_new = true })))
+    assert.equal("shop " .. key .. "\n", fixture.read(file))
+  end)
+end)
