@@ -112,4 +112,27 @@ describe("known_hosts", function()
     assert.equal("open", (connect("", { known_as = "shop", accept_new = true })))
     assert.equal("shop " .. key .. "\n", fixture.read(file))
   end)
+
+  it("adds a line of its own to a file whose last line lacks its end", function()
+    local others = "elsewhere " .. other_key "ed25519"
+    assert.equal("open", (connect(others, { accept_new = true })))
+    assert.equal(others .. "\n" .. name .. " " .. key .. "\n", fixture.read(file))
+    assert.equal("open", (connect(nil, { accept_new = true })))
+    assert.equal(others .. "\n" .. name .. " " .. key .. "\n", fixture.read(file))
+  end)
+
+  it("makes the file, and the directory that it lies in, for their owner alone", function()
+    file = dir .. "/.ssh/known_hosts"
+    assert.equal("open", (connect(nil, { accept_new = true, known_hosts = { file } })))
+    assert.equal(name .. " " .. key .. "\n", fixture.read(file))
+    assert.equal("700 600", fixture.sh(("stat -c %%a %s/.ssh %s | tr '\\n' ' ' | sed 's/ $//'"):format(dir, file)))
+    local code, message = connect(nil, { accept_new = true, known_hosts = { dir .. "/a/b/known_hosts" } })
+    assert.equal("host_key", code)
+    assert.matches("cannot write the new host key of .*/a/b/known_hosts: No such file", message)
+  end)
+
+  it("understands lines that end as on Windows", function()
+    assert.equal("open", (connect(("elsewhere %s\r\n%s %s\r\n"):format(other_key "ed25519", name, key))))
+    assert.equal("host_key", (connect(("@revoked * %s\r\n%s %s\r\n"):format(key, name, key))))
+  end)
 end)

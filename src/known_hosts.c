@@ -2,11 +2,14 @@
  */
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "ssh_session.h"
 
@@ -227,12 +230,29 @@ static bool take_host_key(const SshLink *s, Search *f) {
   return true;
 }
 
-/* Appends the one new line. */
+static int open_for_more(const char *path) {
+  int fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+  char *directory = memory_copy(path), *slash = strrchr(directory, '/');
+  if (slash) *slash = '\0';
+  if (fd < 0 && errno == ENOENT && slash && mkdir(directory, 0700) == 0) {
+    fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+  }
+  free(directory);
+  return fd;
+}
+
+/* Appends the one new line, in one write: others may append too. The last one may lack its end. */
 static bool remember(const SshLink *s, const Search *f) {
-  FILE *file = fopen(s->known_hosts[0], "ae");
-  if (!file) return false;
-  bool written = fprintf(file, "%s %s %s\n", s->known_as, f->type, f->key) > 0;
-  return fclose(file) == 0 && written;
+  Buffer text = {0};
+  char last = '\n';
+  int fd = open_for_more(s->known_hosts[0]);
+  if (fd < 0) return false;
+  off_t end = lseek(fd, 0, SEEK_END);
+  if (end > 0 && pread(fd, &last, 1, end - 1) == 1 && last != '\n') buffer_text(&text, "\n");
+  buffer_format(&text, "%s %s %s\n", s->known_as, f->type, f->key);
+  bool written = write(fd, text.data, text.length) == (ssize_t)text.length;
+  buffer_free(&text);
+  return close(fd) == 0 && written;
 }
 
 static bool refuse(SshLink *s, const Search *f) {
