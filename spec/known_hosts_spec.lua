@@ -135,4 +135,84 @@ describe("known_hosts", function()
     assert.equal("open", (connect(("elsewhere %s\r\n%s %s\r\n"):format(other_key "ed25519", name, key))))
     assert.equal("host_key", (connect(("@revoked * %s\r\n%s %s\r\n"):format(key, name, key))))
   end)
+
+  --- Another sshd of the host, with keys of these types; returns its port and its public keys by type.
+  local function another_sshd(...)
+    local port, lines, keys = fixture.free_port(), {}, {}
+    for i, type in ipairs { ... } do
+      local path = ("/etc/ssh/%s_%d"):format(type, port)
+      keys[type] = bed:exec(1, ("ssh-keygen -q -t %s -N '' -f %s && cut -d' ' -f1,2 %s.pub"):format(type, path, path)):gsub("%s+$", "")
+      lines[i] = "HostKey " .. path
+    end
+    local config = ("/run/sshd_%d"):format(port)
+    bed:exec(1, ("{ sed '/^Port /d; /^PidFile/d; /^HostKey/d' /etc/ssh/testbed_config; printf '%%s\\n' 'Port %d' 'PidFile %s.pid' '%s'; } > %s && "
+      .. "/usr/sbin/sshd -f %s"):format(port, config, table.concat(lines, "' '"), config, config))
+    fixture.eventually(function() return fixture.is_listened(port) end, 10, "another sshd")
+    return port, keys, ("[%s]:%d "):format(host.address, port)
+  end
+
+  --- The command for the host at that port.
+  local function exec(port, known_hosts)
+    fixture.write(dir .. "/.ssh/config", "UserKnownHostsFile " .. file .. "\n")
+    fixture.write(dir .. "/app.yml", ("app: shop\nhosts: [{name: web1, address: %s, port: %d, user: deploy, identity: %s, known_hosts: %s}]\n"
+      .. "process: {command: [./server], ports: [8080]}\n"):format(host.address, port, host.identity, known_hosts or file))
+    return fixture.run({ fixture.deployrt(), "exec", "app.yml", "--", "echo", "here" }, { cwd = dir, env = { HOME = dir } })
+  end
+
+  it("has the server show the key that is known, of whatever type", function()
+    local port, keys, at = another_sshd("ed25519", "ecdsa")
+    for _, type in ipairs { "ed25519", "ecdsa" } do
+      assert.equal("open", (connect(at .. keys[type] .. "\n", { port = port })), type)
+      assert.equal("open", (connect(("[%s]:* "):format(host.address) .. keys[type] .. "\n", { port = port })), type)
+      assert.equal("open", (connect(host.address .. " " .. keys[type] .. "\n", { port = port })), type)
+    end
+  end)
+
+  it("does not take a key of another type for that of somebody who listens in, nor for a new host's", function()
+    local port, _, at = another_sshd("ed25519")
+    local text = at .. other_key "ecdsa" .. "\n"
+    local code, message = connect(text, { port = port, accept_new = true })
+    assert.equal("host_key", code)
+    assert.matches("shows a host key of the type ssh-ed25519, but " .. file .. " (line 1) knows it by another type only", message, 1, true)
+    assert.equal(text, fixture.read(file))
+  end)
+
+  it("leaves it to the ssh command to verify what libssh2 cannot", function()
+    local port, keys, at = another_sshd("ed25519", "rsa")
+    fixture.write(file, at .. keys.rsa .. "\n")
+    local answer = exec(port)
+    assert.equal("web1 | here\n", answer.stdout, answer.stderr)
+    fixture.write(file, at .. other_key "rsa" .. "\n")
+    answer = exec(port)
+    assert.equal(1, answer.exit, answer.stdout)
+    assert.truthy(answer.stderr:find("web1", 1, true) and answer.stderr:find("HOST IDENTIFICATION HAS CHANGED", 1, true), answer.stderr)
+  end)
+
+  it("reaches a server that has an RSA key only, and remembers it", function()
+    local port, keys, at = another_sshd("rsa")
+    fixture.write(file, at .. keys.rsa .. "\n")
+    local answer = exec(port)
+    assert.equal("web1 | here\n", answer.stdout, answer.stderr)
+    fixture.write(file, "")
+    answer = exec(port, "strict")
+    assert.equal(1, answer.exit, answer.stdout)
+    assert.truthy(answer.stderr:find("key", 1, true), answer.stderr)
+    answer = exec(port, "accept-new")
+    assert.equal("web1 | here\n", answer.stdout, answer.stderr)
+    assert.truthy(fixture.read(file):find(keys.rsa .. "\n", 1, true)) -- its name may be hidden
+    assert.equal("web1 | here\n", exec(port, "strict").stdout)
+  end)
+
+  it("leaves it to the ssh command to believe an authority", function()
+    local port, keys, at = another_sshd("ed25519")
+    local authority = other_key "ed25519"
+    fixture.write(dir .. "/host.pub", keys.ed25519 .. "\n")
+    fixture.sh(("ssh-keygen -q -s %s/other_ed25519 -I web1 -h -n %s %s/host.pub 2>&1"):format(dir, host.address, dir))
+    bed:exec(1, ("echo '%s' > /run/certificate && echo HostCertificate /run/certificate >> /run/sshd_%d && kill -HUP $(cat /run/sshd_%d.pid)"):format(
+      fixture.read(dir .. "/host-cert.pub"):gsub("%s+$", ""), port, port))
+    fixture.write(file, "@cert-authority " .. at .. authority .. "\n")
+    fixture.eventually(function() return exec(port).stdout == "web1 | here\n" end, 20, "the certificate")
+    fixture.write(file, "@cert-authority " .. at .. keys.ed25519 .. "\n")
+    assert.equal(1, exec(port).exit)
+  end)
 end)

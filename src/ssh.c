@@ -266,6 +266,7 @@ static int fail_last(SshLink *s, int rc, const char *code, const char *what) {
 
 static int step_handshake(SshLink *s) {
   int rc = libssh2_session_handshake(s->session, s->fd);
+  if (rc == LIBSSH2_ERROR_KEX_FAILURE) return fail_last(s, rc, "unsupported", "no algorithm in common");
   if (rc != 0) return fail_last(s, rc, "unreachable", "not an SSH server, or it refuses us");
   s->state = SSH_HOST_KEY;
   return 0;

@@ -154,6 +154,7 @@ function ssh.command(target)
   local function add(...)
     for _, word in ipairs { ... } do words[#words + 1] = word end
   end
+  if target.known_as then add("-o", "HostKeyAlias=" .. target.known_as) end
   for _, path in ipairs(target.identities) do
     if target.explicit or kind_of(path) then add("-i", path) end
   end
@@ -199,6 +200,23 @@ local function through(jumps, target)
   return fd, problem, link
 end
 
+--- By the ssh command, which knows more kinds of keys than libssh2. Whether it gets there shows once it runs something.
+---@async
+local function through_command(host, target, opts)
+  local link, err = core.connect { transport = "openssh", name = host.name, root = opts.root, command = ssh.command(target) }
+  if not link then return nil, err end
+  local answer, problem = link:exec({ "true" }, { timeout = 20 })
+  if answer and answer.status == 0 then return link end
+  link:close()
+  if problem then
+    problem.host = host.name
+    return nil, problem
+  end
+  local code = answer.stderr:find("Host key verification failed", 1, true) and "host_key" or "unreachable"
+  return nil, errors.new(code, ("%s: the ssh command fails with status %s"):format(host.name, answer.status or answer.signal),
+    { host = host.name, detail = answer.stderr })
+end
+
 --- Opens a link to a host; may wait for the log-in.
 ---@async
 ---@param host table             an entry of app.hosts
@@ -229,15 +247,11 @@ function connect(host, opts)
     if err and err.code == "denied" and agent == false then
       err.message = ("%s; the SSH agent at %s does not answer"):format(err.message, os.getenv "SSH_AUTH_SOCK")
     end
-    if link or err.code ~= "denied" or not foreign then return link, err, hop end
+    local is_for_command = err and (err.code == "unsupported" or err.code == "denied" and foreign)
+    if not is_for_command then return link, err, hop end
+    if hop then hop:close() end
   end
-  link, err = core.connect { transport = "openssh", name = host.name, root = opts.root, command = ssh.command(target) }
-  if not link then return nil, err end
-  local answer, problem = link:exec({ "true" }, { timeout = 20 })
-  if answer then return link end
-  link:close()
-  problem.host = host.name
-  return nil, problem
+  return through_command(host, target, opts)
 end
 
 ssh.connect = connect

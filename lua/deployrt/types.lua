@@ -7,7 +7,7 @@
 
 --- What every failure looks like, returned by C and raised by Lua.
 --- Codes of the core: "canceled", "timeout", "missing", "exists", "full", "system", "lost", "closed", "output", "spawn",
---- "refused", "unresolved", "http", "yaml", "unreachable", "denied", "host_key", "terminal". Functions of the host
+--- "refused", "unresolved", "http", "yaml", "unreachable", "denied", "host_key", "unsupported", "terminal". Functions of the host
 --- library (src/host.sh) answer their own: "busy", "stranger", "lock", "checksum", "unpack", "start", ...
 ---@class deployrt.Error
 ---@field code string      for programs
@@ -167,7 +167,7 @@ function core.ssh_concurrency(links) end
 ---@field address? string        ssh: required
 ---@field port? integer          ssh: default 22
 ---@field user? string           ssh: required
----@field known_as? string       ssh: its name in known_hosts; default the address
+---@field known_as? string       ssh: its whole name in known_hosts; default the address, as "[address]:port" unless the port is 22
 ---@field known_hosts? string[]  ssh: files
 ---@field accept_new? boolean    ssh: remember the key of a host that is not known; default false
 ---@field identities? string[]   ssh: files of private keys, tried in order
@@ -181,7 +181,7 @@ function core.ssh_concurrency(links) end
 ---@async
 ---@param options deployrt.ConnectOptions
 ---@return deployrt.Link? link
----@return deployrt.Error? err  "unreachable", "denied", "host_key", "lost", "canceled"
+---@return deployrt.Error? err  "unreachable", "denied", "host_key", "unsupported" (the ssh command may do it), "lost", "canceled"
 function core.connect(options) end
 
 --- One end of core.pipe: a file of this machine, or a command on a host.
