@@ -46,6 +46,21 @@ double check_number_field(lua_State *L, int index, const char *name, double fall
   return number;
 }
 
+/* NaN is refused with what is negative. */
+double check_timeout(lua_State *L, int index, double fallback) {
+  double seconds = luaL_optnumber(L, index, fallback);
+  luaL_argcheck(L, lua_isnoneornil(L, index) || seconds >= 0, index, "seconds must not be negative");
+  return seconds;
+}
+
+double check_timeout_field(lua_State *L, int index, const char *name, double fallback) {
+  if (!check_field(L, index, name, LUA_TNUMBER)) return fallback;
+  double seconds = lua_tonumber(L, -1);
+  lua_pop(L, 1);
+  if (!(seconds >= 0)) luaL_error(L, "option '%s': seconds must not be negative", name);
+  return seconds;
+}
+
 int check_boolean_field(lua_State *L, int index, const char *name, int fallback) {
   if (!check_field(L, index, name, LUA_TBOOLEAN)) return fallback;
   int value = lua_toboolean(L, -1);

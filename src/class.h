@@ -10,6 +10,10 @@ void push_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFu
 
 /* Fields of an options table at `index`, which may be absent; wrong types raise. */
 const char *check_string_field(lua_State *L, int index, const char *name, const char *fallback);
+/* Seconds to wait, however many. Only the fallback may be negative, which means for ever. */
+double check_timeout(lua_State *L, int index, double fallback);
+double check_timeout_field(lua_State *L, int index, const char *name, double fallback);
+
 double check_number_field(lua_State *L, int index, const char *name, double fallback);
 int check_boolean_field(lua_State *L, int index, const char *name, int fallback);
 

@@ -24,15 +24,15 @@ static int sleep_step(lua_State *L, int status, lua_KContext ctx) {
 }
 
 static int l_sleep(lua_State *L) {
-  double seconds = luaL_checknumber(L, 1);
-  luaL_argcheck(L, seconds >= 0, 1, "seconds must not be negative");
+  luaL_checknumber(L, 1);
+  double seconds = check_timeout(L, 1, 0);
   Waiter *w = lua_newuserdatauv(L, sizeof *w, 0);
   w->task = NULL;
   return task_wait(L, w, seconds, 0, sleep_step);
 }
 
-/* An event is a list of waiters; set() wakes all of them and stays set until clear(). There may be many, and each
- * leaves when its time is over. */
+/* An event is a list of waiters; set() wakes all of them and stays set until clear(). There may be many, and
+ * each leaves when its time is over. */
 typedef struct Listener {
   Waiter waiter;
   struct Listener *next, **link; /* where the list points to it */
@@ -97,7 +97,7 @@ static int event_wait_step(lua_State *L, int status, lua_KContext ctx) {
 
 static int l_event_wait(lua_State *L) {
   Event *e = luaL_checkudata(L, 1, EVENT);
-  double timeout = luaL_optnumber(L, 2, -1);
+  double timeout = check_timeout(L, 2, -1);
   lua_settop(L, 1);
   check_can_wait(L);
   if (e->set) {
@@ -184,7 +184,7 @@ static int signals_next_step(lua_State *L, int status, lua_KContext ctx) {
 
 static int l_signals_next(lua_State *L) {
   Signals *s = luaL_checkudata(L, 1, SIGNALS);
-  double timeout = luaL_optnumber(L, 2, -1);
+  double timeout = check_timeout(L, 2, -1);
   check_can_wait(L);
   luaL_argcheck(L, !s->waiter.task, 1, "another task waits for these signals already");
   if (s->count > 0) return signals_next_step(L, LUA_OK, (lua_KContext)s);

@@ -221,8 +221,9 @@ static Exec *push_running_exec(lua_State *L, const char *class) {
 
 /* link:exec(words, options?) -> {status, signal, stdout, stderr} | nil, err */
 int l_link_exec(lua_State *L) {
+  double timeout = check_timeout_field(L, 3, "timeout", -1);
   Exec *e = push_running_exec(L, EXEC);
-  return task_wait(L, &e->waiter, check_number_field(L, 3, "timeout", -1), (lua_KContext)e, exec_step);
+  return task_wait(L, &e->waiter, timeout, (lua_KContext)e, exec_step);
 }
 
 static int stream_read_step(lua_State *L, int status, lua_KContext ctx) {
@@ -245,7 +246,7 @@ static int stream_read_step(lua_State *L, int status, lua_KContext ctx) {
 /* stream:read(timeout?) -> text, 1|2 | false, status at the end | nil, err */
 static int l_stream_read(lua_State *L) {
   Exec *e = luaL_checkudata(L, 1, STREAM);
-  double timeout = luaL_optnumber(L, 2, -1);
+  double timeout = check_timeout(L, 2, -1);
   luaL_argcheck(L, e->channel, 1, "this stream was closed");
   if (e->ended || e->outputs[0].length || e->outputs[1].length)
     return stream_read_step(L, LUA_OK, (lua_KContext)e);
@@ -263,7 +264,7 @@ static int talk_step(lua_State *L, int status, lua_KContext ctx) {
   (void)status;
   Exec *e = (Exec *)ctx;
   if (!e->ended && task_reason() == WAKE_EVENT && !e->too_much) {
-    return task_wait(L, &e->waiter, check_number_field(L, 5, "timeout", 10), ctx, talk_step);
+    return task_wait(L, &e->waiter, check_timeout_field(L, 5, "timeout", 10), ctx, talk_step);
   }
   if (!e->ended || e->failed || e->too_much) return push_exec_failure(L, e, lua_tostring(L, 2));
   lua_pushlstring(L, e->outputs[0].data ? e->outputs[0].data : "", e->outputs[0].length);
@@ -286,10 +287,11 @@ static Exec *push_dialing_exec(lua_State *L) {
 int l_link_talk(lua_State *L) {
   size_t length;
   const char *request = luaL_checklstring(L, 4, &length);
+  double timeout = check_timeout_field(L, 5, "timeout", 10);
   lua_settop(L, 5);
   Exec *e = push_dialing_exec(L);
   e->channel->class->write(e->channel, request, length);
-  return task_wait(L, &e->waiter, check_number_field(L, 5, "timeout", 10), (lua_KContext)e, talk_step);
+  return task_wait(L, &e->waiter, timeout, (lua_KContext)e, talk_step);
 }
 
 static int dial_step(lua_State *L, int status, lua_KContext ctx) {
@@ -303,7 +305,7 @@ static int dial_step(lua_State *L, int status, lua_KContext ctx) {
 
 /* link:dial(address, port, timeout?) -> true as soon as the address accepts | nil, err */
 int l_link_dial(lua_State *L) {
-  double timeout = luaL_optnumber(L, 4, 10);
+  double timeout = check_timeout(L, 4, 10);
   Exec *e = push_dialing_exec(L);
   return task_wait(L, &e->waiter, timeout, (lua_KContext)e, dial_step);
 }

@@ -74,8 +74,9 @@ static Link *check_ssh(lua_State *L, const char *name) {
   o.passphrase = check_string_field(L, 1, "passphrase", NULL);
   o.accept_new = check_boolean_field(L, 1, "accept_new", 0);
   o.agent = check_boolean_field(L, 1, "agent", 1);
-  o.timeout = check_number_field(L, 1, "timeout", 10);
-  o.keepalive = check_number_field(L, 1, "keepalive", 5);
+  o.timeout = check_timeout_field(L, 1, "timeout", 10);
+  o.keepalive = check_timeout_field(L, 1, "keepalive", 5);
+  luaL_argcheck(L, o.keepalive > 0, 1, "option 'keepalive': more than no seconds expected");
   o.fd = (int)check_number_field(L, 1, "fd", -1);
   o.identities = check_list_field(L, 1, "identities");
   o.known_hosts = check_list_field(L, 1, "known_hosts");

@@ -35,6 +35,11 @@ void loop_update(void) {
   uv_update_time(loop_get());
 }
 
+uint64_t loop_milliseconds(double seconds) {
+  double milliseconds = seconds * 1000 + 0.999;
+  return milliseconds < (double)INT64_MAX ? (uint64_t)milliseconds : UINT64_MAX;
+}
+
 void *handle_new(size_t size) {
   return memory_new(size);
 }

@@ -14,6 +14,9 @@ void loop_shutdown(void);
 double loop_now(void);
 void loop_update(void);
 
+/* For a timer. More than can be counted never comes. */
+uint64_t loop_milliseconds(double seconds);
+
 /* Allocates and zeroes a handle; freed in its close callback by handle_close(). */
 void *handle_new(size_t size);
 

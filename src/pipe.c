@@ -263,6 +263,7 @@ int l_pipe(lua_State *L) {
   lua_settop(L, 1);
   check_side(L, "from");
   check_side(L, "to");
+  double timeout = check_timeout_field(L, 1, "timeout", -1);
   check_can_wait(L);
   Pipe *p = lua_newuserdatauv(L, sizeof *p, 0);
   memset(p, 0, sizeof *p);
@@ -282,7 +283,7 @@ int l_pipe(lua_State *L) {
     uv_idle_init(loop_get(), p->pump);
     uv_idle_start(p->pump, on_pump);
   }
-  return task_wait(L, &p->waiter, check_number_field(L, 1, "timeout", -1), (lua_KContext)p, pipe_step);
+  return task_wait(L, &p->waiter, timeout, (lua_KContext)p, pipe_step);
 }
 
 void push_pipe_classes(lua_State *L) {

@@ -254,7 +254,7 @@ static int call_step(lua_State *L, int status, lua_KContext ctx) {
 int l_link_call(lua_State *L) {
   LinkBox *box = check_link(L, 1);
   const char *function = luaL_checkstring(L, 2);
-  double timeout = luaL_optnumber(L, 4, -1);
+  double timeout = check_timeout(L, 4, -1);
   lua_settop(L, 3);
   if (!lua_isnil(L, 3)) luaL_checktype(L, 3, LUA_TTABLE);
   check_can_wait(L);

@@ -122,8 +122,7 @@ static void on_open_deadline(uv_timer_t *timer) {
   const char *doing = s->state == SSH_RESOLVE   ? "looking up its address"
                       : s->state == SSH_CONNECT ? "connecting"
                                                 : "logging in";
-  ssh_fail(s, "unreachable", "%s:%d: no answer within %ds while %s", s->address, s->port, (int)s->timeout,
-           doing);
+  ssh_fail(s, "unreachable", "%s:%d: no answer within %gs while %s", s->address, s->port, s->timeout, doing);
   ssh_advance(s);
 }
 
@@ -131,7 +130,7 @@ static void on_keepalive(uv_timer_t *timer) {
   SshLink *s = timer->data;
   int next = 0;
   if (loop_now() - s->heard > 3 * s->keepalive) {
-    ssh_fail(s, "lost", "connection lost: no sign of life for %ds", (int)(3 * s->keepalive));
+    ssh_fail(s, "lost", "connection lost: no sign of life for %gs", 3 * s->keepalive);
   } else if (!s->blocker) {
     libssh2_keepalive_send(s->session, &next);
   }
@@ -222,7 +221,7 @@ static void begin(SshLink *s) {
   s->timer = handle_new(sizeof *s->timer);
   s->timer->data = s;
   uv_timer_init(loop_get(), s->timer);
-  uv_timer_start(s->timer, on_open_deadline, (uint64_t)(s->timeout * 1000), 0);
+  uv_timer_start(s->timer, on_open_deadline, loop_milliseconds(s->timeout), 0);
   if (s->fd < 0) {
     begin_resolve(s);
     return;
@@ -332,8 +331,9 @@ static void become_ready(SshLink *s) {
   if (!banner || !strstr(banner, "OpenSSH")) s->ahead = 0; /* others may tell too late what was taken */
   s->link.state = LINK_OPEN;
   s->heard = loop_now();
-  libssh2_keepalive_config(s->session, 1, (unsigned)s->keepalive);
-  uv_timer_start(s->timer, on_keepalive, (uint64_t)(s->keepalive * 1000), (uint64_t)(s->keepalive * 1000));
+  libssh2_keepalive_config(s->session, 1, 1); /* when, is the timer's business */
+  uint64_t pause = loop_milliseconds(s->keepalive);
+  uv_timer_start(s->timer, on_keepalive, pause, pause);
   uv_unref((uv_handle_t *)s->timer);
   changed(s);
   start_next();

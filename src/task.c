@@ -111,7 +111,7 @@ static void start_deadline(Task *t, double timeout) {
     t->timer->data = t;
   }
   loop_update();
-  uv_timer_start(t->timer, on_deadline, (uint64_t)(timeout * 1000 + 0.999), 0);
+  uv_timer_start(t->timer, on_deadline, loop_milliseconds(timeout), 0);
 }
 
 int task_wait(lua_State *L, Waiter *w, double timeout, lua_KContext ctx, lua_KFunction step) {
@@ -174,8 +174,8 @@ static void task_finish(Task *t) {
   live_remove(t);
 }
 
-/* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that closes.
- * Without a slot it was never made to the end. */
+/* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that
+ * closes. Without a slot it was never made to the end. */
 static int l_task_gc(lua_State *L) {
   Task *t = lua_touserdata(L, 1);
   handle_close(t->timer);
@@ -402,7 +402,7 @@ static int task_wait_step(lua_State *L, int status, lua_KContext ctx) {
 
 static int l_task_wait(lua_State *L) {
   Task *t = check_task(L);
-  double timeout = luaL_optnumber(L, 2, -1);
+  double timeout = check_timeout(L, 2, -1);
   lua_settop(L, 1);
   if (t->state == TASK_DONE) return push_results(L, 1, t);
   check_can_wait(L);

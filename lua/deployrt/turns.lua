@@ -140,7 +140,7 @@ local function await_arrival(self, id)
   local deadline = core.now() + patience
   while not self.waiting[id] and not self.failed and not self.over and core.now() < deadline do
     self.arrived:clear()
-    self.arrived:wait(deadline - core.now())
+    self.arrived:wait(math.max(0, deadline - core.now()))
   end
   return self.waiting[id]
 end

@@ -1,0 +1,91 @@
+-- core_arguments_spec.lua -- What the C core makes of arguments at the edge, and what it refuses before it does anything.
+local core = require "deployrt.core"
+local machine = require "spec.support.machine"
+
+local nan = 0 / 0
+local link, directory
+
+--- Runs `body` as a task with a link to this machine; what it raises fails the spec.
+local function with_link(body)
+  return function()
+    local ok, err = core.run(function()
+      local opened <close> = assert(core.connect { root = directory .. "/root" })
+      link = opened
+      body()
+    end)
+    if not ok then error(err, 0) end
+    assert.equal(0, core.live_tasks())
+  end
+end
+
+before_each(function() directory = machine.dir() end)
+after_each(function() machine.cleanup() end)
+
+describe("seconds", function()
+  --- Waits of all kinds, by a function that is given how long.
+  local waits = {
+    sleep = function(seconds) return core.sleep(seconds) end,
+    ["event:wait"] = function(seconds) return core.event():wait(seconds) end,
+    ["task:wait"] = function(seconds)
+      local other = core.spawn(core.sleep, 60)
+      local closing <close> = setmetatable({}, { __close = function() other:cancel() end })
+      return other:wait(seconds)
+    end,
+    ["signals:next"] = function(seconds)
+      local signals <close> = core.signals "WINCH"
+      return signals:next(seconds)
+    end,
+    ["link:exec"] = function(seconds) return link:exec({ "sleep", "60" }, { timeout = seconds }) end,
+    ["link:call"] = function(seconds) return link:call("sleep", { "60" }, seconds) end,
+    ["stream:read"] = function(seconds)
+      local stream <close> = link:stream { "sleep", "60" }
+      return stream:read(seconds)
+    end,
+    ["core.pipe"] = function(seconds)
+      return core.pipe { from = { link = link, command = { "sleep", "60" } }, to = { file = "/dev/null" }, timeout = seconds }
+    end,
+  }
+
+  for name, wait in pairs(waits) do
+    it("of " .. name .. " may be more than can be counted: it goes on until it is canceled", with_link(function()
+      for _, seconds in ipairs { math.huge, 1e300, 1e18, 2^63 } do
+        local task = core.spawn(wait, seconds)
+        local ended = task:wait(0.03)
+        task:cancel()
+        local _, result, err = task:wait()
+        assert.is_nil(ended, seconds)
+        assert.same({ nil, "canceled" }, { result, err and err.code })
+      end
+    end))
+
+    it("of " .. name .. " are not negative", with_link(function()
+      for _, seconds in ipairs { nan, -1, -math.huge, -0.001 } do
+        assert.error_matches(function() wait(seconds) end, "seconds must not be negative")
+      end
+    end))
+  end
+
+  it("without end do not keep what is awaited from coming", with_link(function()
+    assert.equal(0, link:exec({ "true" }, { timeout = math.huge }).status)
+    assert.same({ true, 1 }, { core.spawn(function() return 1 end):wait(math.huge) })
+    assert.equal("refused", select(2, link:dial("127.0.0.1", machine.free_port(), math.huge)).code)
+  end))
+
+  it("of a connection that is opened are shown as they were given", with_link(function()
+    local port = machine.free_port()
+    local silent <close> = link:stream { "socat", "TCP-LISTEN:" .. port .. ",bind=127.0.0.1,reuseaddr,fork", "EXEC:sleep 60" }
+    machine.eventually(function() return machine.is_listened(port) end, 10, "the listener")
+    local function connect(options)
+      options.transport, options.address, options.port, options.user, options.agent = "ssh", "127.0.0.1", port, "x", false
+      return select(2, core.connect(options))
+    end
+    assert.matches("no answer within 0.25s while logging in", connect({ timeout = 0.25 }).message, 1, true)
+    local task = core.spawn(connect, { timeout = 1e300 })
+    assert.is_nil((task:wait(0.1)))
+    task:cancel()
+    assert.error_matches(function() connect { timeout = -1 } end, "option 'timeout': seconds must not be negative")
+    assert.error_matches(function() connect { timeout = nan } end, "option 'timeout': seconds must not be negative")
+    assert.error_matches(function() connect { keepalive = 0 } end, "option 'keepalive'")
+    assert.is_truthy(silent)
+  end))
+end)
