@@ -89,3 +89,39 @@ describe("seconds", function()
     assert.is_truthy(silent)
   end))
 end)
+
+describe("a descriptor that is handed on", function()
+  local function connect(fd, options)
+    options = options or {}
+    options.transport, options.address, options.user, options.fd, options.agent = "ssh", "127.0.0.1", "x", fd, false
+    return core.connect(options)
+  end
+
+  it("must be a connected socket", with_link(function()
+    for _, fd in ipairs { 9999, 0, 1, 2, -2, 0.5, 1e300, nan } do
+      assert.error_matches(function() connect(fd) end, "option 'fd'")
+      assert.error_matches(function() core.http.request { url = "http://service/", fd = fd } end, "option 'fd'")
+    end
+  end))
+
+  it("that is in use already is left to whoever uses it", with_link(function()
+    local port = machine.free_port()
+    local silent <close> = link:stream { "socat", "TCP-LISTEN:" .. port .. ",bind=127.0.0.1,reuseaddr,fork", "EXEC:sleep 60" }
+    machine.eventually(function() return machine.is_listened(port) end, 10, "the listener")
+    local fd = assert(link:forward("127.0.0.1", port))
+    local first = core.spawn(connect, fd, { timeout = 0.2 })
+    core.sleep(0)
+    local _, err = connect(fd)
+    assert.equal("unreachable", err.code)
+    assert.matches("127.0.0.1:22: its socket cannot be watched: file already exists", err.message, 1, true)
+    assert.matches("no answer within 0.2s while logging in", select(3, first:wait()).message, 1, true)
+    assert.is_truthy(silent)
+  end))
+
+  it("needs a port that there can be, as every address", with_link(function()
+    for _, port in ipairs { 0, 65536, -1, 22.5, 1e300, nan } do
+      assert.error_matches(function() core.connect { transport = "ssh", address = "127.0.0.1", user = "x", port = port } end,
+        "option 'port': a whole number from 1 to 65535 expected")
+    end
+  end))
+end)

@@ -1,6 +1,9 @@
 /* class.c -- Metatables of the core's userdata, and fields of options tables. */
 #include "class.h"
 
+#include <limits.h>
+#include <sys/socket.h>
+
 void push_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc) {
   luaL_newmetatable(L, name);
   if (gc) {
@@ -59,6 +62,22 @@ double check_timeout_field(lua_State *L, int index, const char *name, double fal
   lua_pop(L, 1);
   if (!(seconds >= 0)) luaL_error(L, "option '%s': seconds must not be negative", name);
   return seconds;
+}
+
+int check_integer_field(lua_State *L, int index, const char *name, int low, int high, int fallback) {
+  double number = check_number_field(L, index, name, fallback);
+  if (number == fallback) return fallback;
+  if (!(number >= low && number <= high) || number != (double)(int)number)
+    luaL_error(L, "option '%s': a whole number from %d to %d expected", name, low, high);
+  return (int)number;
+}
+
+int check_socket_field(lua_State *L, int index, const char *name) {
+  int type = 0, fd = check_integer_field(L, index, name, 0, INT_MAX, -1);
+  socklen_t size = sizeof type;
+  if (fd >= 0 && (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM))
+    luaL_error(L, "option '%s': %d is no connected socket", name, fd);
+  return fd;
 }
 
 int check_boolean_field(lua_State *L, int index, const char *name, int fallback) {

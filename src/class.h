@@ -15,6 +15,10 @@ double check_timeout(lua_State *L, int index, double fallback);
 double check_timeout_field(lua_State *L, int index, const char *name, double fallback);
 
 double check_number_field(lua_State *L, int index, const char *name, double fallback);
+/* A whole number within bounds; the fallback may lie outside of them. */
+int check_integer_field(lua_State *L, int index, const char *name, int low, int high, int fallback);
+/* The descriptor of a connected socket, or -1 where there is none. */
+int check_socket_field(lua_State *L, int index, const char *name);
 int check_boolean_field(lua_State *L, int index, const char *name, int fallback);
 
 #endif

@@ -261,7 +261,7 @@ static void check_options(lua_State *L, int index, Options *o) {
   o->follow = check_boolean_field(L, index, "follow", false);
   o->verify = check_boolean_field(L, index, "verify", true);
   o->no_reuse = check_boolean_field(L, index, "no_reuse", false);
-  o->fd = (int)check_number_field(L, index, "fd", -1);
+  o->fd = check_socket_field(L, index, "fd");
 }
 
 static double request_seconds(const Request *r, CURLINFO info) {

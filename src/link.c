@@ -67,7 +67,7 @@ static Link *check_ssh(lua_State *L, const char *name) {
   SshOptions o = {.name = name};
   o.address = check_string_field(L, 1, "address", NULL);
   luaL_argcheck(L, o.address, 1, "option 'address' is missing");
-  o.port = (int)check_number_field(L, 1, "port", 22);
+  o.port = check_integer_field(L, 1, "port", 1, 65535, 22);
   o.known_as = check_string_field(L, 1, "known_as", NULL);
   o.user = check_string_field(L, 1, "user", NULL);
   luaL_argcheck(L, o.user, 1, "option 'user' is missing");
@@ -77,7 +77,7 @@ static Link *check_ssh(lua_State *L, const char *name) {
   o.timeout = check_timeout_field(L, 1, "timeout", 10);
   o.keepalive = check_timeout_field(L, 1, "keepalive", 5);
   luaL_argcheck(L, o.keepalive > 0, 1, "option 'keepalive': more than no seconds expected");
-  o.fd = (int)check_number_field(L, 1, "fd", -1);
+  o.fd = check_socket_field(L, 1, "fd");
   o.identities = check_list_field(L, 1, "identities");
   o.known_hosts = check_list_field(L, 1, "known_hosts");
   return ssh_open(&o);

@@ -167,11 +167,21 @@ static void begin_session(SshLink *s) {
   s->state = SSH_HANDSHAKE;
 }
 
-static void watch_socket(SshLink *s, SshState state) {
-  s->poll = handle_new(sizeof *s->poll);
-  s->poll->data = s;
-  uv_poll_init(loop_get(), s->poll, s->fd);
+/* A descriptor that is watched already belongs to somebody else, who closes it. */
+static bool watch_socket(SshLink *s, SshState state) {
+  uv_poll_t *poll = handle_new(sizeof *poll);
+  int code = uv_poll_init(loop_get(), poll, s->fd);
   s->state = state;
+  if (code == 0) {
+    poll->data = s;
+    s->poll = poll;
+    return true;
+  }
+  free(poll);
+  if (code == UV_EEXIST) s->fd = -1;
+  ssh_fail(s, "unreachable", "%s:%d: its socket cannot be watched: %s", s->address, s->port,
+           uv_strerror(code));
+  return false;
 }
 
 static void begin_connect(SshLink *s, const struct sockaddr *address) {
@@ -185,8 +195,7 @@ static void begin_connect(SshLink *s, const struct sockaddr *address) {
     ssh_fail(s, "unreachable", "%s:%d: %s", s->address, s->port, strerror(errno));
     return;
   }
-  watch_socket(s, SSH_CONNECT);
-  watch(s);
+  if (watch_socket(s, SSH_CONNECT)) watch(s);
 }
 
 static void on_resolved(uv_getaddrinfo_t *request, int status, struct addrinfo *found) {
@@ -226,8 +235,7 @@ static void begin(SshLink *s) {
     begin_resolve(s);
     return;
   }
-  watch_socket(s, SSH_HANDSHAKE);
-  begin_session(s);
+  if (watch_socket(s, SSH_HANDSHAKE)) begin_session(s);
 }
 
 static void start_next(void) {
