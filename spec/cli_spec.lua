@@ -209,4 +209,15 @@ describe("the command line", function()
     assert.equal(2, run.exit)
     assert.truthy(run.stderr:find("unknown option --jsn (did you mean --json?)", 1, true), run.stderr)
   end)
+
+  it("runs without standard descriptors, and takes no file of its own for one", function()
+    for _, closed in ipairs { "<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-" } do
+      local version = fixture.run { "sh", "-c", fixture.deployrt() .. " version " .. closed .. "; echo status $? >> " .. app.dir .. "/status" }
+      assert.equal("", version.stderr)
+      assert.equal("status 0\n", fixture.read(app.dir .. "/status"), closed)
+      os.remove(app.dir .. "/status")
+    end
+    local line = ("cd %s && %s --state %s/state status app.yml <&- >&- 2>&-"):format(app.dir, fixture.deployrt(), app.dir)
+    assert.equal(0, fixture.run({ "sh", "-c", line }, { env = { HOME = app.dir .. "/home" } }).exit)
+  end)
 end)

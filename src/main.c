@@ -1,5 +1,6 @@
 /* main.c -- The command: one lua_State that runs lua/deployrt/cli.lua, from disk or from the copy it carries.
  */
+#include <fcntl.h>
 #include <lauxlib.h>
 #include <limits.h>
 #include <lua.h>
@@ -139,8 +140,16 @@ static void end_state(lua_State *L) {
 #endif
 }
 
+/* A file that is opened must never be taken for a standard one, and libuv insists on having them. */
+static void open_standard_descriptors(void) {
+  for (int fd = 0; fd <= 2; fd++) {
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) _exit(2);
+  }
+}
+
 int main(int argc, char **argv) {
   int code = 2;
+  open_standard_descriptors();
   lua_State *L = luaL_newstate();
   if (!L) return 2;
   lua_pushcfunction(L, l_traceback);
