@@ -194,7 +194,7 @@ end)
 describe("the C core", function()
   -- The reactor and the transports: plain C that a C test could call.
   local below_lua = {
-    "bridge", "http_client", "http_relay", "known_hosts", "local", "loop", "memory", "ssh", "ssh_channel",
+    "bridge", "http_client", "http_relay", "known_hosts", "local", "loop", "memory", "ssh", "ssh_channel", "ssh_connect",
   }
 
   it("keeps Lua out of what lies below the boundary", function()

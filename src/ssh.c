@@ -20,7 +20,6 @@ static int opening;
 static SshLink *queue_first, *queue_last;
 static bool initialized;
 
-static void ssh_advance(SshLink *s);
 static void start_next(void);
 
 void ssh_set_concurrency(int links) {
@@ -54,11 +53,7 @@ static void release(SshLink *s) {
   s->poll = NULL;
   s->timer = NULL;
   s->idle = NULL;
-  if (s->resolving) {
-    s->resolving->data = NULL; /* its callback frees it */
-    uv_cancel((uv_req_t *)s->resolving);
-    s->resolving = NULL;
-  }
+  ssh_connect_release(s);
   if (s->fd >= 0) shutdown(s->fd, SHUT_RDWR); /* or libssh2 waits for the peer, answers EAGAIN and leaks */
   if (s->agent) libssh2_agent_free(s->agent);
   s->agent = NULL;
@@ -119,11 +114,21 @@ static void watch(SshLink *s) {
 
 static void on_open_deadline(uv_timer_t *timer) {
   SshLink *s = timer->data;
+  if (s->state == SSH_CONNECT && s->next_address) {
+    ssh_connect_next(s, "no answer");
+    ssh_advance(s);
+    return;
+  }
   const char *doing = s->state == SSH_RESOLVE   ? "looking up its address"
                       : s->state == SSH_CONNECT ? "connecting"
                                                 : "logging in";
   ssh_fail(s, "unreachable", "%s:%d: no answer within %gs while %s", s->address, s->port, s->timeout, doing);
   ssh_advance(s);
+}
+
+void ssh_limit(SshLink *s, double seconds) {
+  loop_update();
+  uv_timer_start(s->timer, on_open_deadline, loop_milliseconds(seconds > 0 ? seconds : 0), 0);
 }
 
 static void on_keepalive(uv_timer_t *timer) {
@@ -168,13 +173,14 @@ static void begin_session(SshLink *s) {
 }
 
 /* A descriptor that is watched already belongs to somebody else, who closes it. */
-static bool watch_socket(SshLink *s, SshState state) {
+bool ssh_watch(SshLink *s, SshState state) {
   uv_poll_t *poll = handle_new(sizeof *poll);
   int code = uv_poll_init(loop_get(), poll, s->fd);
   s->state = state;
   if (code == 0) {
     poll->data = s;
     s->poll = poll;
+    s->events = 0;
     return true;
   }
   free(poll);
@@ -184,58 +190,15 @@ static bool watch_socket(SshLink *s, SshState state) {
   return false;
 }
 
-static void begin_connect(SshLink *s, const struct sockaddr *address) {
-  socklen_t length = address->sa_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
-  s->fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (s->fd < 0) {
-    ssh_fail(s, "unreachable", "no socket: %s", strerror(errno));
-    return;
-  }
-  if (connect(s->fd, address, length) != 0 && errno != EINPROGRESS) {
-    ssh_fail(s, "unreachable", "%s:%d: %s", s->address, s->port, strerror(errno));
-    return;
-  }
-  if (watch_socket(s, SSH_CONNECT)) watch(s);
-}
-
-static void on_resolved(uv_getaddrinfo_t *request, int status, struct addrinfo *found) {
-  SshLink *s = request->data;
-  if (s) {
-    s->resolving = NULL;
-    if (status != 0) ssh_fail(s, "unreachable", "%s: %s", s->address, uv_strerror(status));
-    else begin_connect(s, found->ai_addr);
-    ssh_advance(s);
-  }
-  uv_freeaddrinfo(found);
-  free(request);
-}
-
-static void begin_resolve(SshLink *s) {
-  struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
-  char port[16];
-  snprintf(port, sizeof port, "%d", s->port);
-  s->state = SSH_RESOLVE;
-  struct sockaddr_in known;
-  if (uv_ip4_addr(s->address, s->port, &known) == 0) { /* saves a thread for the usual numeric address */
-    begin_connect(s, (struct sockaddr *)&known);
-    return;
-  }
-  s->resolving = memory_new(sizeof *s->resolving);
-  s->resolving->data = s;
-  uv_getaddrinfo(loop_get(), s->resolving, on_resolved, s->address, port, &hints);
-}
-
 static void begin(SshLink *s) {
   opening++;
   s->timer = handle_new(sizeof *s->timer);
   s->timer->data = s;
   uv_timer_init(loop_get(), s->timer);
-  uv_timer_start(s->timer, on_open_deadline, loop_milliseconds(s->timeout), 0);
-  if (s->fd < 0) {
-    begin_resolve(s);
-    return;
-  }
-  if (watch_socket(s, SSH_HANDSHAKE)) begin_session(s);
+  s->deadline = loop_now() + s->timeout;
+  ssh_limit(s, s->timeout);
+  if (s->fd < 0) ssh_connect_begin(s);
+  else if (ssh_watch(s, SSH_HANDSHAKE)) begin_session(s);
 }
 
 static void start_next(void) {
@@ -249,16 +212,9 @@ static void start_next(void) {
 }
 
 static int step_connect(SshLink *s) {
-  int error = 0;
-  socklen_t length = sizeof error;
-  getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &length);
-  if (error != 0) {
-    ssh_fail(s, "unreachable", "%s:%d: %s", s->address, s->port, strerror(error));
-    return -1;
-  }
-  struct sockaddr_storage peer;
-  length = sizeof peer;
-  if (getpeername(s->fd, (struct sockaddr *)&peer, &length) != 0) return LIBSSH2_ERROR_EAGAIN;
+  int rc = ssh_connect_advance(s);
+  if (rc != 0) return rc;
+  ssh_limit(s, s->deadline - loop_now());
   begin_session(s);
   return 0;
 }
@@ -361,7 +317,7 @@ static int step_open(SshLink *s) {
 
 static void free_link(SshLink *s);
 
-static void ssh_advance(SshLink *s) {
+void ssh_advance(SshLink *s) {
   if (s->busy) return;
   s->busy = true;
   while (s->state > SSH_RESOLVE && s->state < SSH_READY && step_open(s) == 0) continue;

@@ -1,4 +1,5 @@
-/* ssh_session.h -- What ssh.c (log in), ssh_channel.c (channels) and known_hosts.c share. */
+/* ssh_session.h -- What ssh.c (log in), ssh_connect.c (connect), ssh_channel.c (channels) and known_hosts.c
+ * share. */
 #ifndef DEPLOYRT_SSH_SESSION_H
 #define DEPLOYRT_SSH_SESSION_H
 
@@ -33,6 +34,7 @@ typedef struct SshLink {
   bool accept_new, use_agent;
   int port, fd;
   double timeout, keepalive, heard;
+  double deadline; /* until when it may be opening */
   LIBSSH2_SESSION *session;
   LIBSSH2_AGENT *agent;
   struct libssh2_agent_publickey *agent_key;
@@ -41,9 +43,10 @@ typedef struct SshLink {
   int events;        /* what poll watches for */
   uv_timer_t *timer; /* the deadline while opening, keepalive afterwards */
   uv_getaddrinfo_t *resolving;
-  uv_idle_t *idle; /* advances after a call that could not advance itself */
-  bool busy;       /* inside ssh_advance(); closes wait for its end */
-  bool again;      /* something was asked for meanwhile */
+  struct addrinfo *addresses, *next_address; /* what its name stands for, and which of them is tried next */
+  uv_idle_t *idle;                           /* advances after a call that could not advance itself */
+  bool busy;                                 /* inside ssh_advance(); closes wait for its end */
+  bool again;                                /* something was asked for meanwhile */
   bool closing;
   size_t received; /* bytes from the socket, ever */
   size_t ahead;    /* most bytes on their way to one command, or 0: as many as the peer's window allows */
@@ -57,6 +60,22 @@ typedef struct SshLink {
 /* Asks for ssh_advance() at the next turn of the loop. */
 void ssh_schedule(SshLink *s);
 void ssh_fail(SshLink *s, const char *code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Goes on as far as it can without waiting. */
+void ssh_advance(SshLink *s);
+/* Watches its socket; on failure has called ssh_fail(). */
+bool ssh_watch(SshLink *s, SshState state);
+/* Has what it is doing while it opens end after so many seconds. */
+void ssh_limit(SshLink *s, double seconds);
+
+/* Looks its address up, and connects. */
+void ssh_connect_begin(SshLink *s);
+/* Gives the present address up, because of `why`, and tries the next one; without one has called ssh_fail().
+ */
+void ssh_connect_next(SshLink *s, const char *why);
+/* 0 once it is connected. */
+int ssh_connect_advance(SshLink *s);
+void ssh_connect_release(SshLink *s);
 
 /* Moves all channels as far as they go, or until libssh2 must first get rid of a packet. */
 void ssh_channels_advance(SshLink *s);

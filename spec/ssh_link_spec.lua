@@ -1,0 +1,104 @@
+-- ssh_link_spec.lua -- A link over SSH with a peer that is slow, wrong or only partly there: it fails alone, and in time.
+-- weight: 3
+local core = require "deployrt.core"
+local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
+
+if not hosts.possible() then
+  print("ssh_link_spec: skipped: test hosts need root, iproute2 and sshd")
+  return
+end
+
+describe("a link over SSH", function()
+  local bed, host
+
+  setup(function()
+    bed = hosts.loopback(1)
+    host = bed.hosts[1]
+  end)
+  teardown(function() bed:down() end)
+  after_each(function() fixture.cleanup() end)
+
+  local function options(more)
+    local all = {
+      transport = "ssh", name = "web1", address = host.address, port = host.port, user = host.user,
+      identities = { host.identity }, known_hosts = { host.known_hosts }, agent = false,
+    }
+    for key, value in pairs(more or {}) do all[key] = value end
+    return all
+  end
+
+  local function run(body)
+    return function()
+      local ok, err = core.run(body)
+      if not ok then error(err, 0) end
+    end
+  end
+
+  --- Listens, and takes no connection: the kernel drops whoever still tries once its queue is full.
+  local silent = [[
+import socket, sys, time
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind((sys.argv[1], int(sys.argv[2])))
+listener.listen(0)
+clients = []
+for _ in range(4):
+    client = socket.socket()
+    client.setblocking(False)
+    client.connect_ex((sys.argv[1], int(sys.argv[2])))
+    clients.append(client)
+print("full", flush=True)
+time.sleep(600)
+]]
+
+  --- Connects to a name that stands for these addresses, in this order; returns what the program prints and its seconds.
+  local function connect_to(addresses, port)
+    local dir = fixture.dir()
+    local lines = {}
+    for i, address in ipairs(addresses) do lines[i] = address .. " shop.test\n" end
+    fixture.write(dir .. "/hosts", table.concat(lines))
+    fixture.write(dir .. "/known_hosts", ("[shop.test]:%d %s\n"):format(port, fixture.read(host.known_hosts):match(" ([^\n]+)")))
+    fixture.write(dir .. "/program.lua", [[
+      local core = require "deployrt.core"
+      local port, identity, known = table.unpack(arg)
+      assert(core.run(function()
+        local began = core.now()
+        local link, err = core.connect { transport = "ssh", address = "shop.test", port = tonumber(port), user = "deploy", agent = false,
+          identities = { identity }, known_hosts = { known }, timeout = 6 }
+        print(link and link:exec({ "echo", "here" }).stdout or err.code .. " " .. err.message)
+        print(core.now() - began)
+        if link then link:close() end
+      end))]])
+    local line = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
+    local answer = fixture.run({ "unshare", "-m", "sh", "-c", line, "sh", dir .. "/hosts", "lua5.4", dir .. "/program.lua", port, host.identity,
+      dir .. "/known_hosts" }, { env = fixture.modules() })
+    assert.equal(0, answer.exit, answer.stderr)
+    local said, seconds = answer.stdout:match("^(.-)\n+([%d.]+)\n$")
+    return said, tonumber(seconds)
+  end
+
+  it("is tried by each address of a name, one that refuses and one that is silent before the one that answers", function()
+    local port = fixture.free_port()
+    bed:exec(1, ("{ sed '/^Port /d; /^PidFile/d' /etc/ssh/testbed_config; echo Port %d; echo ListenAddress 127.0.1.2; } > /run/second && "
+      .. "/usr/sbin/sshd -f /run/second"):format(port))
+    local log = fixture.dir() .. "/log"
+    fixture.start({ "python3", "-c", silent, "127.0.1.3", port }, { log = log })
+    fixture.eventually(function() return fixture.read(log) == "full\n" and fixture.is_listened(port) end, 10, "the listeners")
+    for _, first in ipairs { "127.0.1.4", "127.0.1.3", "127.0.1.2" } do
+      local others = { first }
+      for _, address in ipairs { "127.0.1.4", "127.0.1.3", "127.0.1.2" } do
+        if address ~= first then others[#others + 1] = address end
+      end
+      local said, seconds = connect_to(others, port)
+      assert.equal("here", said, first)
+      assert.is_true(seconds < 5, first .. " took " .. seconds)
+    end
+    local said, seconds = connect_to({ "127.0.1.4", "127.0.1.5" }, port)
+    assert.matches("^unreachable shop.test:%d+: Connection refused %(the last of its addresses%)", said)
+    assert.is_true(seconds < 2)
+    said, seconds = connect_to({ "127.0.1.4", "127.0.1.3" }, port)
+    assert.matches("^unreachable shop.test:%d+: ", said)
+    assert.is_true(seconds < 7, "as long as it may, and no longer: " .. seconds)
+  end)
+end)
