@@ -101,4 +101,23 @@ time.sleep(600)
     assert.matches("^unreachable shop.test:%d+: ", said)
     assert.is_true(seconds < 7, "as long as it may, and no longer: " .. seconds)
   end)
+
+  it("refuses a command that no packet holds, and goes on", run(function()
+    local link <close> = assert(core.connect(options()))
+    local function exec(length, opts) return link:exec({ "true", ("x"):rep(length) }, opts) end
+    for _, length in ipairs { 32700, 35000, 100000, 3000000 } do
+      local result, err = exec(length)
+      assert.is_nil(result)
+      assert.equal("spawn", err.code)
+      assert.matches("the command has %d+ bytes, and SSH carries at most 32700: pass the rest on standard input", err.message)
+    end
+    assert.equal("spawn", select(2, exec(1, { env = { LONG = ("x"):rep(40000) } })).code)
+    assert.equal("spawn", select(2, link:stream({ "true", ("x"):rep(40000) }):read(5)).code)
+    local sink = { link = link, command = { "cat", ("x"):rep(40000) } }
+    assert.equal("spawn", select(2, core.pipe { from = { file = "/dev/null" }, to = sink, timeout = 5 }).code)
+    assert.equal(0, exec(32000).status)
+    assert.equal(0, exec(1, { stdin = ("x"):rep(3000000) }).status)
+    assert.same({ ("x"):rep(100000), 0 }, { link:call("printf", { "%s", ("x"):rep(100000) }) })
+    assert.equal("open", (link:state()))
+  end))
 end)

@@ -7,6 +7,7 @@
 #include "ssh_session.h"
 
 #define MAX_SESSIONS 9
+#define MAX_COMMAND 32700 /* bytes: a packet need not hold more than 32768 (RFC 4253, section 6.1) */
 
 typedef enum { CH_OPEN, CH_EXEC, CH_DATA, CH_CLOSE, CH_FREE, CH_DEAD } ChannelState;
 
@@ -171,12 +172,30 @@ static int advance_close(SshChannel *c) {
   return 0;
 }
 
+/* libssh2 would fail in the middle of a session with it, which then cannot go on. */
+static bool is_too_long(const SshChannel *c) {
+  return c->command && strlen(c->command) > MAX_COMMAND;
+}
+
+static void refuse_command(SshChannel *c) {
+  char message[160];
+  snprintf(message, sizeof message,
+           "the command has %zu bytes, and SSH carries at most %d: pass the rest on standard input",
+           strlen(c->command), MAX_COMMAND);
+  tell_failure(c, "spawn", message);
+  c->state = CH_DEAD;
+}
+
 static int channel_advance(SshChannel *c) {
   int rc = 0;
   switch (c->state) {
     case CH_OPEN:
       if (c->closed && c->ssh->opener != c) {
         c->state = CH_DEAD;
+        return 0;
+      }
+      if (is_too_long(c)) {
+        refuse_command(c);
         return 0;
       }
       rc = advance_open(c);
