@@ -120,4 +120,66 @@ time.sleep(600)
     assert.same({ ("x"):rep(100000), 0 }, { link:call("printf", { "%s", ("x"):rep(100000) }) })
     assert.equal("open", (link:state()))
   end))
+
+  --- Sends one text, and then another one without an end, to whoever connects.
+  local flood = [[
+import socket, sys
+head, more = (bytes.fromhex(word) for word in sys.argv[2:])
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    client = listener.accept()[0]
+    try:
+        client.sendall(head)
+        while True: client.sendall(more * (65536 // len(more)))
+    except OSError: pass
+]]
+
+  local function hex(text)
+    return (text:gsub(".", function(byte) return ("%02x"):format(byte:byte()) end))
+  end
+
+  --- Connects to somebody who floods, and does what others do meanwhile; returns the error, and the longest that the loop was away.
+  local function flooded(head, more)
+    local port = fixture.free_port()
+    local pid = fixture.start { "python3", "-c", flood, port, hex(head), hex(more) }
+    fixture.eventually(function() return fixture.is_listened(port) end, 10, "the flood")
+    local task = core.spawn(core.connect, options { address = "127.0.0.1", port = port, timeout = 1.5 })
+    local longest, last, other = 0, core.now(), core.spawn(function()
+      local link <close> = assert(core.connect(options()))
+      return link:exec({ "echo", "here" }).stdout
+    end)
+    repeat
+      local ended = task:wait(0.01)
+      longest, last = math.max(longest, core.now() - last), core.now()
+    until ended ~= nil
+    assert.same({ true, "here\n" }, { other:wait() })
+    fixture.stop(pid)
+    return select(3, task:wait()), longest
+  end
+
+  it("with a peer that sends and sends holds up nobody else, and ends at its deadline at the latest", run(function()
+    local ignored = string.pack(">I4BBI4", 12, 5, 2, 1) .. "x" .. ("\0"):rep(5) -- SSH_MSG_IGNORE
+    local cases = {
+      { "", "x", "not an SSH server: it sends something else without an end" },
+      { "", "line\r\n", "not an SSH server: it sends something else without an end" },
+      { "SSH-2.0-flood\r\n", ignored, "no answer within 1.5s while logging in" },
+      { "SSH-2.0-flood\r\n", "x", "not an SSH server, or it refuses us" },
+    }
+    for i, case in ipairs(cases) do
+      local err, longest = flooded(case[1], case[2])
+      assert.equal("unreachable", err.code)
+      assert.matches(case[3], err.message, 1, true)
+      assert.is_true(longest < 0.7, ("%d: nobody had a turn for %g s"):format(i, longest))
+    end
+  end))
+
+  it("still hears a server that says something before its name", run(function()
+    local port = fixture.free_port()
+    local script = fixture.write(fixture.dir() .. "/welcome", ("printf 'welcome\\r\\nto the host\\r\\n'\nexec socat - TCP:%s:%d\n"):format(host.address, host.port))
+    fixture.start { "socat", ("TCP-LISTEN:%d,bind=127.0.0.1,reuseaddr,fork"):format(port), "EXEC:sh " .. script }
+    fixture.eventually(function() return fixture.is_listened(port) end, 10, "the listener")
+    local link <close> = assert(core.connect(options { address = "127.0.0.1", port = port, known_as = ("[%s]:%d"):format(host.address, host.port) }))
+    assert.equal("here\n", link:exec({ "echo", "here" }).stdout)
+    assert.equal(5000000, #link:exec({ "head", "-c", "5000000", "/dev/zero" }).stdout)
+  end))
 end)

@@ -36,12 +36,32 @@ void ssh_schedule(SshLink *s) {
   else if (s->idle) uv_idle_start(s->idle, on_idle);
 }
 
-/* Counts what arrives: ssh_channels_advance() is done only when a whole round received nothing. */
+#define MAX_GREETING (64 * 1024)
+#define TURN_BYTES (1024 * 1024)
+#define CALL_BYTES 256 /* that a call to receive costs as much as; libssh2 takes the greeting byte by byte   \
+                        */
+
+static bool is_greeting(const SshLink *s) {
+  if (s->state != SSH_HANDSHAKE) return false;
+  const char *banner = libssh2_session_banner_get(s->session);
+  return !banner || strncmp(banner, "SSH-", 4) != 0;
+}
+
+/* Counts what arrives: ssh_channels_advance() is done only when a whole round received nothing. libssh2 goes
+ * on for as long as something does, so a peer that never stops is interrupted, for others to have their turn.
+ */
 static ssize_t on_receive(libssh2_socket_t fd, void *data, size_t length, int flags, void **abstract) {
   SshLink *s = *abstract;
+  if (s->turn >= TURN_BYTES) return -EAGAIN;
+  if (s->received >= MAX_GREETING && is_greeting(s)) {
+    ssh_fail(s, "unreachable", "%s:%d: not an SSH server: it sends something else without an end", s->address,
+             s->port);
+    return -ECONNABORTED;
+  }
   ssize_t n = recv(fd, data, length, flags);
   if (n < 0) return errno == EWOULDBLOCK ? -EAGAIN : -errno;
   s->received += (size_t)n;
+  s->turn += (size_t)n + CALL_BYTES;
   return n;
 }
 
@@ -320,6 +340,7 @@ static void free_link(SshLink *s);
 void ssh_advance(SshLink *s) {
   if (s->busy) return;
   s->busy = true;
+  s->turn = 0;
   while (s->state > SSH_RESOLVE && s->state < SSH_READY && step_open(s) == 0) continue;
   if (s->state == SSH_READY && s->link.state == LINK_OPENING) become_ready(s);
   if (s->state == SSH_READY) ssh_channels_advance(s);

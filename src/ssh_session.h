@@ -49,6 +49,7 @@ typedef struct SshLink {
   bool again;                                /* something was asked for meanwhile */
   bool closing;
   size_t received; /* bytes from the socket, ever */
+  size_t turn;     /* what was received, and how often, since the loop last had its turn */
   size_t ahead;    /* most bytes on their way to one command, or 0: as many as the peer's window allows */
   SshChannel *channels;
   int sessions;         /* commands that run; sshd allows MaxSessions, 10 by default */
