@@ -125,3 +125,87 @@ describe("a descriptor that is handed on", function()
     end
   end))
 end)
+
+describe("what is refused before anything is done", function()
+  it("a port that there cannot be", with_link(function()
+    for _, port in ipairs { 0, -1, 65536, 65536 + 80, 2^40 // 1 | 0 } do
+      for _, call in ipairs { "dial", "forward" } do
+        assert.error_matches(function() link[call](link, "127.0.0.1", port) end, "a port from 1 to 65535 expected")
+      end
+      assert.error_matches(function() link:talk("127.0.0.1", port, "x") end, "a port from 1 to 65535 expected")
+    end
+    assert.error_matches(function() link:forward "127.0.0.1" end, "a port from 1 to 65535 expected")
+  end))
+
+  it("an address that no host has", with_link(function()
+    for _, call in ipairs { "dial", "forward" } do
+      assert.error_matches(function() link[call](link, "/a\0b", 0) end, "an address without NUL expected")
+      assert.error_matches(function() link[call](link, ("a"):rep(40000), 80) end, "an address of less than 256 bytes expected")
+    end
+  end))
+
+  it("a NUL in a path, which would be another one without it", function()
+    local path = directory .. "/file"
+    assert(core.fs.write(path, "kept"))
+    local calls = {
+      mkdir = {}, stat = {}, list = {}, remove = {}, realpath = {}, append = {}, write = { "text" },
+    }
+    for name, more in pairs(calls) do
+      assert.error_matches(function() core.fs[name](path .. "\0.bak", table.unpack(more)) end, "a path without NUL expected")
+    end
+    assert.equal("kept", machine.read(path))
+    assert.same({ "file" }, core.fs.list(directory))
+  end)
+
+  it("a NUL in the environment, in options and in their lists", with_link(function()
+    assert.error_matches(function() link:exec({ "true" }, { env = { A = "a\0b" } }) end, "values without NUL expected")
+    assert.error_matches(function() link:exec({ "true" }, { env = { ["A\0B"] = "a" } }) end, "not a name of a variable")
+    assert.error_matches(function() link:exec({ "true" }, { cwd = "/\0tmp" }) end, "option 'cwd': a string without NUL expected")
+    local to = { link = link, command = { "cat" } }
+    assert.error_matches(function() core.pipe { from = { file = "/etc/passwd\0" }, to = to } end, "option 'file': a string without NUL expected")
+    assert.error_matches(function() core.http.request { url = "http://x/\0y" } end, "option 'url': a string without NUL expected")
+    assert.error_matches(function() core.connect { transport = "openssh", command = { "ssh", "a\0b" } } end, "strings without NUL expected")
+    assert.equal("a\0b", link:exec({ "cat" }, { stdin = "a\0b" }).stdout)
+  end))
+
+  it("a limit of output that is none", with_link(function()
+    for _, limit in ipairs { -1, nan, math.huge } do
+      assert.error_matches(function() link:exec({ "true" }, { max_output = limit }) end, "option 'max_output'")
+    end
+  end))
+end)
+
+describe("core.fs", function()
+  it("makes no directory of what is a file, and finds one that is there to be fine", function()
+    local path = directory .. "/file"
+    assert(core.fs.write(path, ""))
+    local made, err = core.fs.mkdir(path)
+    assert.is_nil(made)
+    assert.equal("exists", err.code)
+    assert.matches(path, err.message, 1, true)
+    assert.is_true(core.fs.mkdir(directory))
+    assert(os.execute(("ln -s %s %s/link && ln -s nowhere %s/broken"):format(directory, directory, directory)))
+    assert.is_true(core.fs.mkdir(directory .. "/link"))
+    assert.equal("exists", select(2, core.fs.mkdir(directory .. "/broken")).code)
+    assert.equal("missing", select(2, core.fs.mkdir(directory .. "/no/thing")).code)
+  end)
+
+  it("writes files, and leaves devices, pipes and directories as they are", function()
+    local full, pipe = directory .. "/full", directory .. "/pipe"
+    assert(os.execute(("mkfifo %s && mkdir %s/folder"):format(pipe, directory)))
+    local device = os.execute(("mknod %s c 1 7 2>/dev/null"):format(full)) and full or pipe
+    for _, path in ipairs { device, pipe, directory .. "/folder" } do
+      local written, err = core.fs.write(path, "x")
+      assert.is_nil(written)
+      assert.equal("exists", err.code)
+      assert.matches(path .. ": it is there, and no file", err.message, 1, true)
+      assert.is_not.equal("file", core.fs.stat(path).type)
+    end
+    local file, link_to_it = directory .. "/file", directory .. "/link"
+    assert(core.fs.write(file, "one"))
+    assert(os.execute(("ln -s file %s"):format(link_to_it)))
+    assert.is_true(core.fs.write(file, "two"))
+    assert.is_true(core.fs.write(link_to_it, "three"))
+    assert.equal("three", machine.read(link_to_it))
+  end)
+end)

@@ -2,6 +2,7 @@
 #include "class.h"
 
 #include <limits.h>
+#include <string.h>
 #include <sys/socket.h>
 
 void push_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc) {
@@ -34,11 +35,26 @@ static int check_field(lua_State *L, int index, const char *name, int type) {
   return luaL_error(L, "option '%s': %s expected, got %s", name, lua_typename(L, type), luaL_typename(L, -1));
 }
 
+const char *check_text(lua_State *L, int index, const char *what) {
+  size_t length;
+  const char *text = luaL_checklstring(L, index, &length);
+  if (strlen(text) != length) luaL_argerror(L, index, lua_pushfstring(L, "%s without NUL expected", what));
+  return text;
+}
+
+const char *check_bytes_field(lua_State *L, int index, const char *name, size_t *length) {
+  if (!check_field(L, index, name, LUA_TSTRING)) return NULL;
+  const char *bytes = lua_tolstring(L, -1, length);
+  lua_pop(L, 1);
+  return bytes;
+}
+
 /* The string stays alive as long as the options table does. */
 const char *check_string_field(lua_State *L, int index, const char *name, const char *fallback) {
-  if (!check_field(L, index, name, LUA_TSTRING)) return fallback;
-  const char *text = lua_tostring(L, -1);
-  lua_pop(L, 1);
+  size_t length;
+  const char *text = check_bytes_field(L, index, name, &length);
+  if (!text) return fallback;
+  if (strlen(text) != length) luaL_error(L, "option '%s': a string without NUL expected", name);
   return text;
 }
 

@@ -1,4 +1,5 @@
 /* exec.c -- One command, or one conversation over a socket, on a host. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,10 +162,12 @@ static void check_env_types(lua_State *L) {
     for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
       luaL_argcheck(L, lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TSTRING, 3,
                     "env: strings expected");
+      luaL_argcheck(L, strlen(lua_tostring(L, -1)) == lua_rawlen(L, -1), 3,
+                    "env: values without NUL expected");
       const char *name = lua_tostring(L, -2);
       luaL_argcheck(L,
-                    name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")] ==
-                            '\0' &&
+                    strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_") ==
+                            lua_rawlen(L, -2) &&
                         (*name < '0' || *name > '9'),
                     3, "env: not a name of a variable");
     }
@@ -207,7 +210,7 @@ static Exec *push_running_exec(lua_State *L, const char *class) {
   lua_getfield(L, 3, "stdin");
   size_t length = 0;
   const char *input = lua_tolstring(L, -1, &length);
-  double limit = check_number_field(L, 3, "max_output", MAX_OUTPUT);
+  int limit = check_integer_field(L, 3, "max_output", 0, INT_MAX, MAX_OUTPUT);
   check_can_wait(L);
   check_command(L, box, &command);
   Exec *e = push_exec(L, box, class);
@@ -272,11 +275,21 @@ static int talk_step(lua_State *L, int status, lua_KContext ctx) {
   return 1;
 }
 
+/* A path, or a name with a port in the argument behind it. One that is too long for any host would end an SSH
+ * link. */
+static const char *check_address(lua_State *L, int index) {
+  const char *address = check_text(L, index, "an address");
+  lua_Integer port = luaL_optinteger(L, index + 1, 0);
+  luaL_argcheck(L, strlen(address) < 256, index, "an address of less than 256 bytes expected");
+  luaL_argcheck(L, is_path(address) || (port > 0 && port < 65536), index + 1,
+                "a port from 1 to 65535 expected");
+  return address;
+}
+
 static Exec *push_dialing_exec(lua_State *L) {
   LinkBox *box = check_link(L, 1);
-  const char *address = luaL_checkstring(L, 2);
+  const char *address = check_address(L, 2);
   int port = (int)luaL_optinteger(L, 3, 0);
-  luaL_argcheck(L, is_path(address) || (port > 0 && port < 65536), 3, "a port from 1 to 65535 expected");
   check_can_wait(L);
   Exec *e = push_exec(L, box, EXEC);
   e->channel = box->link->class->dial(box->link, address, port, &exec_events, e);
@@ -313,7 +326,7 @@ int l_link_dial(lua_State *L) {
 /* link:forward(address, port) -> the descriptor of a socket whose other end is there | nil, err */
 int l_link_forward(lua_State *L) {
   LinkBox *box = check_link(L, 1);
-  const char *address = luaL_checkstring(L, 2);
+  const char *address = check_address(L, 2);
   int fd = channel_bridge(box->link, address, (int)luaL_optinteger(L, 3, 0));
   if (fd < 0) return push_error(L, "system", box->name, "no socket pair: too many open files?");
   lua_pushinteger(L, fd);

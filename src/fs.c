@@ -33,19 +33,26 @@ static int push_success(lua_State *L) {
   return 1;
 }
 
+static bool is_directory(const char *path) {
+  struct stat s;
+  return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
 /* fs.mkdir(path, mode) -> true | nil, err: makes one directory, mode 0700 by default; an existing one is fine
  */
 static int l_mkdir(lua_State *L) {
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = check_text(L, 1, "a path");
   mode_t mode = (mode_t)luaL_optinteger(L, 2, 0700);
-  if (mkdir(path, mode) != 0 && errno != EEXIST) return push_errno(L, path);
-  return push_success(L);
+  int failure = mkdir(path, mode) == 0 ? 0 : errno;
+  if (failure == 0 || (failure == EEXIST && is_directory(path))) return push_success(L);
+  errno = failure;
+  return push_errno(L, path);
 }
 
 /* fs.stat(path) -> {type = "file"|"directory"|"other", size, mode, mtime} | nil, err */
 static int l_stat(lua_State *L) {
   struct stat s;
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = check_text(L, 1, "a path");
   if (stat(path, &s) != 0) return push_errno(L, path);
   lua_createtable(L, 0, 4);
   lua_pushstring(L, S_ISREG(s.st_mode) ? "file" : S_ISDIR(s.st_mode) ? "directory" : "other");
@@ -61,7 +68,7 @@ static int l_stat(lua_State *L) {
 
 /* fs.list(path) -> sorted names without "." and ".." | nil, err */
 static int l_list(lua_State *L) {
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = check_text(L, 1, "a path");
   struct dirent **found;
   int count = scandir(path, &found, NULL, alphasort);
   if (count < 0) return push_errno(L, path);
@@ -89,12 +96,19 @@ static bool write_all(int fd, const char *data, size_t length) {
   return true;
 }
 
-/* fs.write(path, text, mode?) -> true | nil, err: aside, synced, renamed */
+/* A device or a pipe would be replaced by a file, and whoever reads from it would wait. */
+static bool may_replace(const char *path) {
+  struct stat s;
+  return stat(path, &s) != 0 || S_ISREG(s.st_mode);
+}
+
+/* fs.write(path, text, mode?) -> true | nil, err: aside, synced, renamed; what is no file is left as it is */
 static int l_write(lua_State *L) {
   size_t length;
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = check_text(L, 1, "a path");
   const char *text = luaL_checklstring(L, 2, &length);
   int mode = (int)luaL_optinteger(L, 3, 0600);
+  if (!may_replace(path)) return push_error(L, "exists", NULL, "%s: it is there, and no file", path);
   const char *aside = lua_pushfstring(L, "%s.%d.part", path, (int)getpid());
   int fd = open(aside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
   if (fd < 0) return push_errno(L, aside);
@@ -111,14 +125,14 @@ static int l_write(lua_State *L) {
 
 /* fs.remove(path) -> true | nil, err: a file or an empty directory; a missing one is fine */
 static int l_remove(lua_State *L) {
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = check_text(L, 1, "a path");
   if (unlink(path) != 0 && errno != ENOENT && (errno != EISDIR || rmdir(path) != 0))
     return push_errno(L, path);
   return push_success(L);
 }
 
 static int l_realpath(lua_State *L) {
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = check_text(L, 1, "a path");
   char *real = realpath(path, NULL);
   if (!real) return push_errno(L, path);
   lua_pushstring(L, real);
@@ -135,7 +149,7 @@ typedef struct LogFile {
 } LogFile;
 
 static int l_append(lua_State *L) {
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = check_text(L, 1, "a path");
   LogFile *f = lua_newuserdatauv(L, sizeof *f, 0);
   memset(f, 0, sizeof *f);
   f->fd = -1;

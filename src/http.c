@@ -243,11 +243,7 @@ static void check_options(lua_State *L, int index, Options *o) {
   check_known(L, index);
   *o = (Options){.url = check_string_field(L, index, "url", NULL)};
   luaL_argcheck(L, o->url, index, "option 'url' is missing");
-  if (check_string_field(L, index, "body", NULL)) {
-    lua_getfield(L, index, "body");
-    o->body = lua_tolstring(L, -1, &o->body_length);
-    lua_pop(L, 1);
-  }
+  o->body = check_bytes_field(L, index, "body", &o->body_length);
   o->method = check_string_field(L, index, "method", o->body ? "POST" : "GET");
   luaL_argcheck(L, *o->method && !o->method[strspn(o->method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")], index,
                 "option 'method': capital letters expected");

@@ -54,9 +54,11 @@ static char **check_list_field(lua_State *L, int index, const char *name) {
   int list = lua_gettop(L);
   char **words = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *words, 0);
   for (lua_Integer i = 0; i < count; i++) {
-    if (lua_geti(L, list, i + 1) != LUA_TSTRING)
-      luaL_error(L, "option '%s': a list of strings expected", name);
-    words[i] = (char *)lua_tostring(L, -1); /* the options table keeps it alive */
+    size_t length = 0;
+    bool is_string = lua_geti(L, list, i + 1) == LUA_TSTRING;
+    words[i] = is_string ? (char *)lua_tolstring(L, -1, &length) : ""; /* the options table keeps it alive */
+    if (!is_string || strlen(words[i]) != length)
+      luaL_error(L, "option '%s': a list of strings without NUL expected", name);
     lua_pop(L, 1);
   }
   words[count] = NULL;

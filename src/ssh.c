@@ -38,8 +38,9 @@ void ssh_schedule(SshLink *s) {
 
 #define MAX_GREETING (64 * 1024)
 #define TURN_BYTES (1024 * 1024)
-#define CALL_BYTES 256 /* that a call to receive costs as much as; libssh2 takes the greeting byte by byte   \
-                        */
+#define CALL_BYTES                                                                                           \
+  256 /* that a call to receive costs as much as; libssh2 takes the greeting byte by byte                    \
+       */
 
 static bool is_greeting(const SshLink *s) {
   if (s->state != SSH_HANDSHAKE) return false;

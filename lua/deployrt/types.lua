@@ -211,7 +211,7 @@ function core.pipe(options) end
 ---@param path string
 ---@param mode? integer  permission bits, less the umask; default 0700
 ---@return true? ok
----@return deployrt.Error? err  "missing" (its parent), "full", "system"
+---@return deployrt.Error? err  "missing" (its parent), "exists" (and is no directory), "full", "system"
 function core.fs.mkdir(path, mode) end
 
 --- `mode` holds the permission bits, `mtime` seconds since the epoch.
@@ -226,12 +226,13 @@ function core.fs.stat(path) end
 ---@return deployrt.Error? err  "missing", "system"
 function core.fs.list(path) end
 
---- Writes a whole file: aside, synced, then renamed, so that it is the old one or the new one at any instant.
+--- Writes a whole file: aside, synced, then renamed, so that it is the old one or the new one at any instant. What is
+--- there and no file, such as a device, stays as it is.
 ---@param path string
 ---@param text string
 ---@param mode? integer  permission bits; default 0600
 ---@return true? ok
----@return deployrt.Error? err  "missing", "full", "system"
+---@return deployrt.Error? err  "missing", "exists" (and is no file), "full", "system"
 function core.fs.write(path, text, mode) end
 
 --- Removes a file or an empty directory. A missing one is fine.
