@@ -12,7 +12,7 @@
 #define BYTES_A_STEP 16     /* bytes allocated that cost as much as an instruction */
 #define COLLECTION_COST 6   /* bytes allowed for which a forced collection costs as much as an instruction */
 #define RESERVE (256 << 10) /* for the error, once the memory is used up */
-#define SMALL (4 << 10)     /* bytes; a script that is condemned runs no more, and its tasks need such to end */
+#define SMALL (4 << 10) /* bytes; a script that is condemned runs no more, and its tasks need such to end */
 
 struct Limit {
   int references;
