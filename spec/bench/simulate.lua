@@ -10,6 +10,8 @@ return function()
   local start = test { "canary", "--seeds=1", "--fault=none", "--fleet=4", "--set", hold }
   local many = test { "canary", "--seeds=" .. seeds + 1, "--fault=none", "--fleet=4", "--set", hold }
   bench.row("simulated canary of 4 instances", seeds / (many.cpu - start.cpu), "%.0f a second", ">=", 500, ("CPU time of %d seeds, hold 1s"):format(seeds))
+  local quarter, whole = test { "rolling", "--seeds=1", "--fault=none", "--fleet=250" }, test { "rolling", "--seeds=1", "--fault=none", "--fleet=1000" }
+  bench.row("simulated rolling of 1,000 instances", whole.cpu, "%.1f s", "<=", 15, ("CPU time, %.0f MB; of 250: %.1f s"):format(whole.peak, quarter.cpu))
   local directory = fixture.dir()
   local function plan(count)
     local hosts = {}
