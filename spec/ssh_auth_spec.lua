@@ -152,6 +152,49 @@ describe("logging in over SSH", function()
     assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
   end)
 
+  --- Runs something while an agent has keys.
+  local function with_agent(keys, passphrase, fn)
+    local pid = fixture.sh("ssh-agent -a " .. dir .. "/agent"):match("SSH_AGENT_PID=(%d+)")
+    local helper = fixture.write(dir .. "/askpass", "#!/bin/sh\necho '" .. passphrase .. "'\n")
+    os.execute("chmod +x " .. helper)
+    for _, key in ipairs(keys) do
+      fixture.sh(("SSH_AUTH_SOCK=%s/agent SSH_ASKPASS=%s SSH_ASKPASS_REQUIRE=force DISPLAY=:0 ssh-add -q %s 2>&1"):format(dir, helper, key))
+    end
+    local ok, err = pcall(fn, { SSH_AUTH_SOCK = dir .. "/agent" })
+    fixture.signal(pid, "TERM")
+    if not ok then error(err, 0) end
+  end
+
+  it("asks nobody for the passphrase of a key that the agent has, also where only that key may be offered", function()
+    local key = new_key("ed25519", "open sesame")
+    local foreign = {}
+    for i = 1, 8 do
+      foreign[i] = dir .. "/foreign" .. i
+      fixture.sh(("ssh-keygen -q -t ed25519 -N '' -f %s"):format(foreign[i]))
+    end
+    foreign[9] = key
+    with_agent(foreign, "open sesame", function(env)
+      local answer = run({ "setsid", "-w", table.unpack(new_app(", identity: " .. key)) }, env)
+      assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
+      fixture.sh(("mkdir -p %s/.ssh && cp %s %s/.ssh/id_ed25519"):format(dir, key, dir))
+      answer = run({ "setsid", "-w", table.unpack(new_app()) }, env)
+      assert.equal(1, answer.exit)
+      assert.truthy(answer.stderr:find("refuses the keys of the agent, or so many of them: say which one with identity:", 1, true), answer.stderr)
+    end)
+  end)
+
+  it("knows a passphrase for each key", function()
+    local first, second = new_key("ed25519", "open sesame"), new_key("ecdsa", "shut sesame")
+    bed:exec(1, "sed -i '$d' /home/deploy/.ssh/authorized_keys") -- the second one is not accepted, and is asked for last
+    fixture.sh(("mkdir -p %s/.ssh && cp %s %s %s/.ssh/"):format(dir, first, second, dir))
+    local twice = typist:gsub("if not typed and prompt.encode%(%) in seen:\n[^\n]+\n",
+      'if typed < 2 and seen.count(prompt.encode()) > typed:\n        os.write(fd, (answer.split(",")[typed] + "\\n").encode()); typed += 1\n'):gsub("typed, deadline = b\"\", False", 'typed, deadline = b"", 0')
+    local script = fixture.write(dir .. "/typist.py", twice)
+    local answer = run({ "python3", script, "Passphrase of", "open sesame,shut sesame", table.unpack(new_app()) })
+    assert.equal(0, answer.exit, answer.stdout .. answer.stderr)
+    assert.truthy(answer.stdout:find("web1 | web1", 1, true))
+  end)
+
   it("an agent that hangs is no reason to hang", function()
     local pid = fixture.start({ "socat", "UNIX-LISTEN:" .. dir .. "/agent,fork", "EXEC:sleep 60" })
     fixture.eventually(function() return os.execute("test -S " .. dir .. "/agent") end)

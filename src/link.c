@@ -65,6 +65,12 @@ static char **check_list_field(lua_State *L, int index, const char *name) {
   return words;
 }
 
+static int count_words(char **words) {
+  int count = 0;
+  while (words[count]) count++;
+  return count;
+}
+
 static Link *check_ssh(lua_State *L, const char *name) {
   SshOptions o = {.name = name};
   o.address = check_string_field(L, 1, "address", NULL);
@@ -73,7 +79,6 @@ static Link *check_ssh(lua_State *L, const char *name) {
   o.known_as = check_string_field(L, 1, "known_as", NULL);
   o.user = check_string_field(L, 1, "user", NULL);
   luaL_argcheck(L, o.user, 1, "option 'user' is missing");
-  o.passphrase = check_string_field(L, 1, "passphrase", NULL);
   o.accept_new = check_boolean_field(L, 1, "accept_new", 0);
   o.agent = check_boolean_field(L, 1, "agent", 1);
   o.timeout = check_timeout_field(L, 1, "timeout", 10);
@@ -81,14 +86,18 @@ static Link *check_ssh(lua_State *L, const char *name) {
   luaL_argcheck(L, o.keepalive > 0, 1, "option 'keepalive': more than no seconds expected");
   o.fd = check_socket_field(L, 1, "fd");
   o.identities = check_list_field(L, 1, "identities");
+  o.passphrases = check_list_field(L, 1, "passphrases");
+  o.agent_keys = check_list_field(L, 1, "agent_keys");
+  int files = count_words(o.identities), phrases = count_words(o.passphrases);
+  luaL_argcheck(L, phrases == 0 || phrases == files, 1,
+                "option 'passphrases': one for each identity expected");
   o.known_hosts = check_list_field(L, 1, "known_hosts");
   return ssh_open(&o);
 }
 
 static Link *check_openssh(lua_State *L, const char *name) {
   char **words = check_list_field(L, 1, "command");
-  int count = 0;
-  while (words[count]) count++;
+  int count = count_words(words);
   luaL_argcheck(L, count > 1, 1, "option 'command' is missing");
   char **copy = memory_new((size_t)(count + 1) * sizeof *copy);
   for (int i = 0; i < count; i++) copy[i] = memory_copy(words[i]);

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/evp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -274,15 +275,26 @@ static int step_methods(SshLink *s) {
   return 0;
 }
 
+static bool is_wanted_of_agent(const SshLink *s, const struct libssh2_agent_publickey *key) {
+  if (!s->agent_keys[0]) return true;
+  char *text = memory_new(4 * ((key->blob_len + 2) / 3) + 1);
+  EVP_EncodeBlock((unsigned char *)text, key->blob, (int)key->blob_len);
+  bool wanted = false;
+  for (char **each = s->agent_keys; *each; each++) wanted = wanted || strcmp(*each, text) == 0;
+  free(text);
+  return wanted;
+}
+
 static int step_agent(SshLink *s) {
-  if (!s->agent_asked) {
+  while (!s->agent_asked) {
     struct libssh2_agent_publickey *next = NULL;
     if (libssh2_agent_get_identity(s->agent, &next, s->agent_key) != 0) {
       s->state = SSH_IDENTITY;
       return 0;
     }
     s->agent_key = next;
-    s->agent_asked = true;
+    s->agent_asked = is_wanted_of_agent(s, next);
+    s->agent_offers += s->agent_asked;
   }
   int rc = libssh2_agent_userauth(s->agent, s->user, s->agent_key);
   if (rc == LIBSSH2_ERROR_EAGAIN) return rc;
@@ -297,11 +309,15 @@ static int step_identity(SshLink *s) {
     char *message = NULL;
     libssh2_session_last_error(s->session, &message, NULL, 0);
     ssh_fail(s, "denied", "%s@%s:%d refuses %s%s%s", s->user, s->address, s->port,
-             s->next_identity ? "every key offered" : "us: there is no key to offer (identity: or an agent)",
+             s->next_identity  ? "every key offered"
+             : s->agent_offers ? "the keys of the agent, or so many of them: say which one with identity:"
+                               : "us: there is no key to offer (identity: or an agent)",
              message && *message ? "; last: " : "", message ? message : "");
     return -1;
   }
-  int rc = libssh2_userauth_publickey_fromfile(s->session, s->user, NULL, file, s->passphrase);
+  const char *passphrase = s->passphrases[0] ? s->passphrases[s->next_identity] : "";
+  int rc =
+      libssh2_userauth_publickey_fromfile(s->session, s->user, NULL, file, *passphrase ? passphrase : NULL);
   if (rc == LIBSSH2_ERROR_EAGAIN) return rc;
   if (rc == 0) s->state = SSH_READY;
   else if (rc == LIBSSH2_ERROR_SOCKET_DISCONNECT || rc == LIBSSH2_ERROR_SOCKET_RECV) {
@@ -369,8 +385,9 @@ static void free_link(SshLink *s) {
   free(s->address);
   free(s->known_as);
   free(s->user);
-  free(s->passphrase);
   free_words(s->identities);
+  free_words(s->passphrases);
+  free_words(s->agent_keys);
   free_words(s->known_hosts);
   free(s->link.name);
   free(s);
@@ -422,8 +439,9 @@ Link *ssh_open(const SshOptions *o) {
   s->known_as = copy_known_name(o);
   s->aliased = o->known_as != NULL;
   s->user = memory_copy(o->user);
-  s->passphrase = o->passphrase ? memory_copy(o->passphrase) : NULL;
   s->identities = copy_words(o->identities);
+  s->passphrases = copy_words(o->passphrases);
+  s->agent_keys = copy_words(o->agent_keys);
   s->known_hosts = copy_words(o->known_hosts);
   s->accept_new = o->accept_new;
   s->use_agent = o->agent;

@@ -27,8 +27,8 @@ typedef struct SshChannel SshChannel;
 typedef struct SshLink {
   Link link;
   SshState state;
-  char *address, *known_as, *user, *passphrase;
-  char **identities, **known_hosts;
+  char *address, *known_as, *user;
+  char **identities, **passphrases, **known_hosts, **agent_keys;
   int next_identity;
   bool aliased; /* known_as is not its address */
   bool accept_new, use_agent;
@@ -39,6 +39,7 @@ typedef struct SshLink {
   LIBSSH2_AGENT *agent;
   struct libssh2_agent_publickey *agent_key;
   bool agent_asked;
+  int agent_offers; /* keys of the agent that were offered */
   uv_poll_t *poll;
   int events;        /* what poll watches for */
   uv_timer_t *timer; /* the deadline while opening, keepalive afterwards */

@@ -32,15 +32,26 @@ local function openssh_key_type(raw)
   if not at then return nil end
   local cipher, _, _, count, rest = string.unpack(">s4s4s4I4", raw, at)
   if count < 1 then return nil end
-  local kind = string.unpack(">s4", (string.unpack(">s4", raw, rest)))
+  local public = string.unpack(">s4", raw, rest)
+  local kind = string.unpack(">s4", public)
   local type = kind:find("^sk%-") and "sk" or kind:find("ed25519") and "ed25519" or kind:find("ecdsa") and "ecdsa" or "rsa"
-  return type, cipher ~= "none"
+  return type, cipher ~= "none", public
+end
+
+--- The public half that lies beside a private key.
+local function public_beside(path)
+  local file = io.open(path .. ".pub")
+  if not file then return nil end
+  local text = file:read(16384) or ""
+  file:close()
+  return base64_decode(text:match("^%S+ ([%w+/=]+)") or "")
 end
 
 --- What kind of private key a file holds (OpenSSH PROTOCOL.key, or PEM).
 ---@param path string
 ---@return string? type       "ed25519", "ecdsa", "rsa", "sk"; nil when the file is not there or no key
 ---@return boolean? encrypted
+---@return string? public     its public half, as the protocol has it
 function ssh.key_type(path)
   local file = io.open(path)
   if not file then return nil end
@@ -48,13 +59,13 @@ function ssh.key_type(path)
   file:close()
   local body = text:match("BEGIN OPENSSH PRIVATE KEY%-%-%-%-%-(.-)%-%-%-%-%-END")
   if body then
-    local ok, type, encrypted = pcall(openssh_key_type, base64_decode(body))
+    local ok, type, encrypted, public = pcall(openssh_key_type, base64_decode(body))
     if not ok then return nil end
-    return type, encrypted
+    return type, encrypted, public
   end
   local pem = text:match("BEGIN (%u*) ?PRIVATE KEY")
   if not pem then return nil end
-  return pem == "EC" and "ecdsa" or pem == "RSA" and "rsa" or "ecdsa", text:find("ENCRYPTED", 1, true) ~= nil
+  return pem == "EC" and "ecdsa" or pem == "RSA" and "rsa" or "ecdsa", text:find("ENCRYPTED", 1, true) ~= nil, public_beside(path)
 end
 
 --- The same, remembered: a fleet shares few keys.
@@ -64,7 +75,7 @@ local function kind_of(path)
     kind = table.pack(ssh.key_type(path))
     if kind[1] then kinds[path] = kind end
   end
-  return kind[1], kind[2]
+  return kind[1], kind[2], kind[3]
 end
 
 local function passphrase_for(path)
@@ -75,6 +86,7 @@ local function passphrase_for(path)
 end
 
 local agent -- nil: not asked yet; an event: being asked; then whether it answers
+local held = {} -- public halves of its keys, each as ssh-add prints it
 
 --- Whether the SSH agent answers, asked once: libssh2 would wait for one that hangs, and everybody with it.
 ---@async
@@ -84,9 +96,10 @@ local function agent_answers()
     local asking = core.event()
     agent = asking
     local here = core.connect { transport = "local", name = "local" }
-    local answer = here:exec({ "ssh-add", "-l" }, { timeout = 3 })
+    local answer = here:exec({ "ssh-add", "-L" }, { timeout = 3 })
     here:close()
     agent = answer ~= nil and answer.status ~= 2
+    for text in (answer and answer.stdout or ""):gmatch("%f[^\n\0]%S+ ([%w+/=]+)") do held[base64_decode(text)] = text end
     asking:set()
   elseif type(agent) ~= "boolean" then
     agent:wait()
@@ -163,21 +176,28 @@ function ssh.command(target)
   return words
 end
 
---- Splits the keys into those that libssh2 can use and the kinds that it cannot.
+--- Splits the keys into those that libssh2 can use and the kinds that it cannot. Nobody is asked for the passphrase of one
+--- that the agent has.
+---@async
+---@return string[] usable       files
+---@return string? foreign       a kind
+---@return string[] passphrases  of the files; "": none
+---@return string[] with_agent   public halves of encrypted keys that the agent has
 local function usable_keys(target)
-  local usable, foreign, passphrase = {}, nil, nil
+  local usable, foreign, phrases, with_agent = {}, nil, {}, {}
   for _, path in ipairs(target.identities) do
-    local type, encrypted = kind_of(path)
+    local type, encrypted, public = kind_of(path)
     if type == "rsa" or type == "sk" then
       foreign = type
+    elseif type and encrypted and agent_answers() and held[public or ""] then
+      with_agent[#with_agent + 1] = held[public]
     elseif type then
-      usable[#usable + 1] = path
-      if encrypted then passphrase = passphrase_for(path) or nil end
+      usable[#usable + 1], phrases[#usable + 1] = path, encrypted and passphrase_for(path) or ""
     elseif target.explicit then
       errors.raise("denied", ("%s: identity %s is missing or no private key"):format(target.name, path), { host = target.name })
     end
   end
-  return usable, foreign, passphrase
+  return usable, foreign, phrases, with_agent
 end
 
 local connect
@@ -228,14 +248,15 @@ function connect(host, opts)
     return core.connect { transport = "local", name = host.name, root = opts.root }
   end
   local target = ssh.resolve(host)
-  local usable, foreign, passphrase = usable_keys(target)
-  if target.agent then target.agent = agent_answers() end
-  local use_command = host.transport == "openssh" or (foreign and #usable == 0 and not target.agent)
+  local usable, foreign, phrases, with_agent = usable_keys(target)
+  local ask_agent = (target.agent or #with_agent > 0) and agent_answers()
+  local use_command = host.transport == "openssh" or (foreign and #usable == 0 and not ask_agent)
   local link, err, hop
   if not use_command then
     local options = {
       transport = "ssh", name = host.name, root = opts.root, address = target.address, port = target.port,
-      known_as = target.known_as, user = target.user, identities = usable, passphrase = passphrase, agent = target.agent,
+      known_as = target.known_as, user = target.user, identities = usable, passphrases = phrases, agent = ask_agent,
+      agent_keys = not target.agent and with_agent or nil,
       known_hosts = target.known_hosts, accept_new = target.accept_new,
     }
     if target.jump and target.jump ~= "none" then

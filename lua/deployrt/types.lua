@@ -171,8 +171,9 @@ function core.ssh_concurrency(links) end
 ---@field known_hosts? string[]  ssh: files
 ---@field accept_new? boolean    ssh: remember the key of a host that is not known; default false
 ---@field identities? string[]   ssh: files of private keys, tried in order
----@field passphrase? string     ssh: of the private keys
+---@field passphrases? string[]  ssh: of the private keys, in the same order; "": none
 ---@field agent? boolean         ssh: ask the agent first; default true
+---@field agent_keys? string[]   ssh: only these keys of it, in base64; default: all
 ---@field timeout? number        ssh: seconds until it is logged in; default 10
 ---@field keepalive? number      ssh: seconds between signs of life; lost after three of them; default 5
 ---@field fd? integer            ssh: a connected socket (link:forward of a jump host), which the link takes over
