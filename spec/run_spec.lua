@@ -35,6 +35,21 @@ describe("a run", function()
     assert.same({ "2.0" }, app:serving())
   end)
 
+  it("leaves out what app.yml says for another strategy, and refuses it on the command line", function()
+    app.opts.yaml = "strategy: {settle: 0, batch: 1}"
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local run = app:deploy("blue_green", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.truthy((run.stdout .. run.stderr):find("app.yml:%d+:%d+: strategy 'blue_green' has no option 'batch': it is left out"), run.stdout .. run.stderr)
+    run = app:command { "blue_green", "app.yml", "--set", "strategy.batch=1" }
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("strategy 'blue_green' has no option 'batch'", 1, true), run.stderr)
+    app.opts.yaml = "strategy: {settle: 0, bach: 1}"
+    run = app:deploy("rolling", "3.0")
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("strategy 'rolling' has no option 'bach' (did you mean 'batch'?)", 1, true), run.stderr)
+  end)
+
   it("keeps no secret that a hook prints", function()
     app.opts.process = "  secrets: {TOKEN: hunter2-hunter2}"
     app.opts.yaml = "strategy: {settle: 0}\nhooks: {before: 'echo the token is $TOKEN'}"

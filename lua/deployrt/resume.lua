@@ -298,7 +298,7 @@ local function restore(header, state)
     return app, { strategy = own, values = {}, proceed = own.proceed, hush = own.hush, by_hand = own.by_hand }
   end
   local loaded = strategy.load(header.given, { kept = header.scripts, libraries = library.kept(app) })
-  return app, { strategy = loaded, values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name) }
+  return app, { strategy = loaded, values = (schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name, strategy.is_option)) }
 end
 
 --- Undoes what a journal tells without running the strategy: one operation after the other, from the last to the first.

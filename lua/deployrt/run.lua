@@ -64,8 +64,10 @@ local function check_content(self)
 end
 
 --- Whether the balancers are there, and can do what the strategy needs.
-local function check_balancers(self)
+---@param notes? string[]  what people should know besides
+local function check_balancers(self, notes)
   self.notes = driver.check_all(self.session.drivers)
+  table.move(notes or {}, 1, notes and #notes or 0, #self.notes + 1, self.notes)
   driver.check_needs(self.app, self.strategy, self.script.options)
 end
 
@@ -386,7 +388,7 @@ function run.rehearse(app, options)
   options.begun(self)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
-  check_balancers(self)
+  check_balancers(self, options.notes)
   for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
   local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns:is_busy() end) }
   local ok, err = pcall(function()
@@ -418,7 +420,7 @@ end
 local function begin(self, options)
   local past = options.past
   if past then take_lock(self, past.epoch(self.session:lines())) end
-  check_balancers(self)
+  check_balancers(self, options.notes)
   self.serving = core.spawn(self.turns.serve, self.turns, {
     signal = function(record) stopping.stop_again(self, record) end,
     mended = function(intent, done) self.fleet:renew(intent.instance, done.result.pid) end,

@@ -246,21 +246,26 @@ local function option_place(locate, path, problems)
   return at
 end
 
-local function unknown_options(options, values, place, name, problems)
-  local suggest = require "deployrt.suggest"
+--- Options that are none of this strategy's. Those of others may stand in app.yml, which serves them all; who writes one on the
+--- command line means this one.
+local function unknown_options(options, values, place, name, problems, is_others)
+  local suggest, unused = require "deployrt.suggest", {}
   for _, key in ipairs(check.names_of(values)) do
-    if not options[key] and not key:find("^x%-") then
+    local where = not options[key] and place("strategy." .. key) or ""
+    if where ~= "" and not where:find("^%-%-set") and is_others and is_others(key) then
+      unused[#unused + 1] = ("%s: strategy '%s' has no option '%s': it is left out"):format(where, name, key)
+    elseif not options[key] and not key:find("^x%-") then
       local hint = suggest.hint(key, check.names_of(options))
       local at = option_place(place, "strategy." .. key, problems)
       at.fail(("strategy '%s' has no option '%s'%s"):format(name, key, hint))
     end
   end
+  return unused
 end
 
 --- All options, in order; `started(key)` hears which is next.
 local function check_options(started, options, values, place, name)
   local out, problems, null = {}, {}, core.yaml.null
-  unknown_options(options, values, place, name, problems)
   for _, key in ipairs(check.names_of(options)) do
     started(key)
     local option, value = options[key], values[key]
@@ -282,12 +287,15 @@ end
 ---@param values? table                   as written below `strategy:`
 ---@param place fun(path: string): string, table?  "app.yml:30:14", as app.place
 ---@param name string                     of the strategy
----@return table
+---@param is_others? fun(key: string): boolean  whether it is an option of another one
+---@return table values
+---@return string[] unused  what is left out, in words
 --- Raises deployrt.Error: "config" (all that is wrong, a line each), "strategy" (a declaration that cannot be checked).
-function schema.validate_options(options, values, place, name)
+function schema.validate_options(options, values, place, name, is_others)
   local out, problems = declaration.limited(name, check_options, options, values or {}, place, name)
+  local unused = unknown_options(options, values or {}, place, name, problems, is_others)
   if #problems > 0 then errors.raise("config", table.concat(problems, "\n"), { problems = problems }) end
-  return out
+  return out, unused
 end
 
 --- The JSON Schema of app.yml (draft 2020-12), for editors.

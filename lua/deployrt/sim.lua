@@ -60,7 +60,7 @@ local function values_of(loaded, opts)
   end
   for name, value in pairs(opts.app and opts.app.strategy or {}) do given[name] = value end
   for name, value in pairs(opts.options or {}) do given[name] = value end
-  return schema.validate_options(known, given, opts.app and opts.app.place or function() return loaded.name end, loaded.name)
+  return (schema.validate_options(known, given, opts.app and opts.app.place or function() return loaded.name end, loaded.name, opts.app and strategy.is_option))
 end
 
 local function app_of(seed, opts)

@@ -129,6 +129,17 @@ function strategy.names()
   return list
 end
 
+--- Whether a built-in strategy has an option of this name: one app.yml serves several of them.
+---@async
+---@param key string
+---@return boolean
+function strategy.is_option(key)
+  for _, name in ipairs(strategy.names()) do
+    if strategy.load(name).options[key] then return true end
+  end
+  return false
+end
+
 ---@class deployrt.Source
 ---@field text string
 ---@field path string      as people are told of it

@@ -5,6 +5,7 @@ local errors = require "deployrt.errors"
 local inventory = require "deployrt.inventory"
 local run = require "deployrt.run"
 local schema = require "deployrt.schema"
+local strategy = require "deployrt.strategy"
 
 --- The same, where hosts are made for it: when nothing is to be changed, or no run comes about, none are left.
 local function on_new_hosts(command, app, options, say)
@@ -47,8 +48,8 @@ function deploy.prepare(command)
   if command.flags.failed then command.flags.host = failed_hosts(command) end
   local app = common.app(command, 2, true)
   local loaded = common.strategy(command, name, app)
-  local values = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name)
-  return app, { strategy = loaded, values = values, kind = "deploy" }
+  local values, unused = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name, strategy.is_option)
+  return app, { strategy = loaded, values = values, notes = unused, kind = "deploy" }
 end
 
 return deploy
