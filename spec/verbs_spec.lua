@@ -64,7 +64,7 @@ describe("a script that is wrong about its verbs", function()
   end)
 
   it("may raise errors of any shape", function()
-    for _, code in ipairs { 'error { message = "m", detail = {} }', 'error { message = "m", code = {}, host = {}, detail = 5, errors = "x" }',
+    for _, code in ipairs { 'error { message = "m", detail = {} }', 'error { message = "m", code = "interrupted" }', 'error { message = "m", code = {}, host = {}, detail = 5, errors = "x" }',
       "local _, e = pcall(self.fail, self, 'm') e.detail, e.host, e.errors = {}, {}, { 5 } error(e)" } do
       fails(1, ("function s:deploy() local new = self:successor(self.fleet:old()[1]); new:start(); %s end"):format(code), "m")
     end

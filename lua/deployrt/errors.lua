@@ -39,11 +39,19 @@ local function text_of(value)
   return #value > longest and value:sub(1, longest) .. "..." or value
 end
 
+local own = { interrupted = true, withdrawn = true, superseded = true, abandoned = true, unwinding = true } -- codes that decide how a run ends
+
+--- The code of an error table, unless it was made by hand and claims what only the runtime says.
+local function code_of(raised)
+  local code = text_of(rawget(raised, "code"))
+  return not (own[code] and debug.getmetatable(raised) ~= Error) and code or "script"
+end
+
 --- A new error of what was raised, which may be anything that a script could make: nothing of it is called or trusted.
 ---@return any  other values than error tables come back as they are
 function errors.copy(raised)
   if type(raised) ~= "table" or type(rawget(raised, "message")) ~= "string" then return raised end
-  return errors.new(text_of(rawget(raised, "code")) or "script", text_of(rawget(raised, "message")), {
+  return errors.new(code_of(raised), text_of(rawget(raised, "message")), {
     host = text_of(rawget(raised, "host")), detail = text_of(rawget(raised, "detail")),
   })
 end
@@ -58,7 +66,8 @@ local function is_sound(raised)
     local value = rawget(raised, field)
     if value ~= nil and type(value) ~= "string" then return false end
   end
-  return rawget(raised, "errors") == nil or meta == Error and type(raised.errors) == "table"
+  if meta == nil then return rawget(raised, "errors") == nil and code_of(raised) == rawget(raised, "code") end
+  return rawget(raised, "errors") == nil or type(raised.errors) == "table"
 end
 
 --- Turns whatever was raised into an error table; a string is a programming error in a script or in us.
