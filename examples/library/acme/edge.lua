@@ -45,10 +45,11 @@ function Edge:read()
   return { slots = slots, instance = text:match("\nPid: (%d+)") or "?" }
 end
 
---- All changes in one request; read back, so that what did not happen is an error.
-function Edge:apply(changes)
+--- All changes in one request; read back, so that what did not happen is an error. `forward`: nothing is being put back, and each slot
+--- that gets traffic must answer.
+function Edge:apply(changes, forward)
   local now, commands = self:read().slots, {}
-  local leaving, entering, reached = false, false, false
+  local leaving, entering, reached, silent = false, false, false, false
   for _, change in ipairs(changes) do
     local slot = now[change.slot]
     if not slot then fail("it has no server " .. change.slot) end
@@ -56,12 +57,15 @@ function Edge:apply(changes)
     leaving = leaving or slot.state == "ready" and change.state ~= nil and change.state ~= "ready"
     entering = entering or enters
     for _, each in ipairs(self.context.slots) do
-      reached = reached or enters and each.name == change.slot and self.host:reaches(each.address, each.port, 2)
+      if enters and each.name == change.slot then
+        local answers = self.host:reaches(each.address, each.port, 2)
+        reached, silent = reached or answers, silent or not answers
+      end
     end
     if change.weight then commands[#commands + 1] = ("set server edge/%s weight %d"):format(change.slot, change.weight) end
     if change.state then commands[#commands + 1] = ("set server edge/%s state %s"):format(change.slot, change.state) end
   end
-  if entering and leaving and not reached then fail("nobody would answer") end
+  if entering and leaving and not reached or forward and silent then fail("nobody would answer") end
   self:say(commands)
   local after = self:read().slots
   for _, change in ipairs(changes) do
