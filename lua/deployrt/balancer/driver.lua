@@ -153,6 +153,15 @@ function driver.open(entry, context)
   return opened
 end
 
+--- The slots of changes.
+---@param changes deployrt.SlotChange[]
+---@return string[]
+function driver.names_of(changes)
+  local names = {}
+  for i, change in ipairs(changes) do names[i] = change.slot end
+  return names
+end
+
 --- Looks at what would stop a run.
 ---@async
 ---@param drivers deployrt.Driver[]

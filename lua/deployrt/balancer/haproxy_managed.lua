@@ -186,15 +186,16 @@ end
 ---@param driver deployrt.HAProxy
 function haproxy_managed.keep_left(driver)
   if driver.left or not driver.context.alone then return end
-  driver.left = {}
-  local slots, known = table.move(driver.context.slots, 1, #driver.context.slots, 1, {}), {}
+  local slots, known, kept, names = table.move(driver.context.slots, 1, #driver.context.slots, 1, {}), {}, haproxy_managed.kept(driver), {}
   for _, slot in ipairs(slots) do known[config.identifier(slot.name)] = true end
-  for name, state in pairs(haproxy_managed.kept(driver)) do
-    if state.state == "ready" and state.weight > 0 and not known[name] then
-      driver.left[name], slots[#slots + 1] = true, { name = name, address = state.address, port = state.port }
-    end
+  for name, state in pairs(kept) do
+    if state.state == "ready" and state.weight > 0 and not known[name] then names[#names + 1] = name end
   end
-  table.sort(slots, function(x, y) return not driver.left[x.name] and driver.left[y.name] or driver.left[x.name] == driver.left[y.name] and x.name < y.name end)
+  table.sort(names)
+  driver.left = {}
+  for _, name in ipairs(names) do
+    driver.left[name], slots[#slots + 1] = true, { name = name, address = kept[name].address, port = kept[name].port }
+  end
   driver.context = setmetatable({ slots = slots }, { __index = driver.context })
 end
 

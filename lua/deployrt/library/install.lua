@@ -31,7 +31,7 @@ end
 
 --- Fetches one library into `to`; returns its part of the lock.
 local function fetch_one(place, wanted, locked, to)
-  local work = ("%s/work/%s"):format(place.part, wanted.name)
+  local work = ("%s/source/%s"):format(place.part, wanted.name)
   errors.check(core.fs.mkdir(work))
   local job = { controller = place.controller, dir = place.dir, work = work }
   local taken = fetch.get(job, wanted, locked and (locked.version or locked.commit), to)
@@ -82,7 +82,7 @@ local function open_place(app)
   local place = { dir = app.dir, lib = lib, part = ("%s/%s%s"):format(lib, prefix, (life.life():gsub(" ", "+"))),
     controller = connection.new({ name = "local" }, app.app) }
   remove_left(place)
-  for _, path in ipairs { app.dir .. "/.deployrt", lib, place.part, place.part .. "/work", place.part .. "/new", place.part .. "/old" } do
+  for _, path in ipairs { app.dir .. "/.deployrt", lib, place.part, place.part .. "/source", place.part .. "/new", place.part .. "/old" } do
     errors.check(core.fs.mkdir(path))
   end
   return place

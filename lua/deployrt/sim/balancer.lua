@@ -1,5 +1,6 @@
 -- sim/balancer.lua -- A simulated balancer, its driver, and the traffic that it spreads over slots.
 local core = require "deployrt.core"
+local names_of = require("deployrt.balancer.driver").names_of
 local errors = require "deployrt.errors"
 local machine = require "deployrt.sim.machine"
 local routes = require "deployrt.balancer.route"
@@ -162,12 +163,6 @@ local function snapshot(self, names)
     for _, slot in ipairs(self.slots) do rows[slot.name] = row_of(self, slot, now) end
   end
   return rows
-end
-
-local function names_of(changes)
-  local names = {}
-  for i, change in ipairs(changes) do names[i] = change.slot end
-  return names
 end
 
 --- The driver: what the runtime holds of it.

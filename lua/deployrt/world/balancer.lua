@@ -1,6 +1,7 @@
 -- world/balancer.lua -- Operations on the balancers of an application.
 local agreement = require "deployrt.world.agreement"
 local core = require "deployrt.core"
+local names_of = require("deployrt.balancer.driver").names_of
 local errors = require "deployrt.errors"
 
 local balancer = {}
@@ -15,12 +16,6 @@ end
 function balancer.routed(context)
   if context.route ~= nil then return { route = context.route } end
   return { route = agreement.read_one(context).route or false }
-end
-
-local function names_of(changes)
-  local names = {}
-  for i, change in ipairs(changes) do names[i] = change.slot end
-  return names
 end
 
 --- The state that slots should have now, as changes that would bring it back. What the run wants of a slot counts more
