@@ -93,6 +93,10 @@ strategy: {settle: 10s, batch: 50%}
     assert.equal("plan.finished", last.event)
     assert.same({ false, "2.0", "1.0" }, { last.unchanged, last.release, last.previous })
     assert.is_true(last.seconds >= 0.4 and last.changes > 5)
+    fixture.write(app.dir .. "/own.lua", 'local own = require("deployrt.strategy").extend("rolling", { name = "own" })\n'
+      .. 'function own:replace(old) self:undo(function() end) self.super.replace(self, old) end\nreturn own\n')
+    run = app:command { "plan", "./own.lua", "app.yml" }
+    assert.truthy(run.stdout:find("undoes: [^\n]*the strategy's own undo"), run.stdout)
     assert.truthy(app:command({ "plan", "rolling", "app.yml", "--release", "1.0" }).exit == 2)
     assert.equal(2, app:command({ "plan", "in_place", "app.yml", "--set", "strategy.batchh=1" }).exit)
   end)
