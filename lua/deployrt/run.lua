@@ -311,7 +311,8 @@ local function new_run(opened, options)
       self.step = event.step
       self.tell()
     end
-    if self.begun then options.emit(event, opened.secrets) end
+    local hear = self.begun and options.emit or options.replayed
+    if hear then hear(event, opened.secrets) end
   end
   self.tell = function(what)
     local text = (what or self.step or ""):gsub("%c", " ")
@@ -467,7 +468,7 @@ end
 --- Connects, checks, locks and executes; or takes up a run that was interrupted.
 ---@async
 ---@param app deployrt.App
----@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, proceed?: fun(run: table), unwatched?: boolean, past?: deployrt.Past}
+---@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, replayed?: fun(event: table), leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, proceed?: fun(run: table), unwatched?: boolean, past?: deployrt.Past}
 ---@return integer exit
 function run.execute(app, options)
   local hangups <close> = (options.signals or core.signals)("HUP") -- losing the terminal stops nothing, at no time

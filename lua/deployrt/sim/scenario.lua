@@ -91,6 +91,7 @@ local function hear(world, life)
   return function(event)
     if event.event == "run.started" then
       check_alone(world, life)
+      if life.replayed then world:note("analysis", { verdict = life.replayed, text = "so its journal has it" }) end
     elseif event.event == "op" and event.effect then
       world.crippled = world.crippled or life.rolled_back_at ~= nil and not event.ok
       world:note("op", { text = event.op, host = event.host, instance = event.instance, ok = event.ok, error = event.error })
@@ -117,6 +118,9 @@ end
 local function options_of(world, plan, life, state)
   return {
     strategy = plan.strategy, values = plan.values, state = state, kind = "deploy", yes = true, unwatched = true, emit = hear(world, life),
+    replayed = function(event) -- the life before may have died before it told its last verdict
+      if event.event == "analysis" then life.replayed = event.verdict end
+    end,
     signals = function()
       return setmetatable({ next = function()
         if not life.signal:wait() then return nil end
