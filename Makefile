@@ -12,7 +12,8 @@ CFLAGS   += -std=gnu11 -D_GNU_SOURCE -DDEPLOYRT_VERSION='"$(VERSION)"' $(WARN) $
             $(addprefix -isystem,$(shell pkg-config --cflags-only-I lua5.4 2>/dev/null | sed 's/-I//g'))
 LIBS     := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -ldl -lm
 
-CORE   := $(filter-out src/main.c $(wildcard src/fuzz_*.c),$(wildcard src/*.c))
+COMMAND := src/main.c src/modules.c
+CORE   := $(filter-out $(COMMAND) $(wildcard src/fuzz_*.c),$(wildcard src/*.c))
 OBJ    := $(patsubst src/%.c,$(BUILD)/obj/%.o,$(CORE))
 LUA    := $(sort $(shell find lua strategies -name '*.lua' 2>/dev/null))
 GEN    := $(BUILD)/gen/host_library.h $(BUILD)/gen/adopt_library.h
@@ -47,7 +48,7 @@ $(BUILD)/obj/embedded.o: $(BUILD)/gen/embedded.c
 	$(QUIET) CC $<
 	@$(CC) $(CFLAGS) -Isrc -Wno-overlength-strings -c -o $@ $<
 
-$(BUILD)/deployrt: $(OBJ) $(BUILD)/obj/main.o $(BUILD)/obj/embedded.o
+$(BUILD)/deployrt: $(OBJ) $(patsubst src/%.c,$(BUILD)/obj/%.o,$(COMMAND)) $(BUILD)/obj/embedded.o
 	$(QUIET) LINK $@
 	@$(CC) $(LDFLAGS) -Wl,--as-needed -o $@ $^ $(LIBS)
 

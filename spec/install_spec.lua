@@ -148,6 +148,18 @@ describe("an installed deployrt", function()
       assert.equal("deployrt " .. cli.version .. "\n", version.stdout)
       assert.equal(0, help.exit)
     end)
+
+    it("carries its modules compiled, and as text for another Lua than the one that compiled them", function()
+      local source = home .. "/another.c"
+      fixture.write(source, 'const char lua_ident[] = "$LuaVersion: Lua 5.4.99  Copyright";\n')
+      assert.equal(0, fixture.run({ "cc", "-shared", "-fPIC", "-o", home .. "/another.so", source }).exit)
+      os.rename(usr .. "/share/deployrt", usr .. "/share/away")
+      local plain = fixture.run({ usr .. "/bin/deployrt", "help", "rolling" }, { env = { HOME = home } })
+      local other = fixture.run({ usr .. "/bin/deployrt", "help", "rolling" }, { env = { HOME = home, LD_PRELOAD = home .. "/another.so" } })
+      os.rename(usr .. "/share/away", usr .. "/share/deployrt")
+      assert.same({ 0, "" }, { plain.exit, plain.stderr })
+      assert.same({ 0, "", plain.stdout }, { other.exit, other.stderr, other.stdout })
+    end)
   end)
 
   it("gives stock Lua its modules", function()

@@ -17,14 +17,27 @@ local function read(path)
   return file:read("a")
 end
 
+--- A module of the runtime compiled, with what its errors need; anything else is NULL.
+local function code_of(name, text)
+  if not name:find("^lua/") then return "NULL, 0" end
+  local code = string.dump(assert(load(text, "@" .. name, "t")))
+  return ("\n%s, %d"):format(literal(code), #code)
+end
+
+local function release()
+  local pipe <close> = assert(io.popen(arg[-1] .. " -v"))
+  return assert(pipe:read("a"):match("^Lua [%d.]+ "))
+end
+
 if arg[1] == "string" then
   print(("static const char %s[] =\n%s;"):format(arg[2], literal(read(arg[3]))))
 else
   print('#include "embedded.h"\n')
+  print(('const char embedded_release[] = "%s";\n'):format(release()))
   print("const Embedded embedded_files[] = {")
   for i = 2, #arg do
     local text = read(arg[i])
-    print(('{"%s",\n%s, %d},'):format(arg[i], literal(text), #text))
+    print(('{"%s",\n%s, %d, %s},'):format(arg[i], literal(text), #text, code_of(arg[i], text)))
   end
-  print("{NULL, NULL, 0}};")
+  print("{NULL, NULL, 0, NULL, 0}};")
 end

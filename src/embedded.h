@@ -8,7 +8,12 @@ typedef struct Embedded {
   const char *name; /* as in the source tree: "lua/deployrt/cli.lua" */
   const char *data;
   size_t length;
+  const char *code; /* of a module, compiled; NULL for others */
+  size_t code_length;
 } Embedded;
+
+extern const char
+    embedded_release[]; /* of the Lua that compiled them, as it stands in its `lua_ident`: "Lua 5.4.6 " */
 
 extern const Embedded embedded_files[]; /* ends with a NULL name */
 

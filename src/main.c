@@ -10,10 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core.h"
 #include "embedded.h"
-
-int luaopen_cjson(lua_State *L);
+#include "modules.h"
 
 /* embedded(name) -> text of a file that the binary carries | nil; embedded() -> all names */
 static int l_embedded(lua_State *L) {
@@ -29,22 +27,6 @@ static int l_embedded(lua_State *L) {
     }
   }
   if (name) lua_pushnil(L);
-  return 1;
-}
-
-/* A searcher for require: module a.b is lua/a/b.lua among the embedded files. */
-static int l_search_embedded(lua_State *L) {
-  const char *module = luaL_checkstring(L, 1);
-  const char *path = luaL_gsub(L, module, ".", "/");
-  path = lua_pushfstring(L, "lua/%s.lua", path);
-  for (const Embedded *e = embedded_files; e->name; e++) {
-    if (strcmp(e->name, path) != 0) continue;
-    const char *chunk = lua_pushfstring(L, "@%s", path);
-    if (luaL_loadbufferx(L, e->data, e->length, chunk, "t") != LUA_OK) return lua_error(L);
-    lua_pushstring(L, path);
-    return 2;
-  }
-  lua_pushfstring(L, "no embedded file '%s'", path);
   return 1;
 }
 
@@ -68,37 +50,13 @@ static const char *push_share(lua_State *L) {
   return NULL;
 }
 
-static void push_modules(lua_State *L) {
-  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
-  lua_pushcfunction(L, luaopen_deployrt_core);
-  lua_setfield(L, -2, "deployrt.core");
-  lua_pushcfunction(L, luaopen_cjson);
-  lua_setfield(L, -2, "cjson");
-  lua_pop(L, 1);
-  lua_getglobal(L, "package");
-  const char *share = push_share(L);
-  if (share) {
-    lua_pushfstring(L, "%s/lua/?.lua", share);
-    lua_setfield(L, -3, "path");
-    lua_setfield(L, LUA_REGISTRYINDEX, "deployrt.share");
-  } else {
-    lua_pushstring(L, "");
-    lua_setfield(L, -2, "path");
-  }
-  lua_pushstring(L, "");
-  lua_setfield(L, -2, "cpath");
-  lua_getfield(L, -1, "searchers");
-  lua_pushcfunction(L, l_search_embedded);
-  lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
-  lua_pop(L, 2);
-}
-
 /* Protected: runs cli.main(arguments, {embedded, share}) and returns its exit code. */
 static int l_main(lua_State *L) {
   int argc = (int)lua_tointeger(L, 1);
   char **argv = lua_touserdata(L, 2);
   luaL_openlibs(L);
-  push_modules(L);
+  const char *share = push_share(L);
+  push_modules(L, share);
   lua_getglobal(L, "require");
   lua_pushstring(L, "deployrt.cli");
   lua_call(L, 1, 1);
@@ -111,7 +69,7 @@ static int l_main(lua_State *L) {
   lua_createtable(L, 0, 2);
   lua_pushcfunction(L, l_embedded);
   lua_setfield(L, -2, "embedded");
-  lua_getfield(L, LUA_REGISTRYINDEX, "deployrt.share");
+  lua_pushstring(L, share);
   lua_setfield(L, -2, "share");
   lua_call(L, 2, 1);
   return 1;
