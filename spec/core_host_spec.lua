@@ -208,17 +208,18 @@ for _, candidate in ipairs(shells) do
       assert.is_false(exists(root .. "/instances/" .. port .. ".secrets"))
     end))
 
-    it("tells who listens on a port, and starts nothing there", with_link(function()
-      local port = free_port()
-      assert.equal("", (call("port_owner", port)))
-      local server <close> = link:stream { "socat", "TCP-LISTEN:" .. port .. ",bind=127.0.0.1,reuseaddr,fork", "EXEC:cat" }
-      eventually(function() return link:dial("127.0.0.1", tonumber(port), 1) end, "listening")
-      assert.matches("^port " .. port .. " is taken by pid %d+ %(socat", (call("port_owner", port)))
-      assert.truthy((call("port_list") .. "\t"):find("\t" .. port .. "\t", 1, true))
-      assert.matches("^stranger: port " .. port .. " is taken by pid", (start(port, "k1", "--", "true")))
-      server:close()
-      eventually(function() return call("port_owner", port) == "" end, "free again")
-    end))
+    for _, where in ipairs { "TCP-LISTEN:%s,bind=127.0.0.1", "TCP6-LISTEN:%s,bind=[::1],ipv6only=1" } do
+      it("tells who listens on a port, and starts nothing there: " .. where:match "^TCP6?", with_link(function()
+        local port = free_port()
+        assert.equal("", (call("port_owner", port)))
+        local server <close> = link:stream { "socat", where:format(port) .. ",reuseaddr,fork", "EXEC:cat" }
+        eventually(function() return (call("port_list") .. "\t"):find("\t" .. port .. "\t", 1, true) end, "listening")
+        assert.matches("^port " .. port .. " is taken by pid %d+ %(socat", (call("port_owner", port)))
+        assert.matches("^stranger: port " .. port .. " is taken by pid", (start(port, "k1", "--", "true")))
+        server:close()
+        eventually(function() return call("port_owner", port) == "" end, "free again")
+      end))
+    end
 
     it("runs an operation once, however often it is asked for", with_link(function()
       local words = { "run/op1", root, "input\n", "A=b", "--", "sh", "-c", 'cat; echo "$A"; echo oops >&2; echo x >> count; exit 3' }

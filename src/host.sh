@@ -391,18 +391,24 @@ process_log() { # port lines -- the end of what the present process wrote
 
 # --- ports
 
-# Sockets that listen come first in these files. Reading goes no further: a busy host has connections by the thousand.
+# Sockets that listen come first in these files. Reading goes no further: a busy host has connections by the thousand. Where
+# none speaks IPv6, its table is left alone: to find nothing there takes the kernel as long as all the rest.
 port_table() { # port, or nothing -- address:port, both hexadecimal, uid and inode of each, or of those on that port
+  port_six=/proc/net/tcp6
+  { read -r _ _ six < /proc/net/sockstat6; } 2>/dev/null && [ "$six" = 0 ] && port_six=
+  # shellcheck disable=SC2086
   awk -v wanted="${1:+$(printf ':%04X' "$1")}" 'BEGIN {
     for (i = 1; i < ARGC; i++)
       while ((getline line < ARGV[i]) > 0 && line !~ / 0[16] /)
         if (split(line, f) > 9 && f[4] == "0A" && f[2] ~ wanted "$") print f[2], f[8], f[10]
-  }' /proc/net/tcp /proc/net/tcp6 2>/dev/null
+  }' /proc/net/tcp $port_six 2>/dev/null
 }
 
 port_list() { # -- each listened-on port after a tab
   port_table | {
-    while read -r where _; do printf '\t%d' "0x${where##*:}"; done
+    ports=''
+    while read -r where _; do ports=$ports$tab$((0x${where##*:})); done
+    printf '%s' "$ports"
   }
 }
 
