@@ -188,10 +188,8 @@ function Driver:check()
   self.world:hold()
 end
 
---- A run that begins looks at the balancer right after this.
 function Driver:prepare()
   reach(self)
-  self.balancer.known = true
   self.world:hold()
 end
 

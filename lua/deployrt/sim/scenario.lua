@@ -92,6 +92,8 @@ local function hear(world, life)
     if event.event == "run.started" then
       check_alone(world, life)
       if life.replayed then world:note("analysis", { verdict = life.replayed, text = "so its journal has it" }) end
+    elseif event.op == "balancer.adopt" and event.ok then
+      world.balancer.known = true -- what it found is in the journal: that is what it puts back from now on
     elseif event.event == "op" and event.effect then
       world.crippled = world.crippled or life.rolled_back_at ~= nil and not event.ok
       world:note("op", { text = event.op, host = event.host, instance = event.instance, ok = event.ok, error = event.error })
