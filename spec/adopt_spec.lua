@@ -129,6 +129,22 @@ describe("a service that was started by hand", function()
     fixture.stop(pid)
   end)
 
+  it("comes back in halves when some of its ports are taken: it can be started again only there", function()
+    app.opts.instances, app.ports[3], app.ports[4] = 2, fixture.free_port(), fixture.free_port()
+    app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(fixture.free_port())
+    app.opts.yaml = "strategy: {settle: 0, batch: 1}"
+    for i = 1, 2 do
+      start_by_hand()
+      if i == 1 then app.ports[1], app.ports[2] = app.ports[2], app.ports[1] end
+    end
+    local run = app:deploy("rolling", "1.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    run = app:command { "rollback", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "batch 1 of 2", "batch 2 of 2")
+    assert.same({ "adopted", "adopted" }, app:serving())
+  end)
+
   it("is not stopped before all is done when it could not be started again", function()
     start_by_hand("painted")
     contains(app:command({ "check", "app.yml", "--connect" }).stdout, "could not be started again", "does not lead to the program")

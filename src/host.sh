@@ -405,11 +405,7 @@ port_table() { # port, or nothing -- address:port, both hexadecimal, uid and ino
 }
 
 port_list() { # -- each listened-on port after a tab
-  port_table | {
-    ports=''
-    while read -r where _; do ports=$ports$tab$((0x${where##*:})); done
-    printf '%s' "$ports"
-  }
+  port_table | { ports=''; while read -r where _; do ports=$ports$tab$((0x${where##*:})); done; printf '%s' "$ports"; }
 }
 
 port_free() { # port

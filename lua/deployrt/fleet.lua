@@ -261,11 +261,14 @@ local function in_group(self, group, wanted)
   return list
 end
 
---- Has only one group of hosts serve, the one that does so now or the first, where hosts have groups.
+--- Has only one group of hosts serve, the one that does so now or the first, where hosts have groups, and not several serve.
 function Fleet:use_groups()
-  local group = self.hosts[1].group
+  local group, serves = self.hosts[1].group, false
   for _, member in ipairs(self:instances()) do
-    if member.state == "serving" then group = member.host.group end
+    if member.state == "serving" then
+      if serves and member.host.group ~= group then return end
+      group, serves = member.host.group, true
+    end
   end
   if group and #in_group(self, group, false) > 0 then self.active, self.group = in_group(self, group, true), group end
 end
@@ -345,7 +348,7 @@ function Fleet:lacking_slots()
     local room = 0
     for _, port in ipairs(self.process.ports) do
       local member = self:at(host, port)
-      if not member or member.state ~= "serving" then room = room + 1 end
+      if fits(self, host, port) and (not member or member.state ~= "serving") then room = room + 1 end
     end
     if room < (need[host] or 0) then
       return ("%s has %d free slots for %d instances"):format(host.name, room, need[host])

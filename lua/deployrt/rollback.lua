@@ -11,12 +11,17 @@ local function prepare(_, new)
 end
 
 local function replace(self, old)
-  self.balancer:drain(old)
-  old:stop()
-  local new = self.fleet:candidate(old.host, old.port)
-  new:start()
-  new:await_healthy()
-  self.balancer:attach(new)
+  local new = self:successor(old)
+  if new.port ~= old.port then
+    prepare(self, new)
+    self.balancer:swap(old, new)
+    old:stop()
+  else
+    self.balancer:drain(old)
+    old:stop()
+    prepare(self, new)
+    self.balancer:attach(new)
+  end
 end
 
 --- What was adopted is started again from what its host knows of it, if it does not run still.
@@ -53,18 +58,25 @@ function rollback:deploy()
   end)
 end
 
+--- The last run that succeeded: a deployment, a rollback, or a stop.
+local function last_change(runs)
+  for i = #runs, 1, -1 do
+    if runs[i].outcome == "succeeded" and runs[i].strategy ~= "repl" then return runs[i] end
+  end
+end
+
 --- The launch to go back to.
 ---@param state deployrt.State
 ---@param version? string  --to
 ---@return table launch
 function rollback.target(state, version)
-  local last = state:last_success()
+  local runs = state:runs()
+  local last = last_change(runs)
   if not last then errors.raise("nothing", "there is no successful run to roll back: see `deployrt history`") end
   if not version then
     if last.previous_launch then return last.previous_launch end
     errors.raise("nothing", ("nothing served before the last successful run (%s): there is nothing to go back to"):format(last.id))
   end
-  local runs = state:runs()
   for i = #runs, 1, -1 do
     for _, launch in ipairs { runs[i].launch or false, runs[i].previous_launch or false } do
       if launch and launch.release == version and (launch == runs[i].previous_launch or runs[i].outcome == "succeeded") then return launch end

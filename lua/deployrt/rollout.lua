@@ -150,7 +150,7 @@ end
 ---@async
 function rollout.prune(self, run)
   if not run.target.packed then return end
-  local protected = { [run.target.release] = true, [run.previous or ""] = true }
+  local protected = { [run.target.release] = true, [run.previous_launch and run.previous_launch.release or ""] = true }
   for _, member in ipairs(self.fleet.members) do protected[member.release] = true end
   for release in pairs(run.found_releases) do protected[release] = true end -- an abort would start them again
   fleet.together(self.fleet:kept_hosts(), function(host)

@@ -15,6 +15,7 @@ local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
 local pretend = require "deployrt.world.pretend"
+local previous = require "deployrt.previous"
 local rollout = require "deployrt.rollout"
 local script = require "deployrt.script"
 local secrets = require "deployrt.secrets"
@@ -179,16 +180,6 @@ local function record_of(self, fields)
   return record
 end
 
-local function find_previous(self)
-  self.forgotten = self.fleet:forgotten()
-  local old = self.fleet:old()[1] or self.forgotten[1]
-  if old and self.fleet:is_target(old) then old = nil end
-  self.previous_launch = old and old.launch
-  self.previous = old and old.release
-  self.found_releases = {}
-  for _, member in ipairs(self.fleet.members) do self.found_releases[member.release] = true end
-end
-
 local function announce(self)
   self.emit {
     event = "run.started", run = self.id, app = self.app.app, strategy = self.strategy.name, release = self.target.release,
@@ -263,7 +254,7 @@ local function header_of(self, options)
   return {
     type = "HEADER", run = self.id, app = self.app.app, file = self.app.file, dir = self.app.dir, kind = self.kind, strategy = options.strategy.name,
     given = options.strategy.given, files = texts, scripts = options.strategy.sources, flags = options.flags, launch = self.target,
-    archive = self.has_archive, inventory = inventory.keep(self.app), started = self.started_at, user = me.user, controller = me.host,
+    last = self.last, archive = self.has_archive, inventory = inventory.keep(self.app), started = self.started_at, user = me.user, controller = me.host,
   }
 end
 
@@ -303,6 +294,7 @@ local function new_run(opened, options)
     id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
     resumed = past ~= nil, has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
     turns = turns.new(past and past.records), root = undo.root(), stop = stopping.stop, control = control.new(options.yes),
+    last = previous.last(options),
   }
   open_journal(self, options.state:directory(id), options)
   self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
@@ -381,6 +373,7 @@ function run.rehearse(app, options)
   local self = opened:new_run {
     id = "plan", rehearsing = true, session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
     has_archive = opened.archive ~= nil, turns = turns.new(), root = undo.root(), control = control.new(true), journal = options.journal, emit = options.emit,
+    last = previous.last(options),
   }
   self.world = pretend.new(not options.offline and self.world or nil, options.begin)
   self.clock = clock.new(function() return self.world:now() end)
@@ -394,8 +387,8 @@ function run.rehearse(app, options)
   local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns:is_busy() end) }
   local ok, err = pcall(function()
     check(self)
-    find_previous(self)
-    self.unchanged = options.kind == "deploy" and not options.force and nothing_to_do(self)
+    previous.find(self)
+    self.unchanged = not options.proceed and not options.force and nothing_to_do(self)
     if not self.unchanged then
       local happy_path = options.proceed or proceed
       happy_path(self)
@@ -432,8 +425,8 @@ local function begin(self, options)
     if not past then lock.refuse_held(self.session:lines(), self.app.file, is_over(self)) end -- what another run has in hand looks wrong
     error(problem, 0)
   end
-  find_previous(self)
-  if not past and options.kind == "deploy" and not options.force and nothing_to_do(self) then
+  previous.find(self)
+  if not past and not options.proceed and not options.force and nothing_to_do(self) then
     lock.refuse_held(self.session:lines(), self.app.file, is_over(self))
     return end_unchanged(self)
   end

@@ -94,18 +94,17 @@ function State:groups()
   return list
 end
 
+local function record(self, id)
+  local file <close> = io.open(("%s/runs/%s/run.json"):format(self.path, id))
+  local ok, found = pcall(json.decode, file and file:read("a") or "")
+  return ok and found or nil
+end
+
 --- All runs, oldest first.
 ---@return table[]
 function State:runs()
   local list = {}
-  for _, id in ipairs(core.fs.list(self.path .. "/runs") or {}) do
-    local file = io.open(("%s/runs/%s/run.json"):format(self.path, id))
-    if file then
-      local ok, record = pcall(json.decode, file:read("a"))
-      file:close()
-      if ok then list[#list + 1] = record end
-    end
-  end
+  for _, id in ipairs(core.fs.list(self.path .. "/runs") or {}) do list[#list + 1] = record(self, id) end
   return list
 end
 
@@ -121,14 +120,21 @@ end
 
 local by_hand = { stop = true, repl = true } -- what they leave was not deployed
 
---- The last successful run: what serves now came from it.
+--- Whether a run deployed something.
+---@param run table  its record
+---@return boolean
+function state.deployed(run)
+  return run.outcome == "succeeded" and not by_hand[run.strategy]
+end
+
+--- The last run that deployed something: what serves now came from it, unless it was stopped by hand.
 ---@return table?
 function State:last_success()
-  local found
-  for _, run in ipairs(self:runs()) do
-    if run.outcome == "succeeded" and not by_hand[run.strategy] then found = run end
+  local ids = core.fs.list(self.path .. "/runs") or {}
+  for i = #ids, 1, -1 do
+    local run = record(self, ids[i])
+    if run and state.deployed(run) then return run end
   end
-  return found
 end
 
 return state

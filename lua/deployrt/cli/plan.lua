@@ -1,4 +1,5 @@
 -- cli/plan.lua -- deployrt plan STRATEGY APP.yml: what run would do; changes nothing anywhere.
+local common = require "deployrt.cli.common"
 local deploy = require "deployrt.cli.run"
 local inventory = require "deployrt.inventory"
 local plan = require "deployrt.plan"
@@ -31,6 +32,7 @@ return function(command)
   local app, options = deploy.prepare(command)
   inventory.check(app, options.strategy)
   options.force, options.offline = command.flags.force, command.flags.offline
+  if not options.offline then options.state = common.state(command, app) end
   local found = plan.make(app, options)
   if command.flags.json then encode(command, found) else show(command, app, options.strategy, found) end
   return 0

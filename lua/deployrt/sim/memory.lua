@@ -1,5 +1,6 @@
 -- sim/memory.lua -- The controller's side of a simulation: journals on a disk that is a table, and a history of runs.
 local errors = require "deployrt.errors"
+local files = require "deployrt.state"
 
 local memory = {}
 
@@ -98,11 +99,10 @@ function State:is_over(id)
 end
 
 function State:last_success()
-  local found
-  for _, run in ipairs(self:runs()) do
-    if run.outcome == "succeeded" and run.strategy ~= "stop" then found = run end
+  for i = #self.ids, 1, -1 do
+    local run = self.records[self.ids[i]]
+    if files.deployed(run) then return run end
   end
-  return found
 end
 
 return memory

@@ -126,7 +126,10 @@ end
 ---@async
 ---@return table?
 function EtcdState:last_success()
-  return self.files.last_success(self) -- the same reading of another list
+  local runs = self:runs()
+  for i = #runs, 1, -1 do
+    if files.deployed(runs[i]) then return runs[i] end
+  end
 end
 
 --- Writes one chunk of a journal. Chunks count from 1; writing one again is fine when it is the same.

@@ -1,0 +1,35 @@
+-- previous.lua -- What served before a run, and what a rollback of it goes back to.
+local previous = {}
+
+--- The last run before this one that deployed something; of its record only what a way back needs.
+---@param options table  as for run.execute
+---@return {launch: table, previous_launch?: table}?
+function previous.last(options)
+  if options.past then return options.past.header.last end
+  local last = options.state and options.state:last_success()
+  return last and last.launch and { launch = last.launch, previous_launch = last.previous_launch }
+end
+
+--- What a rollback goes back to although it does not serve now. A run that only heals, scales or comes after a stop leaves
+--- the way back as it was.
+local function way_back(run)
+  local last = run.last
+  if not last then return nil end
+  local same = last.launch.release == run.target.release and last.launch.settings == run.target.settings
+  if same then return last.previous_launch end
+  return last.launch
+end
+
+--- Notes what the run found: what serves, what the balancer forgot, and all releases that run.
+---@param run table
+function previous.find(run)
+  run.forgotten = run.fleet:forgotten()
+  local old = run.fleet:old()[1] or run.forgotten[1]
+  if old and run.fleet:is_target(old) then old = nil end
+  run.previous = old and old.release
+  run.previous_launch = old and old.launch or way_back(run)
+  run.found_releases = {}
+  for _, member in ipairs(run.fleet.members) do run.found_releases[member.release] = true end
+end
+
+return previous

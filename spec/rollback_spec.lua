@@ -1,0 +1,95 @@
+-- rollback_spec.lua -- The way back stays open, whatever came between, and a rollback gives up no more than it must.
+local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
+
+describe("rollback", function()
+  local app
+
+  local function ok(run)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    return run
+  end
+
+  local function deploy(version, flags)
+    return ok(app:deploy("rolling", version, { path = fixture.release(version) }, flags))
+  end
+
+  local function rollback(...)
+    return ok(app:command { "rollback", "app.yml", ... })
+  end
+
+  describe("on one host", function()
+    before_each(function()
+      app = fixture.app { instances = 2, slots = 5, yaml = "strategy: {settle: 0}" }
+      for _, version in ipairs { "1.0", "2.0" } do deploy(version) end
+    end)
+    after_each(function()
+      app:stop()
+      assert.same({}, app:leftovers())
+      fixture.cleanup()
+    end)
+
+    it("goes back past a run that only added an instance", function()
+      deploy("2.0", { "--set", "process.instances=3" })
+      rollback()
+      assert.same({ "1.0", "1.0" }, app:serving())
+    end)
+
+    it("goes back past a run that only healed, which removed nothing that this needs", function()
+      app.opts.keep = 1
+      fixture.signal(math.tointeger(app:status().instances[1].pid), "KILL")
+      deploy "2.0"
+      rollback()
+      assert.same({ "1.0", "1.0" }, app:serving())
+    end)
+
+    it("to what serves already changes nothing, the way back included", function()
+      app.opts.keep = 1
+      assert.truthy(rollback("--to", "2.0").stdout:find("nothing to change: release 2.0 serves already", 1, true))
+      rollback()
+      assert.same({ "1.0", "1.0" }, app:serving())
+    end)
+
+    it("after a stop starts what was stopped, and after that what was before", function()
+      ok(app:command { "stop", "app.yml" })
+      rollback()
+      assert.same({ "2.0", "2.0" }, app:serving())
+      rollback()
+      assert.same({ "1.0", "1.0" }, app:serving())
+    end)
+
+    it("goes back to what was stopped before the last deployment", function()
+      ok(app:command { "stop", "app.yml" })
+      deploy "3.0"
+      rollback()
+      assert.same({ "2.0", "2.0" }, app:serving())
+    end)
+
+    it("starts instances in spare slots before it stops any, even if there is no room for all", function()
+      app.ports = { app.ports[1], app.ports[2], app.ports[3] }
+      deploy "3.0"
+      local run = rollback "--json"
+      local first_start, first_stop = run.stdout:find('"op":"instance.start"', 1, true), run.stdout:find('"op":"instance.stop"', 1, true)
+      assert.is_true(first_start < first_stop, run.stdout)
+      assert.same({ "2.0", "2.0" }, app:serving())
+    end)
+  end)
+
+  if not hosts.possible() then return end
+
+  it("keeps all hosts serving where they have groups, and all of them served", function()
+    local bed = hosts.up(2)
+    app = fixture.app { slots = 2, yaml = "strategy: {settle: 0}" }
+    app.ports, app.opts.hosts = { 8080, 8081 }, bed:yaml()
+    for i, group in ipairs { "eu", "us" } do
+      local from, to = app.opts.hosts:find(("address: %s"):format(bed.hosts[i].address), 1, true)
+      app.opts.hosts = app.opts.hosts:sub(1, from - 1) .. ("group: %s, "):format(group) .. app.opts.hosts:sub(from, to) .. app.opts.hosts:sub(to + 1)
+    end
+    for _, version in ipairs { "1.0", "2.0" } do deploy(version) end
+    rollback()
+    assert.same({ "1.0", "1.0" }, app:serving())
+    app:stop()
+    bed:down()
+    fixture.cleanup()
+  end)
+end)
