@@ -6,10 +6,18 @@ local rolling = strategy.define {
   name = "rolling", api = 1,
   summary = "Replace instances a batch at a time.",
   options = {
-    batch  = { type = "amount",   default = "25%", doc = "instances replaced together" },
-    settle = { type = "duration", default = "5s",  doc = "time a batch must stay healthy" },
+    batch     = { type = "amount",   default = "25%", doc = "instances replaced together" },
+    settle    = { type = "duration", default = "5s",  doc = "time a batch must stay healthy" },
+    allow_gap = { type = "boolean",  default = false, doc = "accept that nothing serves while all instances are replaced together" },
   },
 }
+
+--- Says beforehand when there would be a moment without service.
+function rolling:check()
+  local batch = self:batches(self.fleet:old(), self.options.batch)()
+  local gap = batch and not self.options.allow_gap and self.fleet:gap(batch)
+  if gap then self:fail(("nothing would serve meanwhile: %s; add ports to process.ports, or set strategy.allow_gap: true to accept it"):format(gap)) end
+end
 
 --- Replaces one instance. Override this to change what that means.
 ---@param old deployrt.Instance
@@ -28,6 +36,7 @@ function rolling:replace(old)
 end
 
 function rolling:deploy()
+  if self.fleet:full_host() and #self.fleet:old() < self.fleet:capacity() then self:fill() end -- what has died is replaced first
   for batch in self:batches(self.fleet:old(), self.options.batch) do
     self:step(batch.label, function()
       self:each(batch, self.replace)

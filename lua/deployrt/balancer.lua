@@ -22,6 +22,7 @@ local full_weight = 100
 function balancer.new(count, drain)
   return setmetatable({
     configured = count > 0, several = count > 1, drain_timeout = drain and drain.timeout or 30, drain_long = drain and drain.long, slots = {},
+    leaving = {},
   }, Balancer)
 end
 
@@ -76,9 +77,53 @@ function Balancer:is_routed(instance)
   return false
 end
 
+local function is_open(state, weight)
+  return state == "ready" and weight > 0
+end
+
+--- Whether some slot gets requests once these changes are made, and others that are under way.
+local function serves_after(self, changed)
+  for name, slot in pairs(self.slots) do
+    local change = changed[name] or slot
+    if is_open(change.state or slot.state, change.weight or slot.weight) and not self.leaving[name] then return true end
+  end
+  for name, change in pairs(changed) do
+    if not self.slots[name] and is_open(change.state, change.weight or 0) then return true end
+  end
+  return false
+end
+
+--- The last that serves keeps its traffic: unless it is broken, or the strategy's option `allow_gap` says otherwise. A rollback,
+--- and what people do by hand, may leave nothing.
+local function check_last(self, changed)
+  local run = operation.current()
+  local allowed = run.script.options.allow_gap
+  if run.kind ~= "deploy" or allowed or operation.is_undoing() or serves_after(self, changed) then return end
+  for _, member in ipairs(run.fleet:instances()) do
+    local change = changed[member.slot]
+    if change and self:is_serving(member) and not is_open(change.state or "ready", change.weight or full_weight) and member:is_healthy() then
+      errors.raise("capacity", ("%s is the last that serves: without its traffic nothing would; give process.ports a spare slot%s"):format(
+        member.label, allowed == false and ", or accept the gap with strategy.allow_gap: true" or ", or have the strategy give its new instances traffic first"),
+        { host = member.host.name })
+    end
+  end
+end
+
+--- Side by side, the last two must not both leave because the other one is still there.
+local function hold_leaving(self, changes)
+  local changed = {}
+  for _, change in ipairs(changes) do changed[change.slot] = change end
+  check_last(self, changed)
+  for name, change in pairs(changed) do self.leaving[name] = not is_open(change.state or "ready", change.weight or full_weight) or nil end
+  return setmetatable({}, { __close = function()
+    for name in pairs(changed) do self.leaving[name] = nil end
+  end })
+end
+
 --- Sets states; `for_good`: nothing is to be put back, as at the end of a drain, where whoever took the traffic brings it back.
 local function apply(self, changes, note, for_good)
   if not self.configured or #changes == 0 then return end
+  local closing <close> = hold_leaving(self, changes)
   operation.effect {
     name = "balancer.apply", kind = "repeat", args = { changes = changes, forward = not for_good or nil }, find = not for_good and "balancer.find" or nil, note = note,
     undo = not for_good and function(found)

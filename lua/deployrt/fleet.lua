@@ -329,6 +329,23 @@ function Fleet:candidate(host, port)
   return new
 end
 
+--- Nobody needs any more what was promised and not used.
+function Fleet:release_slots()
+  self.reserved = {}
+end
+
+--- Why nothing would serve while a batch is replaced, in words; nil when something does, or nothing of it is healthy now.
+---@async
+---@param batch deployrt.Instance[]
+---@return string?
+function Fleet:gap(batch)
+  local full = self.balancer:exists() and self:full_host()
+  if not full or #batch < #self:old() or #self:new() > 0 or #self:old() < self:capacity() then return nil end
+  for _, member in ipairs(batch) do
+    if member:is_healthy() then return ("%s has no free slot, and all that serve (%d) would be replaced together"):format(full, #batch) end
+  end
+end
+
 --- The name of a host that has no slot free beside its old instances; nil when all have, or some instance idles.
 ---@return string?
 function Fleet:full_host()

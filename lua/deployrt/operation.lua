@@ -28,6 +28,12 @@ function operation.current()
   return locals.run, locals.scope
 end
 
+--- Whether this task puts something back.
+---@return boolean
+function operation.is_undoing()
+  return core.locals().undoing == true
+end
+
 local always = core.event() -- whoever can wait gets past it at once; a coroutine of a script's own cannot
 always:set()
 

@@ -22,14 +22,16 @@ function rollout.revive(self, run)
   end)
 end
 
---- What app.yml does not name any more loses its traffic, and gets it back if the run fails.
+--- What app.yml does not name any more loses its traffic, and gets it back if the run fails: at once, where others serve.
 ---@async
-function rollout.leave(self)
-  local left = {}
+---@param last? boolean  whoever serves by now
+function rollout.leave(self, last)
+  local left, others = {}, last
   for name, slot in pairs(self.balancer.slots) do
     if slot.left and slot.state == "ready" then left[#left + 1] = { slot = name, label = name } end
+    others = others or not slot.left and slot.state == "ready" and slot.weight > 0
   end
-  if #left == 0 then return end
+  if #left == 0 or not others then return end
   table.sort(left, function(a, b) return a.slot < b.slot end)
   verbs.step(self, "leave", function() self.balancer:detach(left) end)
 end

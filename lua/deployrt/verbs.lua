@@ -137,13 +137,20 @@ local function check_seconds(seconds)
   errors.raise("usage", ("a time is a number of seconds from 0 on, not %s"):format(tostring(seconds)))
 end
 
---- Instances of the new release that a host lacks.
-local function missing_on(fleet, host)
+--- Instances of the new release that a host lacks, idle ones before others that are yet to be started.
+local function add_missing(fleet, host, list)
   local count = fleet.process.instances
   for _, member in ipairs(fleet:on(host)) do
     if fleet:is_target(member) and member.state == "serving" then count = count - 1 end
   end
-  return count
+  for i = 1, count do
+    local new = fleet:candidate(host)
+    if not new then
+      errors.raise("room", ("%s lacks %d of its %d instances of release %s, and no slot is free there: process.ports needs more, or the strategy left "
+        .. "others where they were"):format(host.name, count - i + 1, fleet.process.instances, fleet.target.release), { host = host.name })
+    end
+    list[#list + 1] = new
+  end
 end
 
 --- Brings up what is missing with the new release, on all hosts at once: everything on a first run. The runtime does so
@@ -153,9 +160,8 @@ function verbs:fill()
   permission.check "balancer"
   local run = operation.current()
   local fleet, missing = run.fleet, {}
-  for _, host in ipairs(fleet:kept_hosts(fleet:active_hosts())) do
-    for _ = 1, missing_on(fleet, host) do missing[#missing + 1] = fleet:candidate(host) end
-  end
+  fleet:release_slots()
+  for _, host in ipairs(fleet:kept_hosts(fleet:active_hosts())) do add_missing(fleet, host, missing) end
   if #missing == 0 then return end
   verbs.step(self, "start what is missing", function()
     verbs.each(self, missing, function(_, member)

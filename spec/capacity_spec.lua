@@ -1,0 +1,86 @@
+-- capacity_spec.lua -- The last that serves goes on serving, whatever a strategy forgets.
+local fixture = require "spec.support.fixture"
+
+describe("what serves", function()
+  local app
+
+  local function contains(text, ...)
+    for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
+  end
+
+  local function deploy(strategy, version, release, flags)
+    local run = app:deploy(strategy, version, release, flags)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    return run
+  end
+
+  local function new_app(opts)
+    opts.yaml = "strategy: {settle: 0}"
+    app = fixture.app(opts)
+    deploy("rolling", "1.0")
+  end
+
+  --- Runs a strategy whose deploy() is the text, under load, and returns the run and the errors that clients saw.
+  local function run_own(text)
+    app:extend_rolling(text)
+    app.opts.yaml = "strategy: {settle: 0}"
+    local load = app:load { rate = 200 }
+    local run = app:deploy("./own.lua", "2.0")
+    return run, load:stop().errors
+  end
+
+  after_each(function()
+    app:stop()
+    assert.same({}, app:leftovers())
+    fixture.cleanup()
+  end)
+
+  it("is what a strategy started, although it forgot to give it traffic", function()
+    new_app { instances = 2, slots = 4 }
+    local run, errors = run_own [[
+      for _, old in ipairs(self.fleet:old()) do
+        local new = self.fleet:candidate(old.host)
+        new:start()
+        new:await_healthy()
+      end]]
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "2.0", "2.0" }, app:serving())
+    assert.same({}, errors)
+  end)
+
+  it("is not stopped for what found no slot", function()
+    new_app { instances = 2, slots = 2 }
+    local run, errors = run_own "self:log 'nothing is done'"
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr .. run.stdout, "local lacks 2 of its 2 instances of release 2.0, and no slot is free there")
+    assert.same({ "1.0", "1.0" }, app:serving())
+    assert.same({}, errors)
+  end)
+
+  it("keeps the last instance although a strategy would take all away, even side by side", function()
+    new_app { instances = 2, slots = 2 }
+    local run, errors = run_own "self:each(self.fleet:old(), function(_, old) self.balancer:drain(old); old:stop() end)"
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr .. run.stdout, "is the last that serves", "strategy.allow_gap: true", "1.0 serves as before")
+    assert.same({ "1.0", "1.0" }, app:serving())
+    assert.same({}, errors)
+  end)
+
+  it("is not all replaced together without leave; with it, it is", function()
+    new_app { instances = 1, slots = 1 }
+    local run = app:deploy("rolling", "2.0")
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "nothing would serve meanwhile: local has no free slot", "strategy.allow_gap: true")
+    assert.same({ "1.0" }, app:serving())
+    deploy("rolling", "2.0", nil, { "--set", "strategy.allow_gap=true" })
+    assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("does not keep its place when it is broken", function()
+    new_app { instances = 1, slots = 1 }
+    app.opts.process = "  stop: {timeout: 300ms}"
+    fixture.signal(math.tointeger(app:status().instances[1].pid), "STOP")
+    deploy("rolling", "2.0")
+    assert.same({ "2.0" }, app:serving())
+  end)
+end)
