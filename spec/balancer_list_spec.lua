@@ -46,6 +46,24 @@ describe("a list of balancers", function()
     end
   end)
 
+  it("that one of them still sends to the wrong slots does not make instances idle that serve by the other", function()
+    local at = {}
+    for _, port in ipairs(app.ports) do at[fixture.is_listened(port)] = port end
+    local function set(proxy, port, state)
+      fixture.sh(("printf 'set server shop/local-%d state %s\\n' | socat - %s"):format(port, state, proxy.socket))
+    end
+    set(proxies[1], at[true], "maint")
+    set(proxies[1], at[false], "ready")
+    assert.same({ "1.0" }, app:serving())
+    local watching = fixture.start({ "sh", "-c", ("while sleep 0.02; do curl -s -o /dev/null -w '%%{http_code}\n' http://127.0.0.1:%d/; done"):format(proxies[2].port) },
+      { log = app.dir .. "/codes" })
+    local run = app:deploy("rolling", "2.0", { start_delay = "500ms" })
+    fixture.stop(watching)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.is_nil(fixture.read(app.dir .. "/codes"):find("503", 1, true), run.stdout)
+    for _, proxy in ipairs(proxies) do assert.equal("2.0", served_by(proxy)) end
+  end)
+
   it("is brought to the same state, and one that is down before a run is an error", function()
     assert.equal(0, app:deploy("rolling", "2.0").exit)
     assert.equal("2.0", served_by(proxies[1]))

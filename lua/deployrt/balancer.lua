@@ -5,7 +5,8 @@ local route = require "deployrt.balancer.route"
 local shares = require "deployrt.balancer.shares"
 
 ---@class deployrt.Balancer
----@field slots table<string, {state: string, weight: integer, up: boolean, sessions: integer}>  as last read
+---@field slots table<string, {state: string, weight: integer, up: boolean, sessions: integer, disputed?: boolean}>  as last read;
+---  disputed: only some of several balancers use it
 ---@field down? boolean  it does not run: the slots are what it comes up with
 ---@field differ? string  which of several has other states than this, or is away
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
@@ -34,12 +35,24 @@ function Balancer:refresh()
   self.slots, self.route, self.down, self.differ = found.slots, found.route, found.down, found.differ
 end
 
+--- Balancers that differ: a slot of which only some say that it serves does so if something runs there.
+---@param members deployrt.Instance[]  all that run
+function Balancer:settle(members)
+  if not self.differ then return end
+  local runs = {}
+  for _, member in ipairs(members) do runs[member.slot] = true end
+  for name, slot in pairs(self.slots) do
+    if slot.disputed and not runs[name] then slot.state = "maint" end
+  end
+end
+
 --- Begins a run: all slots are made known, and what is found is what the balancers shall keep.
 ---@async
 function Balancer:adopt()
   if not self.configured then return end
   operation.effect { name = "balancer.prepare", args = {} }
   self:refresh()
+  self:settle(operation.current().fleet.members)
   local changes = {}
   for name, slot in pairs(self.slots) do changes[#changes + 1] = { slot = name, state = slot.state, weight = slot.weight } end
   table.sort(changes, function(a, b) return a.slot < b.slot end)

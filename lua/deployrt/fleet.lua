@@ -80,6 +80,7 @@ function Fleet:discover_hosts()
       end
     end
   end
+  self.balancer:settle(self.members)
 end
 
 local function listens(self, host, port)

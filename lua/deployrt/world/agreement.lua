@@ -39,7 +39,20 @@ local function is_alike(one, other)
   return true
 end
 
---- What the balancers say: of several, the one that has most in service, for one that was restarted lost something.
+--- Where balancers differ, what one of them uses gets traffic. Only who knows what runs can tell whether it should.
+local function dispute(best, all)
+  for name, slot in pairs(best.slots) do
+    for _, seen in ipairs(all) do
+      local its = seen and seen.slots[name] or slot
+      if (its.state == "ready") ~= (slot.state == "ready") then
+        slot.weight, slot.state, slot.disputed = math.max(slot.weight, its.weight), "ready", true
+      end
+    end
+  end
+end
+
+--- What the balancers say: of several, the one that has most in service, for one that was restarted lost something; and what
+--- others have in service besides.
 ---@return table seen
 ---@return string? differ  which one has other states, or is away
 function agreement.read_all(context)
@@ -59,6 +72,7 @@ function agreement.read_all(context)
       differ = differ or name_of(context, index) .. " has other states"
     end
   end
+  dispute(best, all)
   return best, differ
 end
 
