@@ -99,6 +99,44 @@ describe("an application that moved", function()
     contains(answer(), "hello from 1.0")
   end)
 
+  it("to another address of its balancer does so without a new release; a run that fails leaves that as it was", function()
+    local function set(port)
+      app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(port)
+    end
+    local release, first, second = fixture.release "1.0", app.listen, fixture.free_port()
+    assert.equal(0, app:deploy("rolling", "1.0", { path = release }).exit)
+    set(second)
+    local run = app:deploy("rolling", "2.0", { fault = "dies" })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(answer(), "hello from 1.0")
+    assert.is_false(fixture.is_listened(second))
+    run = app:deploy("rolling", "1.0", { path = release })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    app.listen = second
+    contains(answer(), "hello from 1.0")
+    assert.is_false(fixture.is_listened(first))
+    contains(app:command({ "rolling", "app.yml" }).stdout, "nothing to change")
+  end)
+
+  it("to another address of its balancer comes back, wherever the controller dies", function()
+    local release, second = fixture.release "1.0", fixture.free_port()
+    assert.equal(0, app:deploy("rolling", "1.0", { path = release }).exit)
+    app:extend_rolling "self:fail('now')"
+    app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(second)
+    app:write(fixture.release "2.0", "2.0")
+    local counting, count = app:mortal("count", nil, { "./own.lua", "app.yml" })
+    assert.equal(1, counting.exit, counting.stdout .. counting.stderr)
+    for n = 1, count do
+      local killed = app:mortal(n % 2 == 0 and "before" or "after", n, { "./own.lua", "app.yml" })
+      if killed.exit == 137 and app:status().lock ~= require("cjson").null then
+        local run = app:command { "abort", "app.yml", "--yes" }
+        assert.equal(0, run.exit, ("operation %d: "):format(n) .. run.stdout .. run.stderr)
+      end
+      contains(answer(), "hello from 1.0")
+      assert.is_false(fixture.is_listened(second), ("operation %d"):format(n))
+    end
+  end)
+
   it("is put back into service when its own HAProxy forgot it, before anything replaces it", function()
     local proxy = fixture.haproxy { servers = {}, master = true }
     app.listen = proxy.port

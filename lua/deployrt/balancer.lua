@@ -9,6 +9,7 @@ local shares = require "deployrt.balancer.shares"
 ---  disputed: only some of several balancers use it
 ---@field down? boolean  it does not run: the slots are what it comes up with
 ---@field differ? string  which of several has other states than this, or is away
+---@field outdated? boolean  it is set up otherwise than app.yml says
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
 local Balancer = { kind = "balancer" }
 Balancer.__index = Balancer
@@ -32,7 +33,7 @@ end
 function Balancer:refresh()
   if not self.configured then return end
   local found = operation.observe { name = "balancer.read", args = {} }
-  self.slots, self.route, self.down, self.differ = found.slots, found.route, found.down, found.differ
+  self.slots, self.route, self.down, self.differ, self.outdated = found.slots, found.route, found.down, found.differ, found.outdated
 end
 
 --- Balancers that differ: a slot of which only some say that it serves does so if something runs there.
@@ -50,7 +51,7 @@ end
 ---@async
 function Balancer:adopt()
   if not self.configured then return end
-  operation.effect { name = "balancer.prepare", args = {} }
+  operation.effect { name = "balancer.prepare", args = {}, undo = self.outdated and { name = "balancer.unprepare", args = {} } or nil }
   self:refresh()
   self:settle(operation.current().fleet.members)
   local changes = {}

@@ -217,7 +217,7 @@ local function repair(run, abort)
   if #context.drivers > 0 then
     local route = expected_route(run)
     if route ~= nil then world_balancer.route(context, nil, { route = route, timeout = 0 }) end
-    for _, driver in ipairs(context.drivers) do driver:prepare() end
+    if next(context.wanted) then world_balancer.prepare(context) end -- before it wanted anything, it had set nothing up either
     local changes = {}
     for name, state in pairs(context.wanted) do changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight } end
     table.sort(changes, function(a, b) return a.slot < b.slot end)

@@ -9,7 +9,9 @@ local route = require "deployrt.balancer.route"
 ---@class deployrt.Driver
 ---@field can? table<deployrt.Capability, boolean>  set by driver.open
 ---@field check fun(self): string[]?  raises what would stop a run, and tells what people should know; changes nothing
----@field prepare fun(self)  makes every slot known to the balancer
+---@field outdated? boolean  set by check: it is set up otherwise than app.yml says, and prepare would change that
+---@field prepare fun(self, run?: string)  makes every slot known to the balancer; run: the id of one that may want back what it finds
+---@field unprepare? fun(self, run: string)  puts back what prepare changed for that run, if it did
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string}  as the balancer has it now; of the
 ---  named ones at least
 ---@field apply fun(self, changes: deployrt.SlotChange[], forward?: boolean): table<string, deployrt.DriverSlot>?  returns when the balancer

@@ -367,8 +367,16 @@ end
 --- Makes every slot known: one's own HAProxy gets the missing ones as dynamic servers, in maintenance; a managed
 --- one is started where it does not run, and reloaded where it runs with other slots or another address.
 ---@async
-function HAProxy:prepare()
-  if self.options.managed then managed.prepare(self) else add_missing(self) end
+---@param run? string  that may want back the configuration which it finds
+function HAProxy:prepare(run)
+  if self.options.managed then managed.prepare(self, run) else add_missing(self) end
+end
+
+--- Managed: the configuration that the run found is put back, if prepare() changed it.
+---@async
+---@param run string
+function HAProxy:unprepare(run)
+  if self.options.managed then managed.unprepare(self, run) end
 end
 
 --- Brings the routed servers and the percentage to what is wanted, and reads them back.

@@ -102,7 +102,7 @@ end
 
 --- Removes what a stopped HAProxy leaves behind.
 local function remove(host, paths)
-  return shell(host, 'rm -f -- "$1" "$2" "$3" "$4" "$6"/maintenance-*.html && { rmdir -- "$5" "$6" 2>/dev/null; true; }',
+  return shell(host, 'rm -f -- "$1" "$1".before-* "$2" "$3" "$4" "$6"/maintenance-*.html && { rmdir -- "$5" "$6" 2>/dev/null; true; }',
     paths.config, paths.pid, paths.socket, paths.map, paths.socket_directory, paths.directory)
 end
 
@@ -226,7 +226,8 @@ function haproxy_managed.check(driver)
   require_program(driver)
   local running, text = look(driver), text_of(driver, {})
   local notes = running and check_dropped(driver)
-  if not running or running.description ~= config.fingerprint(text) then check_listen(driver, running) end
+  driver.outdated = running ~= nil and running.description ~= config.fingerprint(text)
+  if not running or driver.outdated then check_listen(driver, running) end
   return notes
 end
 
@@ -331,26 +332,57 @@ local function reload(driver, seen, text, old_text)
   restore(driver, seen)
 end
 
+local function before_file(driver, run)
+  return ("%s.before-%s"):format(driver.paths.config, run)
+end
+
+--- Keeps the configuration that a run found, for its way back; an earlier run's is of no use any more.
+local function keep_before(driver, run, text)
+  shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
+  driver.host:write(before_file(driver, run), text, "600")
+end
+
 ---@param driver deployrt.HAProxy
-function haproxy_managed.prepare(driver)
+---@param run? string  which may want back what it finds
+function haproxy_managed.prepare(driver, run)
   require_program(driver)
   local seen = look(driver)
+  if seen and driver.put_back then return end
   local old_text = driver.host:read(driver.paths.config) or ""
   local text = text_of(driver, current_wanted(driver, seen, old_text))
   if not seen then
     check_listen(driver, nil)
     bring_up(driver, text)
   elseif seen.description ~= config.fingerprint(text) then
+    if run then keep_before(driver, run, old_text) end
     reload(driver, seen, text, old_text)
   else
     return
   end
-  driver.written = text
+  driver.written, driver.outdated = text, nil
+end
+
+--- Puts back the configuration that a run found; its states are as they are now. Nothing else is written in this run.
+---@param driver deployrt.HAProxy
+---@param run string
+function haproxy_managed.unprepare(driver, run)
+  driver.put_back = true
+  local text = driver.host:read(before_file(driver, run))
+  if not text then return end
+  require_program(driver)
+  local seen = look(driver)
+  if not seen then
+    bring_up(driver, text)
+  elseif seen.description ~= config.fingerprint(text) then
+    reload(driver, seen, text, driver.host:read(driver.paths.config) or "")
+  end
+  shell(driver.host, 'rm -f -- "$1"', before_file(driver, run))
 end
 
 ---@param driver deployrt.HAProxy
 ---@param wanted table<string, {state?: string, weight?: integer}>
 function haproxy_managed.persist(driver, wanted)
+  if driver.put_back then return end
   require_program(driver)
   local old_text = driver.written or driver.host:read(driver.paths.config) or ""
   local merged = current_wanted(driver, nil, old_text)

@@ -9,7 +9,9 @@ local balancer = {}
 --- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route}, and which of several balancers differs.
 function balancer.read(context)
   local seen, differ = agreement.read_all(context)
-  return { slots = seen.slots, route = seen.route, down = seen.down, differ = differ }
+  local outdated
+  for _, driver in ipairs(context.drivers) do outdated = outdated or driver.outdated or nil end
+  return { slots = seen.slots, route = seen.route, down = seen.down, differ = differ, outdated = outdated }
 end
 
 --- Who is told apart now: what the run wants counts more than what is seen.
@@ -330,10 +332,24 @@ function balancer.stats(context)
   return sums
 end
 
+local function run_of(context)
+  return (context.run_id:match("^[^/]+"))
+end
+
 --- Starts what deployrt manages itself, and adds the slots that a balancer does not know.
 function balancer.prepare(context)
   agreement.writing(context, function()
-    for _, driver in ipairs(context.drivers) do driver:prepare() end
+    for _, driver in ipairs(context.drivers) do driver:prepare(run_of(context)) end
+  end)
+  return {}
+end
+
+--- Puts back how balancers were set up when the run began.
+function balancer.unprepare(context)
+  agreement.writing(context, function()
+    for _, driver in ipairs(context.drivers) do
+      if driver.unprepare then driver:unprepare(run_of(context)) end
+    end
   end)
   return {}
 end

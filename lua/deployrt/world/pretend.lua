@@ -212,7 +212,7 @@ function rooms.balancer:prepare()
   return {}
 end
 
-rooms.balancer.stop, rooms.balancer.agree = rooms.balancer.prepare, rooms.balancer.prepare
+rooms.balancer.stop, rooms.balancer.agree, rooms.balancer.unprepare = rooms.balancer.prepare, rooms.balancer.prepare, rooms.balancer.prepare
 
 function rooms.stranger:look(_, args, spec)
   return look(self, { name = "stranger.look", host = spec.host, args = args }, nil)
