@@ -66,6 +66,19 @@ describe("what serves", function()
     assert.same({}, errors)
   end)
 
+  it("is told as it is when a strategy commits a part and fails", function()
+    new_app { instances = 2, slots = 4 }
+    local run, errors = run_own [[
+      self:replace(self.fleet:old()[1])
+      self:commit()
+      self:fail "later"]]
+    assert.equal(3, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, "the strategy committed", "instance.start local:", "before it failed", "deployrt status")
+    assert.same({ "1.0", "2.0" }, app:serving())
+    assert.same({}, errors)
+    deploy("rolling", "2.0")
+  end)
+
   it("is not all replaced together without leave; with it, it is", function()
     new_app { instances = 1, slots = 1 }
     local run = app:deploy("rolling", "2.0")

@@ -20,6 +20,33 @@ function leftover.describe(run, failures)
   return left
 end
 
+local harmless = { ["release.upload"] = true, ["balancer.adopt"] = true, ["balancer.prepare"] = true } -- nothing serves otherwise for it
+local most = 5 -- changes of a host that are named
+
+--- What the strategy committed before the run failed, host by host: nobody knows how to take that back.
+---@param run table
+---@return {host: string, message: string, command: string}[]
+function leftover.committed(run)
+  local left, by_host = {}, {}
+  for _, entry in ipairs(run.committed or {}) do
+    local host = entry.host or "balancer"
+    if not harmless[entry.label] then
+      if not by_host[host] then
+        by_host[host] = {}
+        left[#left + 1] = { host = host, changes = by_host[host], committed = true, command = "deployrt status " .. run.app.file }
+      end
+      table.insert(by_host[host], entry.instance and entry.label .. " " .. entry.instance or entry.label)
+    end
+  end
+  for _, each in ipairs(left) do
+    local changes = each.changes
+    each.message = ("the strategy committed %s%s before it failed"):format(table.concat(changes, ", ", 1, math.min(#changes, most)),
+      #changes > most and (" and %d more"):format(#changes - most) or "")
+    each.changes = nil
+  end
+  return left
+end
+
 --- Tries to take something back, and notes what failed.
 local function try(failures, label, host, action, ...)
   local ok, err = pcall(action, ...)

@@ -285,6 +285,13 @@ local function hold_back(run, entry)
   if context and entry.instance then context.held_back[entry.instance:gsub(":(%d+)$", "-%1") .. ""] = true end
 end
 
+--- Forgets how to undo what was done so far. A run that fails later says what that was.
+function operation.commit()
+  local run, scope = operation.current()
+  run.committed = run.committed or {}
+  for _, entry in ipairs(scope:commit()) do run.committed[#run.committed + 1] = entry end
+end
+
 --- Undoes a scope now; whatever stops the run does not stop this.
 ---@async
 ---@param scope deployrt.Scope

@@ -316,7 +316,7 @@ local function undo_all(records, hush)
     for _, record in ipairs(records) do
       local host = hosts[record.host or ""]
       if record.type == "COMMIT" then
-        scope:commit()
+        operation.commit()
       elseif record.type == "INTENT" and record.id:sub(1, 1) == "/" then
         if done[record.id] and done[record.id].ok then run.world:recall { name = record.op, host = host, args = record.args } end
         local compensation = operation.compensation(record, host)

@@ -53,13 +53,22 @@ function Scope:remove(compensation)
   end
 end
 
+local function flatten(entries, list)
+  for _, entry in ipairs(entries) do
+    if getmetatable(entry) == Scope then flatten(entry.entries, list) else list[#list + 1] = entry end
+  end
+end
+
 --- Forgets everything up to now, in this scope and above.
+---@return table[] forgotten  compensations
 function Scope:commit()
-  local scope = self
+  local scope, forgotten = self, {}
   while scope do
+    if not scope.parent then flatten(scope.entries, forgotten) end
     scope.entries = {}
     scope = scope.parent
   end
+  return forgotten
 end
 
 --- Whether this scope or one above it was given up because a sibling failed.

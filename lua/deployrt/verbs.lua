@@ -271,9 +271,9 @@ end
 
 --- Forgets how to undo what was done so far.
 function verbs:commit()
-  local run, scope = operation.current()
+  local run = operation.current()
   if run.turns.live then run.journal:write { type = "COMMIT" } end
-  scope:commit()
+  operation.commit()
 end
 
 return verbs

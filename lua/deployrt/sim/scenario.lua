@@ -203,7 +203,10 @@ end
 --- Exit 3 names every host that is not as it was.
 local function check_left(world, life)
   local named = {}
-  for _, each in ipairs(life.left or {}) do named[each.host] = true end
+  for _, each in ipairs(life.left or {}) do
+    named[each.host] = true
+    if each.committed then world:violate("the end is all-new or all-old", ("it failed, and on %s %s"):format(each.host, each.message)) end
+  end
   for _, each in ipairs(ending.not_old(world, spared(world))) do
     if not named[each.host] and not named.balancer then
       world:violate("exit 3 tells the truth", ("what is left does not name %s: %s"):format(each.host, each.why))
