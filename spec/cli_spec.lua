@@ -50,6 +50,7 @@ describe("the command line", function()
     for _, case in ipairs {
       { { "rolling", "app.yml", "2.0", "--force" }, "does not know what to do with '2.0'; a version is --release 2.0; nothing was done" },
       { { "rollback", "app.yml", "0.9" }, "a version is --to 0.9" },
+      { { "rollback", "app.yml", "--release", "0.9" }, "`deployrt rollback` has no option --release: it is --to VERSION" },
       { { "stop", "app.yml", "other.yml", "--yes" }, "what to do with 'other.yml'; nothing was done (see `deployrt help stop`)" },
       { { "exec", "app.yml", "touch", "done" }, "the command stands behind --" },
       { { "rolling", "app.yml", "--force", "--", "x" }, "what to do with '--'" },

@@ -91,6 +91,12 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     assert.equal("0", groups())
   end)
 
+  it("leave nothing that a rollback could go back to, and it says so", function()
+    local run = app:command { "rollback", "app.yml" }
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("those of the one before were given back: deploy the earlier release again", 1, true), run.stderr)
+  end)
+
   it("are planned with before they are made", function()
     local function planned(...)
       local run = app:command { "plan", "blue_green", "app.yml", ... }

@@ -364,7 +364,7 @@ zpty -d z
         ["deployrt run canary "] = files,
         ["deployrt --state state check "] = files,
         ["deployrt check --con"] = { "--connect" },
-        ["deployrt rolling app.yml --set "] = { "strategy.batch=", "strategy.settle=", "strategy.timeout=" },
+        ["deployrt rolling app.yml --set "] = { "strategy.allow_gap=", "strategy.batch=", "strategy.settle=", "strategy.timeout=" },
         ["deployrt canary --set=strategy.e"] = { "--set=strategy.errors=" },
         ["deployrt --state="] = { "--state=state", "--state=strategies/" },
         ["deployrt exec app.yml -- unam"] = { "uname" },

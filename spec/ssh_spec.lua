@@ -218,7 +218,7 @@ describe("over SSH", function()
     local run = app:deploy("rolling", "2.0")
     bed:on(4)
     assert.equal(2, run.exit, run.stdout .. run.stderr)
-    contains(run.stderr, bed.hosts[4].address)
+    contains(run.stderr, bed.hosts[4].address, "name the others with --host")
     for i = 1, 3 do assert.equal("1.0\n", bed:exec(i, "ls /home/deploy/.deployrt/shop/releases")) end
   end)
 

@@ -8,12 +8,13 @@ local arguments = {}
 ---@field value? string   what it takes, for help; nil: nothing
 ---@field list? boolean   may be repeated
 ---@field of? string[]    the commands that know it; nil: all
+---@field instead? table<string, string>  commands that do not know it, and what they have instead
 ---@field doc string
 
 ---@type table<string, deployrt.Flag>
 arguments.flags = {
   set = { value = "KEY=VALUE", list = true, doc = "override a key of app.yml, dotted" },
-  release = { value = "VERSION", doc = "override release.version" },
+  release = { value = "VERSION", instead = { rollback = "--to VERSION" }, doc = "override release.version" },
   host = { value = "NAME", list = true, doc = "limit to this host" },
   json = { doc = "one JSON object a line on standard output" },
   quiet = { doc = "say only what went wrong" },
@@ -53,7 +54,7 @@ end
 ---@param command string
 ---@return boolean
 function arguments.is_known(flag, command)
-  if not flag.of then return true end
+  if not flag.of then return not (flag.instead and flag.instead[command]) end
   for _, name in ipairs(flag.of) do
     if name == command then return true end
   end
@@ -81,7 +82,8 @@ function arguments.check(command, most, operands, flags, rest)
   for name in pairs(flags) do
     local flag = arguments.flags[name]
     if not arguments.is_known(flag, command) then
-      errors.raise("usage", ("`deployrt %s` has no option --%s: that is for %s; nothing was done"):format(command, name, table.concat(flag.of, ", ")))
+      errors.raise("usage", ("`deployrt %s` has no option --%s: %s; nothing was done"):format(command, name,
+        flag.of and "that is for " .. table.concat(flag.of, ", ") or "it is " .. flag.instead[command]))
     end
   end
   local extra = operands[most + 1] or (command ~= "exec" and rest and "--")

@@ -68,11 +68,15 @@ local function connect(self, app, partial)
       self.connections[entry.name], opening[#opening + 1] = line, line
     end
   end
-  fleet.together(opening, function(each)
+  local there, problem = pcall(fleet.together, opening, function(each)
     local ok, err = pcall(each.connect, each)
     if not ok and not (partial and each ~= self.controller) then error(err, 0) end
     if not ok then self.unreachable[each.name] = errors.wrap(err) end
   end)
+  if not there then
+    if #app.hosts > 1 and errors.is_gone(problem) then problem.message = problem.message .. "; to go on without it, name the others with --host" end
+    error(problem, 0)
+  end
   if partial then keep_reachable(self) end
 end
 
