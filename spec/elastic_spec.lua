@@ -92,6 +92,7 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
   end)
 
   it("leave nothing that a rollback could go back to, and it says so", function()
+    for _, version in ipairs { "1", "2" } do assert.equal(0, app:deploy("blue_green", version).exit) end
     local run = app:command { "rollback", "app.yml" }
     assert.equal(2, run.exit)
     assert.truthy(run.stderr:find("those of the one before were given back: deploy the earlier release again", 1, true), run.stderr)

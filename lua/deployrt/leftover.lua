@@ -62,6 +62,16 @@ local function stop_unknown(run, failures)
   end
 end
 
+local function reset_current(run, failures)
+  local release = run.target.release
+  for _, host in ipairs(run.target.packed and run.found_current and run.session.hosts or {}) do
+    local found = run.found_current[host.name]
+    if host.current == release and found ~= release then
+      try(failures, "release.activate", host, operation.effect, { name = "release.activate", host = host, args = { release = found } })
+    end
+  end
+end
+
 local function remove_unknown(run, failures)
   local release = run.target.release
   for _, host in ipairs(run.target.packed and run.session.hosts or {}) do
@@ -81,6 +91,7 @@ end
 function leftover.take_back_unknown(run)
   local failures = {}
   stop_unknown(run, failures)
+  reset_current(run, failures)
   remove_unknown(run, failures)
   return failures
 end

@@ -20,7 +20,7 @@ local function way_back(run)
   return last.launch
 end
 
---- Notes what the run found: what serves, what the balancer forgot, and all releases that run.
+--- Notes what the run found: what serves, what the balancer forgot, all releases that run, and what is current where.
 ---@param run table
 function previous.find(run)
   run.forgotten = run.fleet:forgotten()
@@ -28,7 +28,8 @@ function previous.find(run)
   if old and run.fleet:is_target(old) then old = nil end
   run.previous = old and old.release
   run.previous_launch = old and old.launch or way_back(run)
-  run.found_releases = {}
+  run.found_releases, run.found_current = {}, {}
+  for _, host in ipairs(run.fleet.hosts) do run.found_current[host.name] = host.current end
   for _, member in ipairs(run.fleet.members) do run.found_releases[member.release] = true end
 end
 
