@@ -160,6 +160,7 @@ function lock.take(connections, opts)
       if opts.looked then ok, err = pcall(check_fresh, self, host, err) end
     end
     if not ok then
+      if err.code ~= "locked" then self.in_doubt = host end
       self:release()
       error(err, 0)
     end
@@ -258,8 +259,10 @@ function Lock:stop()
   self.beating = nil
 end
 
+--- A host whose answer was lost has perhaps given its lock.
 local function let_go(self)
   local held = self.connections
+  held[#held + 1], self.in_doubt = self.in_doubt, nil
   self.active, self.connections = false, {}
   fleet.together(held, function(host) pcall(host.call, host, "lock_release", { self.run, tostring(self.epoch) }) end)
   return held
