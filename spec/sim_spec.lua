@@ -1,4 +1,5 @@
 -- sim_spec.lua -- The simulator: shipped strategies hold, broken ones are caught, and a seed is always the same.
+local config = require "deployrt.config"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local fixture = require "spec.support.fixture"
@@ -80,6 +81,36 @@ describe("the simulator", function()
   it("finds nothing wrong with requests that are told apart", function()
     local summary = inside(function() return sim.test("canary", { seeds = 40, options = { sticky = true } }) end)
     assert.equal("", text_of(summary))
+  end)
+
+  --- An application that clients reach by themselves.
+  local function without_balancer()
+    local text = [[
+app: direct
+release: {version: "2.0"}
+hosts: [{name: web1, address: web1}, {name: web2, address: web2}]
+process: {command: [./serve, "${port}"], ports: 8080-8083, instances: 2}
+health: {tcp: true, interval: 500ms, deadline: 60s}
+strategy: {settle: 1s}]]
+    return config.load("direct.yml", { kept = { ["direct.yml"] = text } })
+  end
+
+  for name, options in pairs { rolling = {}, blue_green = {}, in_place = { allow_gap = true } } do
+    it(("finds nothing wrong with %s without a balancer"):format(name), function()
+      local summary = inside(function() return sim.test(name, { seeds = 60, app = without_balancer(), options = options }) end)
+      assert.equal("", text_of(summary))
+      assert.is_true((summary.outcomes.succeeded or 0) > 20)
+    end)
+  end
+
+  it("notices without a balancer when too few are left to serve", function()
+    local own = script [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("blue_green", { name = "own" })
+      function own:deploy() self:each(self.fleet:old(), function(_, old) old:stop() end) end
+      return own]]
+    local summary = inside(function() return sim.test(own, { seeds = 1, fault = "none", app = without_balancer() }) end)
+    assert.equal("capacity", summary.violation and summary.violation.violation.invariant)
   end)
 
   it("notices when requests are routed to what is not ready", function()

@@ -26,6 +26,7 @@ local routes = require "deployrt.balancer.route"
 ---@field lives integer    one more with each restart
 ---@field pending integer  changes that will come late
 ---@field dirty boolean    somebody else changed it, and nobody has set all of it right yet
+---@field absent boolean   app.yml has none: clients come to whatever runs
 local Balancer = {}
 Balancer.__index = Balancer
 
@@ -37,11 +38,11 @@ local patience = 10     -- seconds in which a change must be seen
 ---@param world deployrt.sim.World
 ---@return deployrt.sim.Balancer
 function balancer.new(world)
-  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, lives = 1, pending = 0, dirty = false, random = world:stream("balancer") }, Balancer)
+  local self = setmetatable({ world = world, slots = {}, named = {}, demand = 0, lives = 1, pending = 0, dirty = false, absent = #world.app.balancers == 0, random = world:stream("balancer") }, Balancer)
   for _, host in ipairs(world.machines) do
     for _, port in ipairs(world.ports) do
       local slot = {
-        name = ("%s-%d"):format(host.name, port), host = host.name, machine = host, port = port, state = "maint", weight = 100, since = 0, routed = false,
+        name = ("%s-%d"):format(host.name, port), host = host.name, machine = host, port = port, state = self.absent and "ready" or "maint", weight = 100, since = 0, routed = false,
         drained_at = 0, left_at = 0, requests = 0, errors = 0,
       }
       self.slots[#self.slots + 1], self.named[slot.name] = slot, slot
@@ -54,6 +55,7 @@ end
 ---@param slot deployrt.sim.Slot
 ---@return boolean
 function Balancer:is_open(slot)
+  if self.absent then return slot.machine:running(slot.port) ~= nil end
   return slot.routed or (slot.state == "ready" and slot.weight > 0)
 end
 

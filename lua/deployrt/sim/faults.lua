@@ -225,10 +225,15 @@ timed["abort"] = function(world) world:interrupt() end
 timed["frozen"] = function(world, fault) world:freeze(fault) end
 timed["second-run"] = function(world) world:second_run() end
 
+--- What a balancer does wrong, or its counters.
+local function is_of_balancer(fault)
+  return fault.kind:find("^balancer%-") ~= nil or fault.kind:find("^metrics%-") ~= nil
+end
+
 --- Sets off those that have a time; the run begins now.
 function Faults:arm()
   for _, fault in ipairs(self.list) do
-    if fault.at then
+    if fault.at and not (self.world.balancer.absent and is_of_balancer(fault)) then
       self.world.agenda:after(fault.at, function()
         if self.world.over then return end
         self.world:note("fault", { text = faults.describe(fault), host = fault.host })

@@ -23,16 +23,27 @@ end
 
 local checks = {}
 
+--- Why a share of the demand is more than those who get it can serve; nil when they can.
+local function overload(world, who, percent, able)
+  local load = world.balancer.demand * percent / 100
+  if load <= world.capacity * able * slack then return end
+  return ("%s gets %.0f requests a second, and its %d instances that are ready can serve %.0f"):format(who, load, able, world.capacity * able)
+end
+
+--- Without a balancer nobody shares the demand out.
+local function overload_of_all(world)
+  local able = world.tally:able(world.tally.new) + world.tally:able(world.tally.old)
+  return overload(world, "the fleet", 100, able) or (able == 0 and not world.allow_gap and "nothing serves" or nil)
+end
+
 --- Each side's share of the demand is at most what that side can carry.
 checks["capacity"] = { on = { traffic = true, exit = true }, look = function(world, event)
   if world.crippled or not is_undisturbed(world) or (event.kind == "exit" and event.why ~= "stopped") then return end
   local tally = world.tally
+  if world.balancer.absent then return overload_of_all(world) end
   for _, side in ipairs { tally.new, tally.old } do
-    local load, able = world.balancer.demand * tally:share(side) / 100, tally:able(side)
-    if load > world.capacity * able * slack then
-      return ("the %s side gets %.0f requests a second, and its %d instances that are ready can serve %.0f"):format(
-        side.name, load, able, world.capacity * able)
-    end
+    local problem = overload(world, ("the %s side"):format(side.name), tally:share(side), tally:able(side))
+    if problem then return problem end
   end
   if tally:share(tally.new) + tally:share(tally.old) == 0 and not world.allow_gap then return "nothing serves" end
 end }
@@ -64,7 +75,7 @@ checks["traffic only to ready instances"] = { on = { traffic = true, start = tru
     end
     return
   end
-  if world.balancer.dirty or event.process.hurt then return end
+  if world.balancer.absent or world.balancer.dirty or event.process.hurt then return end -- where clients go is their own business
   local fed, slot = is_fed(world, event)
   if not fed or slot.hurt then return end
   return event.kind == "start" and ("release %s is started on %s:%d, which gets traffic already"):format(event.release, event.host, event.port)

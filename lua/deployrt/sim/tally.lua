@@ -38,7 +38,8 @@ end
 local function part_of(self, slot)
   local process = slot.machine:running(slot.port)
   local fit = slot.hurt or (process and process.hurt) or machine.is_healthy(process, core.now())
-  local ready, open = slot.state == "ready" and slot.weight > 0, self.world.balancer:is_open(slot)
+  local open = self.world.balancer:is_open(slot)
+  local ready = (open or slot.hurt) and slot.state == "ready" and slot.weight > 0
   return {
     side = process and process.release == self.world.target.release and self.new or self.old, open = open and 1 or 0,
     routed = slot.routed and 1 or 0, weight = ready and slot.weight or 0, able_ready = fit and ready and 1 or 0,
