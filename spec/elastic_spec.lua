@@ -19,9 +19,9 @@ cd POOL
 echo "provision $GROUP for $APP $RELEASE" >> calls
 [ ! -e broken ] || { echo "out of quota" >&2; exit 7; }
 [ ! -e empty ] || { echo '[]'; exit 0; }
+while [ -e hold ]; do sleep 0.05; done
 mkdir -p "use/$GROUP"
 for host in $(ls free | head -n 2); do mv "free/$host" "use/$GROUP"; done
-[ ! -e killer ] || { kill -KILL $(cat killer); sleep 5; }
 printf '['; cat "use/$GROUP"/* | paste -s -d,; printf ']'
 ]]
   local release = [[#!/bin/sh
@@ -183,6 +183,56 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     assert.equal("1", groups())
     assert.same({ "1\n2", "3\n4" }, pool_state())
+  end)
+
+  --- Kills a controller while its hosts are being made; what makes them goes on.
+  local function die_while_they_are_made(version)
+    local made = calls "provision"
+    fixture.write(pool .. "/hold", "")
+    app:write(fixture.release(version), version)
+    local pid = app:command({ "blue_green", "app.yml" }, { background = true, log = app.dir .. "/log" })
+    fixture.eventually(function() return calls "provision" > made end, 10, "hosts.command")
+    for _, says in ipairs { "is under way with the hosts of group", "still runs, and its controller died" } do
+      local run = app:command { "blue_green", "app.yml" }
+      assert.equal(4, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stderr:find(says, 1, true), run.stderr)
+      fixture.signal(pid, "KILL")
+      fixture.eventually(function() return not fixture.alive(pid) end)
+    end
+    local free = #pool_state()[1]
+    os.remove(pool .. "/hold")
+    fixture.eventually(function() return #pool_state()[1] < free end, 10, "hosts")
+  end
+
+  it("for which no run ever began are given back by the next one, `resume` or `abort`", function()
+    die_while_they_are_made "1"
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.truthy(run.stdout:find("the hosts of 1 group that none had begun to use were given back", 1, true), run.stdout)
+    assert.same({ "1\n2\n3\n4", "" }, pool_state())
+    assert.equal("0", groups())
+    assert.equal(2, app:command({ "abort", "app.yml" }).exit)
+    assert.equal(0, app:deploy("blue_green", "1").exit)
+    for _, argv in ipairs { { "resume", "app.yml" }, { "blue_green", "app.yml", "--set", "release.version=1", "--set", "release.path=" .. fixture.release "1" },
+      { "blue_green", "app.yml" } } do
+      die_while_they_are_made "2"
+      run = app:command(argv)
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.equal("1", groups())
+      assert.equal(3, #pool_state()[1])
+    end
+    assert.same({ "2", "2" }, app:serving())
+  end)
+
+  it("are no other run's when their own one was interrupted, also the first of all", function()
+    app:write(fixture.release "1", "1")
+    assert.equal(137, app:mortal("after", 22, { "blue_green", "app.yml" }).exit)
+    local run = app:command { "blue_green", "app.yml" }
+    assert.equal(4, run.exit, run.stdout .. run.stderr)
+    assert.truthy(run.stderr:find("`deployrt abort app.yml`", 1, true), run.stderr)
+    assert.equal(1, calls "provision")
+    assert.equal(0, app:command({ "abort", "app.yml" }).exit)
+    assert.same({ "1\n2\n3\n4", "" }, pool_state())
   end)
 
   it("without `release` are asked for each time, and any strategy deploys to them", function()

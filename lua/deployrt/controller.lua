@@ -5,7 +5,7 @@ local errors = require "deployrt.errors"
 
 local controller = {}
 
-local longest = 3600 -- seconds
+controller.longest = 3600 -- seconds that a command may take
 
 --- Does `action()`, and gives it up at SIGINT or SIGTERM: what it started on this machine is ended with it.
 local function until_signal(what, action)
@@ -38,8 +38,23 @@ function controller.run(app, command, opts)
   local env = { APP = app.app, RELEASE = app.release.version or "" }
   for name, value in pairs(opts.env or {}) do env[name] = value end
   return until_signal(opts.what, function()
-    return line:execute(command, { cwd = app.dir, timeout = longest, env = env, stdin = opts.stdin })
+    return line:execute(command, { cwd = app.dir, timeout = controller.longest, env = env, stdin = opts.stdin })
   end)
+end
+
+--- Whether a command that was given a variable still runs on this machine, whoever started it.
+---@param name string
+---@param value string
+---@return boolean
+function controller.is_running(name, value)
+  local wanted = ("\0%s=%s\0"):format(name, value)
+  for _, entry in ipairs(core.fs.list("/proc") or {}) do
+    local file = entry:find("^%d+$") and io.open(("/proc/%s/environ"):format(entry), "rb")
+    local text = file and file:read("a") or ""
+    if file then file:close() end
+    if ("\0" .. text):find(wanted, 1, true) then return true end
+  end
+  return false
 end
 
 --- How a command ended, in words; nil when it did well.

@@ -5,6 +5,7 @@ local config = require "deployrt.config"
 local controller = require "deployrt.controller"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local lock = require "deployrt.lock"
 
 local inventory = {}
 
@@ -12,12 +13,15 @@ local inventory = {}
 ---@field name string
 ---@field status "pending"|"serving"|"leaving"  pending: a run is to decide
 ---@field since number    seconds since the epoch
+---@field owner string    who has it made, where
+---@field life string     of the controller that has it made
 ---@field hosts? table[]  as app.hosts; nil while they are being made
+---@field unsettled? boolean  its run could not be rolled back completely: perhaps it gets traffic still
 
 ---@class deployrt.HostGroups  those of a run
 ---@field app deployrt.App
 ---@field state deployrt.State
----@field known deployrt.HostGroup[]  that were there before it
+---@field known deployrt.HostGroup[]  that were there before it, oldest first
 ---@field new? deployrt.HostGroup
 local Groups = {}
 Groups.__index = Groups
@@ -128,9 +132,9 @@ end
 --- Raises deployrt.Error: "inventory" (what was made is given back), "interrupted".
 function inventory.provision(app, say)
   if not inventory.is_elastic(app) then return end
-  local groups = app.groups
-  groups.new = { name = ("g%x-%s"):format(math.floor(core.time() * 1000), core.sha256(core.whoami().pid .. core.time()):sub(1, 4)),
-    status = "pending", since = core.time() }
+  local groups, me = app.groups, core.whoami()
+  groups.new = { name = ("g%x-%s"):format(math.floor(core.time() * 1000), core.sha256(me.pid .. core.time()):sub(1, 4)),
+    status = "pending", since = core.time(), owner = ("%s@%s"):format(me.user, me.host), life = lock.life() }
   groups.state:save_group(groups.new)
   say(("making the hosts of group %s"):format(groups.new.name))
   local ok, hosts = pcall(ask, app, groups.new.name)
@@ -144,6 +148,19 @@ function inventory.provision(app, say)
   groups.state:save_group(groups.new)
   let_leave(groups)
   add_hosts(app, groups.new.hosts)
+end
+
+--- Gives back what earlier runs left, so that there is room for new hosts. It comes after the lock of those that serve was
+--- looked at.
+---@async
+---@param app deployrt.App
+---@param warn fun(message: string)
+--- Raises deployrt.Error: "locked" when another run is under way with its hosts, or was interrupted; "interrupted".
+function inventory.clear(app, warn)
+  if not inventory.is_elastic(app) then return end
+  app.groups:refuse_busy()
+  app.groups:refuse_interrupted()
+  app.groups:clear(warn)
 end
 
 --- What a later life of the run must know of its hosts.
@@ -163,26 +180,113 @@ function inventory.restore(app, state, kept)
   if kept.known then app.groups = setmetatable({ app = app, state = state, known = kept.known, new = kept.new }, Groups) end
 end
 
---- Gives hosts back; a group whose hosts could not be is remembered, and tried again after the next run.
+--- Gives hosts back; a group whose hosts could not be is remembered, and tried again with the next run.
+---@return boolean done
+---@return deployrt.Error? err  when the command was not even heard to its end
 local function give_back(self, group, warn)
   local text = cjson.new().encode { group = group.name, hosts = group.hosts or {} }
   local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = { GROUP = group.name }, stdin = text .. "\n" })
   local how = not ok and errors.text(errors.wrap(result)) or ok and controller.failure(result)
-  if not how then return self.state:forget_group(group.name) end
+  if not how then
+    self.state:forget_group(group.name)
+    return true
+  end
   local said = ok and (result.stdout .. result.stderr):sub(-1000):gsub("%s+$", "") or ""
-  warn(("hosts.release for group %s %s: its hosts are still there; it is tried again after the next run%s"):format(group.name, how, said ~= "" and "\n" .. said or ""))
+  warn(("hosts.release for group %s %s: its hosts are still there; it is tried again with the next run%s"):format(group.name, how, said ~= "" and "\n" .. said or ""))
+  return false, not ok and errors.wrap(result) or nil
+end
+
+--- Whether the controller that has a group made may still be at work with it. One of another machine is believed to be for
+--- as long as hosts.command may take.
+local function is_in_hand(group)
+  if group.status ~= "pending" or not group.life or lock.is_gone(group.life) then return false end
+  return lock.is_here(group.life) or core.time() - group.since < controller.longest
+end
+
+--- Whether hosts.command still makes a group whose controller died: what it has made by then would be left.
+local function is_still_made(group)
+  return group.hosts == nil and controller.is_running("GROUP", group.name)
+end
+
+--- The run that a group was made for, when it has not ended: its resumption or its abort decides.
+local function run_of(self, group)
+  for _, run in ipairs(self.state:runs()) do
+    if not run.finished and run.life and run.life == group.life then return run end
+  end
+end
+
+local function refuse(message, ...)
+  errors.raise("locked", message:format(...))
+end
+
+local function when(seconds)
+  return os.date("%Y-%m-%d %H:%M:%S", math.floor(seconds))
+end
+
+--- Refuses to go on beside a controller of this machine that has hosts made, or beside what a dead one left at it.
+--- Raises deployrt.Error: "locked".
+function Groups:refuse_busy()
+  for _, group in ipairs(self.known) do
+    if is_in_hand(group) and lock.is_here(group.life) then
+      refuse("a run of %s, begun %s, is under way with the hosts of group %s: wait for it, or see `deployrt status %s`", group.owner,
+        when(group.since), group.name, self.app.file)
+    elseif group.status == "pending" and is_still_made(group) then
+      refuse("hosts.command for group %s, begun %s, still runs, and its controller died: wait until it has ended, or end it; then the group is given back",
+        group.name, when(group.since))
+    end
+  end
+end
+
+--- Refuses to begin another run before one has ended that hosts were made for.
+--- Raises deployrt.Error: "locked".
+function Groups:refuse_interrupted()
+  for _, group in ipairs(self.known) do
+    local run = group.status ~= "serving" and run_of(self, group)
+    if run then
+      refuse("run %s of %s@%s, begun %s with the hosts of group %s, has not ended: wait for it, or when its controller died, finish it with "
+        .. "`deployrt resume %s`, or roll it back with `deployrt abort %s`", run.id, run.user, run.controller, when(run.started), group.name,
+        self.app.file, self.app.file)
+    end
+  end
+end
+
+--- Whether nobody will come to use a group, or to decide about it.
+local function is_left(self, group)
+  if group.status == "serving" or group.unsettled or is_in_hand(group) or is_still_made(group) then return false end
+  return not run_of(self, group)
+end
+
+--- Gives back the groups that are left already: those that could not be given back, and those whose controller died before
+--- a run began with them.
+---@async
+---@param warn fun(message: string)
+---@return integer count
+--- Raises deployrt.Error: "interrupted".
+function Groups:clear(warn)
+  local kept, count = {}, 0
+  for _, group in ipairs(table.move(self.known, 1, #self.known, 1, {})) do
+    local done, err
+    if is_left(self, group) then done, err = give_back(self, group, warn) end
+    if err and err.code == "interrupted" then error(err, 0) end
+    if done then count = count + 1 else kept[#kept + 1] = group end
+  end
+  self.known = kept
+  return count
 end
 
 --- Notes how the run ended, before anybody is told: which group serves from now on, and which are left.
 ---@param outcome string
 function Groups:decide(outcome)
-  if outcome == "needs_attention" or not self.new then return end
-  self.new.status = outcome == "succeeded" and "serving" or "leaving"
-  self.state:save_group(self.new)
-  if outcome ~= "succeeded" then return end
-  for _, group in ipairs(self.known) do
-    group.status = "leaving"
-    self.state:save_group(group)
+  local new, well = self.new, outcome == "succeeded"
+  if not new then return end
+  new.unsettled = outcome == "needs_attention" or nil
+  new.status = new.unsettled and new.status or well and "serving" or "leaving"
+  self.state:save_group(new)
+  for _, group in ipairs(well and self.known or {}) do
+    if not is_in_hand(group) then
+      group.status = "leaving"
+      self.state:save_group(group)
+    end
   end
 end
 
@@ -206,11 +310,17 @@ function Groups:give_back_new(warn)
   give_back(self, self.new, warn)
 end
 
---- Gives back all hosts: nothing runs on them any more.
+--- Gives back all hosts: nothing runs on them any more. Those that another machine has made just now are its own.
 ---@async
 ---@param warn fun(message: string)
 function Groups:give_back_all(warn)
-  for _, group in ipairs(self.known) do give_back(self, group, warn) end
+  for _, group in ipairs(self.known) do
+    if is_in_hand(group) then
+      warn(("group %s is being made by %s: its hosts are not given back"):format(group.name, group.owner))
+    else
+      give_back(self, group, warn)
+    end
+  end
 end
 
 return inventory

@@ -50,9 +50,16 @@ end
 ---@param text string  from lock.life()
 ---@return boolean
 function lock.is_gone(text)
-  local machine, boot, pid, start = text:match("^(%S+) (%S+) (%d+) (%d+)$")
-  if machine ~= core.whoami().host then return false end
+  local boot, pid, start = text:match("^%S+ (%S+) (%d+) (%d+)$")
+  if not boot or not lock.is_here(text) then return false end
   return boot ~= boot_id() or start_time(tonumber(pid)) ~= start
+end
+
+--- Whether a life is that of a process of this machine.
+---@param text string  from lock.life()
+---@return boolean
+function lock.is_here(text)
+  return text:match("^%S+") == core.whoami().host
 end
 
 local function parse(host, text)

@@ -9,13 +9,13 @@ local request = {}
 ---@async
 ---@param opened deployrt.Session
 ---@return deployrt.LockState? held  nil: none is
----@return deployrt.Connection line
+---@return deployrt.Connection? line  nil: there are no hosts yet
 function request.live_run(opened)
   local line = opened:lines()[1]
   for _, each in ipairs(opened:lines()) do
     if each.name < line.name then line = each end
   end
-  local held = lock.read(line)
+  local held = line and lock.read(line)
   return held and not held.dead and held or nil, line
 end
 
@@ -24,7 +24,7 @@ end
 function request.check_live(opened)
   local held, line = request.live_run(opened)
   if held then return held, line end
-  held = lock.read(line)
+  held = line and lock.read(line)
   if held then errors.raise("locked", lock.refusal(held, opened.app.file)) end
   errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app))
 end

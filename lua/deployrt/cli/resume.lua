@@ -13,12 +13,29 @@ local function confirm(question)
   return answer:lower():find("^y") ~= nil
 end
 
+--- Where no run was interrupted: a controller may have died while hosts were made for one.
+---@return integer? exit  nil: no hosts are left
+local function give_back_left(command, app)
+  local groups = app.groups
+  if not groups then return nil end
+  local count = groups:clear(function(text) command.write_error(text .. "\n") end)
+  if count == 0 then return groups:refuse_busy() end
+  command.write(("no run of %s was interrupted; the hosts of %d group%s that none had begun to use were given back\n"):format(app.app, count,
+    count == 1 and "" or "s"))
+  return 0
+end
+
 return function(command, abort)
   local app = common.app(command)
   local flags = command.flags
-  local then_app, options = resume.prepare(app, common.state(command, app), {
+  local ok, then_app, options = pcall(resume.prepare, app, common.state(command, app), {
     run = flags.run, abort = abort, force = abort and flags.force, yes = flags.yes, confirm = confirm,
   })
+  if not ok then
+    local exit = then_app.code == "nothing" and give_back_left(command, app)
+    if exit then return exit end
+    error(then_app, 0)
+  end
   if not then_app then
     local undone = abort and options.outcome == "succeeded"
     command.write(("%s%s\n"):format(options.text, undone and ("; `deployrt rollback %s` takes it back"):format(app.file) or ""))

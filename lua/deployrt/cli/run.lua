@@ -9,10 +9,13 @@ local strategy = require "deployrt.strategy"
 
 --- The same, where hosts are made for it: when nothing is to be changed, or no run comes about, none are left.
 local function on_new_hosts(command, app, options, say)
+  local function warn(text) command.write_error(text .. "\n") end
   inventory.check(app, options.strategy)
-  if run.is_needed(app, common.state(command, app), command.flags.force) then inventory.provision(app, say) end
+  local needed = run.is_needed(app, common.state(command, app), command.flags.force)
+  inventory.clear(app, warn)
+  if needed then inventory.provision(app, say) end
   local ok, exit = pcall(common.execute, command, app, options)
-  if app.groups and (ok or exit.code ~= "unfinished") and exit ~= 3 then app.groups:give_back_new(command.write_error) end
+  if app.groups and (ok or exit.code ~= "unfinished") and exit ~= 3 then app.groups:give_back_new(warn) end
   if ok then return exit end
   error(exit, 0)
 end

@@ -4,6 +4,7 @@ local stop = require "deployrt.stop"
 
 return function(command)
   local app = common.app(command)
+  if app.groups then app.groups:refuse_busy() end
   local exit = common.execute(command, app, {
     strategy = stop, values = {}, kind = "stop", proceed = stop.proceed, done = ("stopped: nothing of %s runs any more"):format(app.app),
     target = function() return { release = "none", settings = "", command = {} } end,
