@@ -222,6 +222,7 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
       assert.equal(3, #pool_state()[1])
     end
     assert.same({ "2", "2" }, app:serving())
+    assert.truthy(fixture.read(pool .. "/calls"):find('"hosts":[]}', 1, true)) -- nobody knows which there are
   end)
 
   it("are no other run's when their own one was interrupted, also the first of all", function()

@@ -180,12 +180,17 @@ function inventory.restore(app, state, kept)
   if kept.known then app.groups = setmetatable({ app = app, state = state, known = kept.known, new = kept.new }, Groups) end
 end
 
+--- What hosts.release reads. An empty list is no object, and cjson does not tell them apart.
+local function encode(group)
+  local json, hosts = cjson.new(), group.hosts or {}
+  return ('{"group":%s,"hosts":%s}\n'):format(json.encode(group.name), #hosts > 0 and json.encode(hosts) or "[]")
+end
+
 --- Gives hosts back; a group whose hosts could not be is remembered, and tried again with the next run.
 ---@return boolean done
 ---@return deployrt.Error? err  when the command was not even heard to its end
 local function give_back(self, group, warn)
-  local text = cjson.new().encode { group = group.name, hosts = group.hosts or {} }
-  local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = { GROUP = group.name }, stdin = text .. "\n" })
+  local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = { GROUP = group.name }, stdin = encode(group) })
   local how = not ok and errors.text(errors.wrap(result)) or ok and controller.failure(result)
   if not how then
     self.state:forget_group(group.name)
