@@ -27,7 +27,7 @@ printf '['; cat "use/$GROUP"/* | paste -s -d,; printf ']'
   local release = [[#!/bin/sh
 set -e
 cd POOL
-echo "release $GROUP $(cat)" >> calls
+echo "release $GROUP $RELEASE $(cat)" >> calls
 [ ! -e stuck ] || { echo "the cloud is down" >&2; exit 9; }
 for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; done
 [ ! -d "use/$GROUP" ] || rmdir "use/$GROUP"
@@ -234,6 +234,18 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     assert.equal(1, calls "provision")
     assert.equal(0, app:command({ "abort", "app.yml" }).exit)
     assert.same({ "1\n2\n3\n4", "" }, pool_state())
+  end)
+
+  it("are made for a release by its name, also where that comes from its content", function()
+    app:write(fixture.release "1", "1")
+    local text = fixture.read(app.file):gsub(', version: "1"', "")
+    fixture.write(app.file, text)
+    local run = app:command { "blue_green", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    local name = fixture.read(pool .. "/calls"):match("for shop (%x+)\n")
+    assert.same({ name, name }, app:serving())
+    assert.equal(0, app:command({ "stop", "app.yml", "--yes" }).exit)
+    assert.truthy(fixture.read(pool .. "/calls"):find("release g%S+ " .. name .. " {"))
   end)
 
   it("without `release` are asked for each time, and any strategy deploys to them", function()

@@ -1,7 +1,9 @@
 -- inventory.lua -- Hosts that a command gives: all there are, or a new group for each deployment, given back when it is left.
 -- A group is remembered before its hosts are made and until they were given back, so that none is ever forgotten.
+local archive = require "deployrt.archive"
 local cjson = require "cjson"
 local config = require "deployrt.config"
+local connection = require "deployrt.connection"
 local controller = require "deployrt.controller"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
@@ -15,6 +17,7 @@ local inventory = {}
 ---@field since number    seconds since the epoch
 ---@field owner string    who has it made, where
 ---@field life string     of the controller that has it made
+---@field release? string that it was made for; nil: not known beforehand
 ---@field hosts? table[]  as app.hosts; nil while they are being made
 ---@field unsettled? boolean  its run could not be rolled back completely: perhaps it gets traffic still
 
@@ -33,9 +36,18 @@ function inventory.is_elastic(app)
   return app.inventory ~= nil and app.inventory.release ~= nil
 end
 
+--- The release that a run will deploy, as far as it can be told beforehand: by its content, where it has no version.
+local function release_of(app)
+  local release = app.release
+  if release.version or not release.path then return release.version end
+  local here = connection.new({ name = "local" }, app.app)
+  local closing <close> = setmetatable({}, { __close = function() here:close() end })
+  return archive.open(release.path, here).sha256:sub(1, 12)
+end
+
 --- The hosts that a command prints, of one group where it has a name.
-local function ask(app, group)
-  local result = controller.run(app, app.inventory.command, { what = "hosts.command", env = { GROUP = group } })
+local function ask(app, group, release)
+  local result = controller.run(app, app.inventory.command, { what = "hosts.command", env = { GROUP = group, RELEASE = release } })
   local how = controller.failure(result)
   if how then errors.raise("inventory", ("hosts.command %s: nothing was changed"):format(how), { detail = (result.stdout .. result.stderr):sub(-4000) }) end
   local hosts = config.hosts(result.stdout, "hosts.command", app.dir)
@@ -134,10 +146,10 @@ function inventory.provision(app, say)
   if not inventory.is_elastic(app) then return end
   local groups, me = app.groups, core.whoami()
   groups.new = { name = ("g%x-%s"):format(math.floor(core.time() * 1000), core.sha256(me.pid .. core.time()):sub(1, 4)),
-    status = "pending", since = core.time(), owner = ("%s@%s"):format(me.user, me.host), life = lock.life() }
+    status = "pending", since = core.time(), owner = ("%s@%s"):format(me.user, me.host), life = lock.life(), release = release_of(app) }
   groups.state:save_group(groups.new)
   say(("making the hosts of group %s"):format(groups.new.name))
-  local ok, hosts = pcall(ask, app, groups.new.name)
+  local ok, hosts = pcall(ask, app, groups.new.name, groups.new.release)
   local problem = not ok and hosts or nil
   groups.new.hosts = ok and hosts or {}
   if ok then ok, problem = pcall(check_names, app, hosts) end
@@ -190,7 +202,8 @@ end
 ---@return boolean done
 ---@return deployrt.Error? err  when the command was not even heard to its end
 local function give_back(self, group, warn)
-  local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = { GROUP = group.name }, stdin = encode(group) })
+  local env = { GROUP = group.name, RELEASE = group.release or "" }
+  local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = env, stdin = encode(group) })
   local how = not ok and errors.text(errors.wrap(result)) or ok and controller.failure(result)
   if not how then
     self.state:forget_group(group.name)
