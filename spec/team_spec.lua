@@ -38,6 +38,30 @@ describe("a team's state in etcd", function()
     assert.same({ "1.0" }, app:serving())
   end)
 
+  --- Starts a run that stays at its end until it is let go.
+  local function begin_lingering(version, seconds)
+    app:write(fixture.release(version), version)
+    app:extend_rolling(("self.super.deploy(self) self:log('now') self:sleep(%g)"):format(seconds))
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 10, "the sleep")
+    return pid, log
+  end
+
+  it("has a lock that `unlock` removes together with those of the hosts, if the run is dead", function()
+    local pid = begin_lingering("2.0", 30)
+    local run = app:command { "unlock", "app.yml" }
+    assert.equal(4, run.exit, run.stdout .. run.stderr)
+    fixture.signal(pid, "KILL")
+    fixture.eventually(function() return not fixture.alive(pid) end)
+    run = app:command { "unlock", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "local: removed the lock of run", "etcd: removed the lock of run")
+    contains(app:command({ "unlock", "app.yml" }).stdout, "there is no lock")
+    run = app:deploy("rolling", "3.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+  end)
+
   it("has the journal: a run is resumed where neither the machine nor the hosts have any", function()
     app:write(fixture.release("2.0"), "2.0")
     fixture.write(app.dir .. "/own.lua", 'local s = require "deployrt.strategy"\nlocal own = s.extend("rolling", { name = "own" })\n'

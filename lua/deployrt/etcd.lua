@@ -141,11 +141,12 @@ end
 ---@param within? number  seconds
 ---@return string? value     nil when there is none
 ---@return string revision   of its last change; "0" when there is none
+---@return string? lease     that it goes with
 function Etcd:get(key, within)
   local answer = self:call("/kv/range", { key = etcd.encode(key) }, within)
   local found = answer and answer.kvs and answer.kvs[1]
   if not found then return nil, "0" end
-  return etcd.decode(found.value or ""), found.mod_revision
+  return etcd.decode(found.value or ""), found.mod_revision, found.lease
 end
 
 --- All keys that begin with a prefix, sorted, as of one instant.
@@ -255,6 +256,16 @@ end
 function Etcd:keep_alive(id, within)
   local answer = self:call("/lease/keepalive", { ID = id }, within)
   return answer ~= nil and tonumber(answer.result and answer.result.TTL or 0) > 0
+end
+
+--- Seconds until a lease ends when no sign of life arrives; nil when it is gone.
+---@async
+---@param id string
+---@return integer?
+function Etcd:time_left(id)
+  local answer = self:call("/lease/timetolive", { ID = id })
+  local seconds = math.tointeger(tonumber(answer and answer.TTL or 0))
+  return seconds and seconds >= 0 and seconds or nil
 end
 
 --- Ends a lease, with all that was written under it. One that is gone is fine.

@@ -20,6 +20,9 @@ lock.dead_after = 30   -- seconds without a sign of life
 ---@field dead boolean   nobody works on it any more
 ---@field step string    what it did last
 ---@field host string
+---@field place? string  where it is, if not on a host
+---@field over? boolean  its run has ended
+---@field left? integer  seconds until it goes by itself
 
 --- The start time of a process, in ticks since boot; nil when it does not run (proc(5), field 22 of stat).
 local function start_time(pid)
@@ -90,13 +93,16 @@ end
 ---@param file string  app.yml as the user named it
 function lock.refusal(state, file)
   local since, step = os.date("%Y-%m-%d %H:%M:%S", state.since), state.step ~= "" and (", at '%s'"):format(state.step) or ""
-  if state.dead then
-    return ("run %s of %s, begun %s, was interrupted%s and left the lock on %s: finish it with `deployrt resume %s`, "
-      .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, state.host, file, file)
+  local place = state.place or "on " .. state.host
+  if state.over and state.left then
+    return ("run %s of %s, begun %s, has ended, and its lock is still %s: it goes by itself within %ds"):format(state.run, state.owner, since, place, state.left)
+  elseif state.dead then
+    return ("run %s of %s, begun %s, was interrupted%s and left the lock %s: finish it with `deployrt resume %s`, "
+      .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, place, file, file)
   end
   local waits, choice = waiting.is_so(state.step), waiting.choice(state.step)
-  return ("run %s of %s, begun %s, is under way%s (it holds the lock on %s, last sign of life %ds ago): %s, or see `deployrt status %s`"):format(
-    state.run, state.owner, since, waits and " and " .. state.step or step, state.host, state.age,
+  return ("run %s of %s, begun %s, is under way%s (it holds the lock %s, last sign of life %ds ago): %s, or see `deployrt status %s`"):format(
+    state.run, state.owner, since, waits and " and " .. state.step or step, place, state.age,
     waits and ("`deployrt approve %s%s` lets it go on"):format(choice and choice .. " " or "", file) or "wait for it", file)
 end
 

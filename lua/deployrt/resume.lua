@@ -103,6 +103,8 @@ local function bury(app, state, id, last)
     end
   end
   opened:close()
+  local team = state.read_lock and state:read_lock()
+  if team and team.run == id and team.dead then state:break_lock(team) end
   if app.groups then app.groups:give_back(function() end) end
   if locked == 0 then return nil end
   local text = ("run %s had ended already: %s, exit %d; its controller died before it said so"):format(id, last.outcome:gsub("_", " "), last.exit)

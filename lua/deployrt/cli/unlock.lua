@@ -3,20 +3,48 @@ local common = require "deployrt.cli.common"
 local errors = require "deployrt.errors"
 local lock = require "deployrt.lock"
 
+--- Refuses when somebody still works on what a lock is for.
+local function refuse_live(command, held, file)
+  if held.dead or command.flags.force then return end
+  errors.raise("locked", lock.refusal(held, file), { host = held.host })
+end
+
+local function remove_from_hosts(command, opened)
+  local removed = 0
+  for _, host in ipairs(opened:lines()) do
+    local held = lock.read(host)
+    if held then
+      refuse_live(command, held, opened.app.file)
+      host:call("lock_break", { held.run })
+      command.write(("%s: removed the lock of run %s\n"):format(host.name, held.run))
+      removed = removed + 1
+    end
+  end
+  return removed
+end
+
+--- What a team's lock is; nothing where the state has none.
+---@return deployrt.EtcdLockState? held
+---@return deployrt.Error? problem  nobody could be asked
+local function look_at_team(state)
+  if not state.read_lock then return nil end
+  local ok, held = pcall(state.read_lock, state)
+  if ok then return held end
+  return nil, held
+end
+
 return function(command)
   return common.survey(command, function(opened)
-    local removed = 0
-    for _, host in ipairs(opened:lines()) do
-      local held = lock.read(host)
-      if held then
-        if not held.dead and not command.flags.force then
-          errors.raise("locked", lock.refusal(held, opened.app.file), { host = host.name })
-        end
-        host:call("lock_break", { held.run })
-        command.write(("%s: removed the lock of run %s\n"):format(host.name, held.run))
-        removed = removed + 1
-      end
+    local state = common.state(command, opened.app)
+    local held, problem = look_at_team(state)
+    if held then refuse_live(command, held, opened.app.file) end -- before anything is removed elsewhere
+    local removed = remove_from_hosts(command, opened)
+    if held then
+      state:break_lock(held)
+      command.write(("etcd: removed the lock of run %s\n"):format(held.run))
+    elseif removed == 0 and not problem then
+      command.write("there is no lock\n")
     end
-    if removed == 0 then command.write("there is no lock\n") end
+    return problem
   end)
 end

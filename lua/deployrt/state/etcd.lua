@@ -3,6 +3,7 @@ local cjson = require "cjson"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local etcd = require "deployrt.etcd"
+local lock = require "deployrt.lock"
 local files = require "deployrt.state"
 
 ---@class deployrt.EtcdState: deployrt.State
@@ -165,13 +166,12 @@ function EtcdState:read_journal(id)
   return table.concat(parts), #parts
 end
 
----@class deployrt.EtcdLockState
----@field run string
----@field epoch integer
----@field owner string   who started it, where
+---@class deployrt.EtcdLockState: deployrt.LockState  `dead`: its process was one of this machine, and is gone
 ---@field life string    what tells its process from all others
----@field since number   seconds since the epoch
 ---@field token string   of this very taking
+---@field lease string   that it goes with
+---@field left integer   seconds until then when no sign of life arrives
+---@field over boolean   its run has ended
 
 local function holder_of(text)
   local ok, holder = pcall(json.decode, text or "")
@@ -179,11 +179,30 @@ local function holder_of(text)
   return text and { run = "?", epoch = 0, owner = "somebody", life = "", since = 0, token = "" }
 end
 
+--- Whether the run of a lock has ended, as far as etcd or this machine knows: one may have ended while etcd was away.
+local function is_ended(self, id)
+  return self:is_over(id) or self.files:is_over(id)
+end
+
 --- Who holds the lock of the application; nil when nobody does, or its holder gave no sign of life.
 ---@async
 ---@return deployrt.EtcdLockState?
 function EtcdState:read_lock()
-  return holder_of((self.client:get(self.prefix .. "/lock")))
+  local text, _, lease = self.client:get(self.prefix .. "/lock")
+  local holder = holder_of(text)
+  if not holder then return nil end
+  local left = lease and self.client:time_left(lease)
+  holder.lease, holder.left, holder.age = lease, left or 0, life_time - (left or 0)
+  holder.place, holder.host, holder.step, holder.since = "in etcd", "etcd", "", math.floor(holder.since)
+  holder.dead, holder.over = lock.is_gone(holder.life), is_ended(self, holder.run)
+  return holder
+end
+
+--- Removes a lock; one that another controller has taken since stays.
+---@async
+---@param holder deployrt.EtcdLockState
+function EtcdState:break_lock(holder)
+  if holder.lease then self.client:revoke(holder.lease) else self.client:delete(self.prefix .. "/lock") end
 end
 
 ---@class deployrt.EtcdLock
@@ -194,18 +213,26 @@ end
 local EtcdLock = {}
 EtcdLock.__index = EtcdLock
 
-local function refuse_locked(holder)
-  errors.raise("locked", ("run %s of %s (epoch %d), begun %s, holds the lock in etcd: wait for it, or see `deployrt status`; a dead "
-    .. "run's lock goes by itself within %ds"):format(holder.run, holder.owner, holder.epoch,
-    os.date("%Y-%m-%d %H:%M:%S", math.floor(holder.since)), life_time), { lock = holder })
+local function refuse_locked(self, holder)
+  local left = (self:read_lock() or holder).left or life_time
+  local what = lock.is_gone(holder.life) and "and its controller is dead: finish it with `deployrt resume`, or roll it back with `deployrt abort`"
+    or ("wait for it, or see `deployrt status`; if its controller is dead, the lock goes by itself within %ds"):format(left)
+  errors.raise("locked", ("run %s of %s (epoch %d), begun %s, holds the lock in etcd: %s"):format(holder.run, holder.owner, holder.epoch,
+    os.date("%Y-%m-%d %H:%M:%S", math.floor(holder.since)), what), { lock = holder })
 end
 
---- Writes the lock where nobody holds it, or an earlier epoch of the same run does.
+--- Whether a holder may be robbed: by a later life of its run; by anybody when its run has ended and its process is gone.
+local function is_free_of(self, holder, options)
+  if holder.run == options.run and holder.epoch < options.epoch then return true end
+  return lock.is_gone(holder.life) and is_ended(self, holder.run)
+end
+
+--- Writes the lock where nobody holds it who keeps it.
 local function seize(self, key, value, options, lease)
   local text, revision = self.client:get(key)
   for _ = 1, 10 do
     local holder = holder_of(text)
-    if holder and not (holder.run == options.run and holder.epoch < options.epoch) then refuse_locked(holder) end
+    if holder and not is_free_of(self, holder, options) then refuse_locked(self, holder) end
     local written
     written, text, revision = self.client:swap(key, value, { revision = revision, lease = lease })
     if written then return end
