@@ -1,5 +1,5 @@
 -- team_spec.lua -- Runs whose lock, journal and history are in etcd: three members, of which one dies.
--- weight: 8
+-- weight: 12
 local cjson = require "cjson"
 local etcd = require "spec.support.etcd"
 local fixture = require "spec.support.fixture"
@@ -60,6 +60,20 @@ describe("a team's state in etcd", function()
     contains(app:command({ "unlock", "app.yml" }).stdout, "there is no lock")
     run = app:deploy("rolling", "3.0")
     assert.equal(0, run.exit, run.stdout .. run.stderr)
+  end)
+
+  it("that was away when a run ended hears of it afterwards, and keeps nobody waiting", function()
+    local pid, log = begin_lingering("2.0", 1)
+    cluster:kill(1)
+    cluster:kill(2)
+    fixture.eventually(function() return not fixture.alive(pid) end, 60)
+    cluster:heal()
+    contains(fixture.read(log), "the history lacks this run", "done")
+    contains(app:command({ "unlock", "app.yml" }).stdout, "etcd: removed the lock of run")
+    assert.equal("succeeded", app:status().run.outcome)
+    elsewhere()
+    assert.equal("succeeded", app:status().run.outcome)
+    assert.equal(0, app:deploy("rolling", "3.0").exit)
   end)
 
   it("has the journal: a run is resumed where neither the machine nor the hosts have any", function()

@@ -21,12 +21,11 @@ local function ended_runs(lines)
   return records
 end
 
---- Has the controller's own history know what hosts know. A state that is shared by all controllers has it anyway.
+--- Has the history know what hosts know: of other controllers' runs, and of one that ended while its state was away.
 ---@async
 ---@param state deployrt.State
 ---@param lines deployrt.Connection[]  of the hosts, in their order
 function history.learn(state, lines)
-  if state.take_lock then return end
   local known = {}
   for _, run in ipairs(state:runs()) do known[run.id] = run.finished ~= nil end
   for id, record in pairs(ended_runs(lines)) do

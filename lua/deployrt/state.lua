@@ -108,14 +108,20 @@ function State:runs()
   return list
 end
 
+--- The same, by their ids.
+---@return table<string, table>
+function State:by_id()
+  local found = {}
+  for _, run in ipairs(self:runs()) do found[run.id] = run end
+  return found
+end
+
 --- Whether a run is known here, and has ended.
 ---@param id string
 ---@return boolean
 function State:is_over(id)
-  for _, run in ipairs(self:runs()) do
-    if run.id == id then return run.finished ~= nil end
-  end
-  return false
+  local run = self:by_id()[id]
+  return run ~= nil and run.finished ~= nil
 end
 
 local by_hand = { stop = true, repl = true } -- what they leave was not deployed

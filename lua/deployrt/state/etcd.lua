@@ -101,6 +101,22 @@ function EtcdState:groups()
   return list
 end
 
+--- Has etcd learn how runs ended that this machine could not tell it, because it was away.
+local function catch_up(self, list)
+  local here
+  for i, record in ipairs(list) do
+    if not record.finished then
+      here = here or self.files:by_id()
+      local mine = here[record.id]
+      if mine and mine.finished then
+        list[i] = mine
+        pcall(self.client.put, self.client, run_key(self, mine.id), json.encode(mine), { guard = self.held })
+      end
+    end
+  end
+  return list
+end
+
 --- All runs of the team, oldest first.
 ---@async
 ---@return table[]
@@ -110,7 +126,7 @@ function EtcdState:runs()
     local ok, record = pcall(json.decode, found.value)
     if ok then list[#list + 1] = record end
   end
-  return list
+  return catch_up(self, list)
 end
 
 --- Whether a run is known, and has ended.
