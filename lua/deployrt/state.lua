@@ -28,6 +28,9 @@ function state.open(app, directory)
   return setmetatable({ path = base .. "/" .. app }, State)
 end
 
+--- Whether it can be had: nobody needs to answer for a directory.
+function State:check() end
+
 --- The present, or a moment after the last run where the clock was set back: the newest run must sort last.
 local function moment(self)
   local now, names = core.time(), core.fs.list(self.path .. "/runs") or {}

@@ -27,6 +27,13 @@ function state.open(app, directory, options)
   return setmetatable(self, EtcdState)
 end
 
+--- Whether the cluster answers.
+---@async
+--- Raises deployrt.Error: "etcd".
+function EtcdState:check()
+  self.client:get(self.prefix .. "/lock")
+end
+
 local function run_key(self, id)
   return ("%s/runs/%s"):format(self.prefix, id)
 end
