@@ -152,7 +152,8 @@ local function check_fresh(self, host, last)
     last, host.name, self.file), { host = host.name })
 end
 
---- Takes the lock on all hosts, in the order of their names, or on none.
+--- Takes the lock on all hosts, in the order of their names, or on none. A later life of an interrupted run leaves what it has
+--- got by then, and what it has not: the run is still to be finished, and nobody else may begin.
 ---@async
 ---@param connections deployrt.Connection[]
 ---@param opts {run: string, epoch: integer, file: string, is_over: fun(run: string): boolean, looked?: boolean}  looked: what is
@@ -174,13 +175,13 @@ function lock.take(connections, opts)
     end
     if not ok then
       if err.code ~= "locked" then self.in_doubt = host end
-      self:release()
+      if self.epoch == 1 then self:release() end
       error(err, 0)
     end
   end
   local ok, err = pcall(self.check, self) -- whoever slept in between has perhaps lost the first of them again
   if ok then return self end
-  self:release()
+  if self.epoch == 1 then self:release() end
   error(err, 0)
 end
 
