@@ -83,17 +83,34 @@ describe("the simulator", function()
     assert.equal("", text_of(summary))
   end)
 
-  --- An application that clients reach by themselves.
-  local function without_balancer()
-    local text = [[
-app: direct
+  --- An application with two instances on each host, as YAML says the rest.
+  local function application(hosts, slots, more)
+    local text = ([[
+app: own
 release: {version: "2.0"}
-hosts: [{name: web1, address: web1}, {name: web2, address: web2}]
-process: {command: [./serve, "${port}"], ports: 8080-8083, instances: 2}
+hosts: %s
+process: {command: [./serve, "${port}"], ports: %s, instances: 2}
 health: {tcp: true, interval: 500ms, deadline: 60s}
-strategy: {settle: 1s}]]
-    return config.load("direct.yml", { kept = { ["direct.yml"] = text } })
+strategy: {settle: 1s}
+%s]]):format(hosts, slots, more or "")
+    return config.load("own.yml", { kept = { ["own.yml"] = text } })
   end
+
+  --- One that clients reach by themselves.
+  local function without_balancer()
+    return application("[{name: web1, address: web1}, {name: web2, address: web2}]", "8080-8083")
+  end
+
+  it("has one group of hosts serve, where the strategy takes over to another one", function()
+    local app = application("[{name: a, address: a, group: blue}, {name: b, address: b, group: green}, {name: c, address: c, group: green}]", "8080-8081",
+      "balancer: {type: haproxy, socket: /sim, backend: own, drain: {timeout: 5s}}")
+    for _, name in ipairs { "blue_green", "canary_blue_green" } do
+      local summary = inside(function() return sim.test(name, { seeds = 30, app = app, options = { hold = name ~= "blue_green" and "1s" or nil } }) end)
+      assert.equal("", text_of(summary))
+    end
+    local result = inside(function() return sim.play("blue_green", 1, { fault = "none", app = app }) end)
+    assert.truthy(result.ending:find("a-8080 1.0 -, ", 1, true) and result.ending:find("b-8080 2.0 100", 1, true), result.ending)
+  end)
 
   for name, options in pairs { rolling = {}, blue_green = {}, in_place = { allow_gap = true } } do
     it(("finds nothing wrong with %s without a balancer"):format(name), function()

@@ -11,11 +11,12 @@ local function fingerprint(world, slot)
   return process and process.release or "nothing", fed, process
 end
 
---- Each slot as it is now: what is put back must look so again.
+--- Each slot and each `current` as they are now: what is put back must look so again.
 ---@param world deployrt.sim.World
 ---@return table<string, {release: string, fed: boolean, state: string, weight: integer}>
 function ending.remember(world)
   local found = {}
+  for _, host in ipairs(world.machines) do host.current_before = host.current end
   for _, slot in ipairs(world.balancer.slots) do
     local release, fed = fingerprint(world, slot)
     found[slot.name] = { release = release, fed = fed, state = slot.state, weight = slot.weight }
@@ -35,12 +36,21 @@ function ending.describe(world)
   return table.concat(parts, ", ")
 end
 
+--- Whether the group of hosts that did not serve does so now; where nothing had served, the first one is filled again.
+local function is_taken_over(world)
+  for _, slot in ipairs(world.balancer.slots) do
+    if slot.machine.standby and world.balancer:is_open(slot) then return true end
+  end
+  return false
+end
+
 --- Why the world is not all-new; nil when it is. `spared` are hosts that faults took instances of.
 ---@param world deployrt.sim.World
 ---@param spared table<string, boolean>
 ---@return string?
 function ending.not_new(world, spared)
   if world.balancer.route then return "requests are still told apart" end
+  local taken_over = is_taken_over(world)
   for _, host in ipairs(world.machines) do
     local serving = 0
     for _, port in ipairs(world.ports) do
@@ -52,8 +62,9 @@ function ending.not_new(world, spared)
       local well = not process or process.hurt or spared[host.name] or machine.is_healthy(process, core.now())
       if fed and not well then return slot.name .. " gets traffic and is not healthy" end
     end
-    if serving ~= world.app.process.instances and not spared[host.name] then
-      return ("%d instances serve on %s, and app.yml says %d"):format(serving, host.name, world.app.process.instances)
+    local wanted = (not world.grouped or host.standby == taken_over) and world.app.process.instances or 0
+    if serving ~= wanted and not spared[host.name] then
+      return ("%d instances serve on %s, and app.yml says %d"):format(serving, host.name, wanted)
     end
     if host.current ~= world.target.release then return ("current points to %s on %s"):format(tostring(host.current), host.name) end
   end
@@ -81,7 +92,7 @@ function ending.not_old(world, spared)
     if not spared[host.name] then
       local why
       for _, port in ipairs(world.ports) do why = why or difference(world, world.balancer.named[host.name .. "-" .. port]) end
-      if host.current ~= world.previous then why = why or ("current points to %s on %s"):format(tostring(host.current), host.name) end
+      if host.current ~= host.current_before then why = why or ("current points to %s on %s"):format(tostring(host.current), host.name) end
       if host.releases[world.target.release] then why = why or ("release %s is still on %s"):format(world.target.release, host.name) end
       if why then list[#list + 1] = { host = host.name, why = why } end
     end

@@ -6,6 +6,8 @@ local core = require "deployrt.core"
 ---@field on boolean       it has power
 ---@field cut boolean      no controller reaches it; clients do
 ---@field full boolean     its disk has no room
+---@field standby? boolean  of a group of hosts that does not serve when the run begins
+---@field current_before? string  what `current` pointed to then
 ---@field processes table<integer, deployrt.sim.Process>  by port: what runs, or ran and is not forgotten
 ---@field releases table<string, {sha256: string, time: integer}>
 local Machine = {}

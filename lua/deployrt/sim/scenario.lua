@@ -36,30 +36,45 @@ local abort_within = 100    -- seconds: what is in flight may wait for its healt
 ---@field ending string          what each slot runs and gets in the end
 ---@field reason? string         why it was rolled back or refused
 
+--- The group of hosts that serves when a strategy begins which takes over to another one; nil: all serve.
+local function first_group(plan)
+  local first = plan.app.hosts[1].group
+  for _, entry in ipairs(plan.strategy.groups and first and plan.app.hosts or {}) do
+    if entry.group ~= first then return first end
+  end
+end
+
 --- What the strategy promises to keep serving: all, but for a batch where it has batches.
-local function demand_of(plan)
-  local count = #plan.app.hosts * plan.app.process.instances
+local function demand_of(world, plan)
+  local count = 0
+  for _, host in ipairs(world.machines) do count = count + (host.standby and 0 or plan.app.process.instances) end
   local batch = plan.values.batch and units.resolve_amount(plan.values.batch, count) or 0
   return capacity * math.max(0, count - batch)
 end
 
---- The old release serves on every host.
-local function populate(world, plan)
+--- The old release serves on a host.
+local function populate_host(world, plan, host, launch, text)
   local broken = world.faults:of("old-broken")[1]
+  host.releases[launch.release] = { sha256 = ("0"):rep(64), time = midnight - 1000 }
+  host.current = launch.release
+  for i = 1, plan.app.process.instances do
+    local port = world.ports[i]
+    local process = host:start(port, "before", launch, text)
+    process.ready_at, process.was_ready = broken and math.huge or 0, true
+    if broken and broken.dead then host:kill(port, "broken") end
+    local slot = world.balancer.named[host.name .. "-" .. port]
+    slot.state = "ready"
+  end
+end
+
+--- The old release serves on every host, or on those of one group.
+local function populate(world, plan)
   local launch = { release = "1.0", settings = "old", command = { "./serve" }, packed = true, env = {} }
-  local text = require("cjson").encode(launch)
-  world.previous, world.launches[text] = launch.release, launch
-  for _, host in ipairs(world.machines) do
-    host.releases[launch.release] = { sha256 = ("0"):rep(64), time = midnight - 1000 }
-    host.current = launch.release
-    for i = 1, plan.app.process.instances do
-      local port = world.ports[i]
-      local process = host:start(port, "before", launch, text)
-      process.ready_at, process.was_ready = broken and math.huge or 0, true
-      if broken and broken.dead then host:kill(port, "broken") end
-      local slot = world.balancer.named[host.name .. "-" .. port]
-      slot.state = "ready"
-    end
+  local text, group = require("cjson").encode(launch), first_group(plan)
+  world.launches[text], world.grouped = launch, group ~= nil
+  for i, host in ipairs(world.machines) do
+    host.standby = group ~= nil and plan.app.hosts[i].group ~= group
+    if not host.standby then populate_host(world, plan, host, launch, text) end
   end
 end
 
@@ -67,7 +82,7 @@ local function begin(plan)
   local target = { release = "2.0", sha256 = ("1"):rep(64), packed = true, command = { "./serve" }, env = {}, settings = "new" }
   local world = worlds.new(plan.seed, plan.app, { target = target, faults = plan.faults, check = plan.check })
   populate(world, plan)
-  world.capacity, world.balancer.demand = capacity, demand_of(plan)
+  world.capacity, world.balancer.demand = capacity, demand_of(world, plan)
   world.allow_gap, world.keeps_old = plan.values.allow_gap, plan.values.keep
   world.judges = plan.values.inconclusive and { pass = true, inconclusive = plan.values.inconclusive == "pass" or nil }
   world.drain_timeout = plan.app.balancers[1] and plan.app.balancers[1].drain.timeout or 30

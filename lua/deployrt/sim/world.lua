@@ -22,6 +22,7 @@ local tally = require "deployrt.sim.tally"
 ---@field began number        when the first run began
 ---@field tally? deployrt.sim.Tally  once invariants are looked at
 ---@field hurt? boolean       faults took instances away: the fleet cannot carry its traffic, whatever a strategy does
+---@field grouped? boolean    one group of hosts serves, and the other one takes over
 ---@field crippled? boolean   something could not be put back: less can serve than before
 ---@field violation? {invariant: string, message: string, at: number}  the first one
 local World = {}
