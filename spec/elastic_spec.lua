@@ -38,8 +38,8 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     return { list "free", list "use" }
   end
 
-  local function calls(what)
-    return select(2, (fixture.read(pool .. "/calls") or ""):gsub("%f[%w]" .. what .. " g", ""))
+  local function calls(what, group)
+    return select(2, (fixture.read(pool .. "/calls") or ""):gsub("%f[%w]" .. what .. " " .. (group or "g"), ""))
   end
 
   local function groups()
@@ -223,6 +223,19 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     end
     assert.same({ "2", "2" }, app:serving())
     assert.truthy(fixture.read(pool .. "/calls"):find('"hosts":[]}', 1, true)) -- nobody knows which there are
+  end)
+
+  it("that another machine began to make are left to it for an hour", function()
+    assert.equal(0, app:deploy("blue_green", "1").exit)
+    local file = app.dir .. "/state/shop/groups/gother.json"
+    for version, age in pairs { [2] = 600, [3] = 3700 } do
+      fixture.write(file, cjson.encode { name = "gother", status = "pending", since = os.time() - age, owner = "ann@desk", life = "desk boot 1 2" })
+      local run = app:deploy("blue_green", tostring(version))
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.equal(age < 3600, fixture.read(file) ~= nil)
+      assert.equal(age > 3600 and 1 or 0, calls("release", "gother"))
+      os.remove(pool .. "/calls")
+    end
   end)
 
   it("are no other run's when their own one was interrupted, also the first of all", function()
