@@ -64,9 +64,11 @@ function common.look(command, fn, app, opts)
 end
 
 --- Whether a host could not be asked, or there is another problem: told on standard error.
+---@param command deployrt.Command
 ---@param opened deployrt.Session
 ---@param problem? deployrt.Error
-local function tell_missing(command, opened, problem)
+---@return boolean
+function common.tell_missing(command, opened, problem)
   local missing = { problem and errors.text(problem) }
   for _, entry in ipairs(opened.app.hosts) do
     local err = opened.unreachable[entry.name]
@@ -84,7 +86,7 @@ end
 function common.survey(command, fn, app)
   return common.look(command, function(opened)
     local problem = fn(opened)
-    return tell_missing(command, opened, problem) and 2 or 0
+    return common.tell_missing(command, opened, problem) and 2 or 0
   end, app, { partial = true })
 end
 

@@ -1,0 +1,75 @@
+-- output_spec.lua -- What commands that only look give to people and to machines: logs, answers of hosts, objects.
+-- weight: 4
+local cjson = require "cjson"
+local fixture = require "spec.support.fixture"
+
+local function objects(text)
+  local list = {}
+  for line in text:gmatch("[^\n]+") do list[#list + 1] = cjson.decode(line) end
+  return list
+end
+
+describe("logs and answers", function()
+  local app
+
+  setup(function()
+    app = fixture.app { instances = 1, slots = 2, yaml = "strategy: {settle: 0}", balancer = false }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  teardown(function()
+    assert.same({}, app:stop())
+    fixture.cleanup()
+  end)
+
+  local function log_file(port) return ("%s/home/.deployrt/shop/logs/%d.log"):format(app.dir, port) end
+  local function say(port, text) fixture.sh(("printf %%s %s >> %s"):format(fixture.quote(text), log_file(port))) end
+  local function logs(...)
+    local run = app:command { "logs", "app.yml", ... }
+    assert.equal(0, run.exit, run.stderr)
+    return run.stdout, run.stderr
+  end
+
+  it("shows what a crashed instance said, to its last word", function()
+    local instance = app:status().instances[1]
+    say(instance.port, "the last word")
+    assert.truthy(logs():find("| the last word\n$"))
+    fixture.signal(instance.pid, "KILL")
+    fixture.eventually(function() return not fixture.alive(instance.pid) end)
+    assert.truthy(logs():find(("local:%d | the last word\n"):format(instance.port), 1, true))
+    assert.equal("1.0", objects(logs "--json")[1].release)
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--force" }).exit)
+  end)
+
+  it("shows what there is where nothing runs any more, and says when there is nothing", function()
+    local port = app:status().instances[1].port
+    say(port, "before the end\n")
+    assert.same({}, app:stop())
+    assert.truthy(logs():find("| before the end\n", 1, true))
+    assert.equal(cjson.null, objects(logs "--json")[1].release)
+    for _, each in ipairs(app.ports) do os.remove(log_file(each)) end
+    local said, told = logs()
+    assert.equal("", said)
+    assert.truthy(told:find("nothing runs there, and nothing has left a log", 1, true))
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+
+  it("follows an instance that starts later in another slot, from its first word on", function()
+    local log = app.dir .. "/followed"
+    local old = app:status().instances[1]
+    local pid = app:command({ "logs", "app.yml", "--follow", "--json", "--lines", "0" }, { background = true, log = log })
+    fixture.eventually(function() return fixture.sh(("pgrep -f 'tail -F -n 0 %s/[h]ome' || true"):format(app.dir)) ~= "" end, 10, "the following")
+    for _, port in ipairs(app.ports) do
+      if port ~= old.port then say(port, "of an earlier life\n") end
+    end
+    assert.equal(0, app:deploy("rolling", "2.0").exit)
+    local new = app:status().instances[1]
+    assert.not_equal(old.port, new.port)
+    fixture.eventually(function()
+      local first = objects((fixture.read(log) or ""):match('[^\n]*"release":"2.0"[^\n]*\n') or "")[1]
+      return first and first.port == new.port
+    end, 10, "its lines")
+    fixture.stop(pid)
+    fixture.eventually(function() return fixture.sh(("pgrep -f 'tail -F .*%s/[h]ome' || true"):format(app.dir)) == "" end, 10, "the end of tail")
+    assert.falsy(fixture.read(log):find("earlier life", 1, true))
+  end)
+end)
