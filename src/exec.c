@@ -93,12 +93,14 @@ static const char *signal_label(int number) {
 }
 
 static int push_exec_result(lua_State *L, Exec *e) {
-  lua_createtable(L, 0, 4);
+  lua_createtable(L, 0, 5);
   lua_pushinteger(L, e->status);
   lua_setfield(L, -2, "status");
   if (e->signal) {
     lua_pushstring(L, signal_label(e->signal));
     lua_setfield(L, -2, "signal");
+    lua_pushinteger(L, e->signal);
+    lua_setfield(L, -2, "signal_number");
   }
   lua_pushlstring(L, e->outputs[0].data ? e->outputs[0].data : "", e->outputs[0].length);
   lua_setfield(L, -2, "stdout");

@@ -427,6 +427,7 @@ function Link:call(name, arguments, timeout) end
 ---@class deployrt.ExecResult
 ---@field status integer  0 when a signal ended it
 ---@field signal? string  "TERM", "KILL", ...; "other" beyond 15
+---@field signal_number? integer
 ---@field stdout string
 ---@field stderr string
 
