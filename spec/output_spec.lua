@@ -82,4 +82,13 @@ describe("logs and answers", function()
     run = app:command(argv)
     assert.same({ 1, "local ! signal KILL\n" }, { run.exit, run.stderr })
   end)
+
+  it("writes JSON that is UTF-8, whatever hosts say", function()
+    local run = app:command { "exec", "app.yml", "--json", "--", "printf", "caf\\351" }
+    assert.equal("caf\u{FFFD}", cjson.decode(run.stdout).stdout)
+    say(app:status().instances[1].port, "caf\233\n")
+    local list = objects(logs("--json", "--lines", "1"))
+    assert.equal("caf\u{FFFD}", list[#list].line)
+    assert.truthy(utf8.len(run.stdout .. logs "--json"))
+  end)
 end)

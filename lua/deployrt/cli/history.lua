@@ -1,6 +1,6 @@
 -- cli/history.lua -- deployrt history APP.yml
-local cjson = require "cjson"
 local common = require "deployrt.cli.common"
+local json = require "deployrt.progress.json"
 local lock = require "deployrt.lock"
 local text = require "deployrt.progress.text"
 
@@ -10,7 +10,7 @@ return function(command)
     if run.outcome == "running" and run.life and lock.is_gone(run.life) then run.outcome = "unfinished" end
     if command.flags.json then
       run.launch, run.previous_launch, run.life = nil, nil, nil
-      command.write(cjson.encode(run) .. "\n")
+      command.write(json.encode(run) .. "\n")
     else
       command.write(("%s  %-10s %-14s %s%s  %s@%s\n"):format(run.id, text.line(run.strategy), run.outcome,
         run.previous and run.previous .. " -> " or "", run.release, run.user, run.controller))

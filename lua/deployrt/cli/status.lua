@@ -5,12 +5,11 @@ local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local health = require "deployrt.health"
 local history = require "deployrt.history"
+local json = require "deployrt.progress.json"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
 local text = require "deployrt.progress.text"
-
-local json = cjson.new()
 
 local function rows_of(opened)
   local rows, shares = {}, monitor.slot_shares(opened.balancer)
