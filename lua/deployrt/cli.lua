@@ -52,6 +52,30 @@ end
 ---@field rest? string[]
 ---@field write fun(text: string)
 ---@field write_error fun(text: string)
+---@field say fun(event: string, text: string, fields?: table)  a line for people; with --json an object, `text` is its message
+---@field complain fun(err: deployrt.Error, exit: integer)  what went wrong, though the command goes on
+
+--- What --json writes where there is no run to show.
+local function object_of(event, message, fields)
+  local object = { time = text.iso(core.time()), event = event, message = text.clean(message) }
+  for key, value in pairs(fields or {}) do object[key] = value end
+  return require("deployrt.progress.json").line(object) .. "\n" -- only where it is asked for: help is to start fast
+end
+
+--- The object of a problem: where it is stands in front of its text.
+local function problem_of(err, problem, exit)
+  local file, line, column, message = problem:match("^(.-):(%d+):(%d+): (.*)$")
+  return object_of("error", message or problem, { code = err.code, host = err.host, detail = err.detail, exit = exit,
+    file = file, line = math.tointeger(line), column = math.tointeger(column) })
+end
+
+--- Says on standard error what went wrong, and as objects too where those were asked for.
+local function complain(err, exit, as_json)
+  io.stdout:flush()
+  io.stderr:write("deployrt: ", text.clean(errors.text(err)), "\n")
+  for _, problem in ipairs(as_json and (err.problems or { err.message }) or {}) do io.stdout:write(problem_of(err, problem, exit)) end
+  io.stdout:flush()
+end
 
 local function new_context(operands, flags, rest, place)
   local context = { operands = operands, flags = flags, rest = rest, place = place }
@@ -64,6 +88,11 @@ local function new_context(operands, flags, rest, place)
     io.stdout:flush()
     io.stderr:write(said)
   end
+  function context.say(event, said, fields)
+    if not flags.json then return context.write(said .. "\n") end
+    context.write(object_of(event, said, fields))
+  end
+  function context.complain(err, exit) complain(err, exit, flags.json) end
   return context
 end
 
@@ -104,6 +133,24 @@ local function perform(argv, place)
   return exit
 end
 
+local function wants_json(argv)
+  for _, word in ipairs(argv) do
+    if word == "--" then return false end
+    if word == "--json" then return true end
+  end
+  return false
+end
+
+--- Says why a command failed, on standard error; with --json also as objects, one for each thing that is wrong.
+---@return integer exit
+local function fail(err, argv)
+  local exit = exits[err.code] or 2
+  complain(err, exit, wants_json(argv))
+  local traceback = core.locals() and core.locals().verbose and err.traceback
+  if traceback then io.stderr:write(traceback, "\n") end
+  return exit
+end
+
 --- Runs a command; returns its exit code.
 ---@param argv string[]
 ---@param place? {embedded?: fun(name?: string): any, share?: string}
@@ -113,13 +160,10 @@ function cli.main(argv, place)
   local ok, result = core.run(function()
     local done, exit = pcall(perform, argv, place)
     if done then return exit end
-    local err = errors.wrap(exit)
-    io.stdout:flush()
-    io.stderr:write("deployrt: ", text.clean(errors.text(err)), "\n", core.locals().verbose and err.traceback and err.traceback .. "\n" or "")
-    return exits[err.code] or 2
+    return fail(errors.wrap(exit), argv)
   end)
   if ok then return result or 0 end
-  io.stderr:write("deployrt: ", text.clean(errors.text(errors.wrap(result))), "\n")
+  fail(errors.wrap(result), argv)
   return 2
 end
 

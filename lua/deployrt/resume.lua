@@ -108,7 +108,7 @@ local function bury(app, state, id, last)
   if app.groups then app.groups:give_back(function() end) end
   if locked == 0 then return nil end
   local text = ("run %s had ended already: %s, exit %d; its controller died before it said so"):format(id, last.outcome:gsub("_", " "), last.exit)
-  return { text = text, exit = math.tointeger(last.exit), outcome = last.outcome }
+  return { run = id, text = text, exit = math.tointeger(last.exit), outcome = last.outcome }
 end
 
 --- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.

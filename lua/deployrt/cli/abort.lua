@@ -36,7 +36,7 @@ end
 return function(command)
   local ended = not command.flags.force and common.look(command, function(opened) return ask(command, opened) end)
   if not ended then return resume(command, true) end
-  command.write(("run %s: %s\n"):format(ended.id, ended.outcome:gsub("_", " ")))
+  command.say("run.finished", ("run %s: %s"):format(ended.id, ended.outcome:gsub("_", " ")), { run = ended.id, outcome = ended.outcome, exit = ended.exit })
   if ended.outcome == "needs_attention" then return 3 end
   if ended.outcome == "succeeded" then
     errors.raise("nothing", ("run %s had succeeded before it heard: `deployrt rollback %s` takes it back"):format(ended.id, command.operands[1]))

@@ -21,8 +21,10 @@ return function(command)
     local held, line = request.check_live(opened)
     check_answer(held, answer, opened.app.file)
     request.send(line, held, "approve", answer)
-    command.write(waiting.is_so(held.step) and ("run %s goes on\n"):format(held.run)
-      or ("run %s does not wait for anybody now; a pause that it has not come to is called off\n"):format(held.run))
+    local waits = waiting.is_so(held.step)
+    command.say("approved", waits and ("run %s goes on"):format(held.run)
+      or ("run %s does not wait for anybody now; a pause that it has not come to is called off"):format(held.run),
+      { run = held.run, waited = waits, answer = answer })
     return 0
   end)
 end

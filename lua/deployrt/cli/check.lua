@@ -29,9 +29,9 @@ return function(command)
     plan.check(app, options)
   end
   if not command.flags.quiet then
-    command.write(("%s is fine: %s, %d host%s%s\n"):format(app.file, app.app, #app.hosts, #app.hosts == 1 and "" or "s",
-      command.flags.connect and ", all reached" or ""))
-    for _, line in ipairs(found) do command.write(line .. "\n") end
+    command.say("checked", ("%s is fine: %s, %d host%s%s"):format(app.file, app.app, #app.hosts, #app.hosts == 1 and "" or "s",
+      command.flags.connect and ", all reached" or ""), { file = app.file, app = app.app, hosts = #app.hosts, reached = command.flags.connect or false })
+    for _, line in ipairs(found) do command.say(line:find("^warning: ") and "warning" or "log", line) end
   end
   return 0
 end

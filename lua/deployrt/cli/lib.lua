@@ -19,7 +19,7 @@ local function say_change(command)
     if command.flags.quiet then return end
     local how = not change.fetched and "is there" or change.before == change.now and "installed"
       or change.before and "installed, in place of " .. short(change.before) or "installed, and locked"
-    command.write(("%s %s: %s\n"):format(change.name, short(change.now), how))
+    command.say("library", ("%s %s: %s"):format(change.name, short(change.now), how), { name = change.name, version = change.now, previous = change.before })
   end
 end
 
@@ -54,9 +54,9 @@ function actions.list(command, app)
     local names = {}
     for name in pairs(found and found.files or {}) do names[#names + 1] = name end
     table.sort(names)
-    command.write(("%s: %s, %s; may: instances, %s\n"):format(wanted.name, state, found and source_of(found) or "nothing fetched yet",
-      table.concat(wanted.allow or permission.default, ", ")))
-    for _, name in ipairs(names) do command.write("  " .. name .. "\n") end
+    command.say("library", ("%s: %s, %s; may: instances, %s"):format(wanted.name, state, found and source_of(found) or "nothing fetched yet",
+      table.concat(wanted.allow or permission.default, ", ")), { name = wanted.name, state = state, files = names })
+    for _, name in ipairs(command.flags.json and {} or names) do command.write("  " .. name .. "\n") end
   end
   return 0
 end
@@ -64,7 +64,7 @@ end
 function actions.verify(command, app)
   library.open(app)
   if not command.flags.quiet then
-    command.write(("%d librar%s: every file is as deployrt.lock says\n"):format(#app.require, #app.require == 1 and "y" or "ies"))
+    command.say("libraries", ("%d librar%s: every file is as deployrt.lock says"):format(#app.require, #app.require == 1 and "y" or "ies"))
   end
   return 0
 end

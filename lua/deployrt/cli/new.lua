@@ -109,6 +109,8 @@ return function(command)
   local list = files(command, name, paths)
   write(list)
   if command.flags.quiet then return 0 end
+  for _, each in ipairs(command.flags.json and list or {}) do command.say("written", each[3], { file = each[1] }) end
+  if command.flags.json then return 0 end
   local width = #list[2][1]
   for _, each in ipairs(list) do command.write(("%-" .. width .. "s  %s\n"):format(each[1], each[3])) end
   command.write(("\nnext: deployrt help %s\n      deployrt test %s\n      busted spec/%s_spec.lua\n"):format(name, name, name))

@@ -6,7 +6,7 @@ return function(command)
   return common.look(command, function(opened)
     local held, line = request.check_live(opened)
     request.send(line, held, "pause")
-    command.write(("run %s holds at its next step; `deployrt approve %s` lets it go on\n"):format(held.run, opened.app.file))
+    command.say("paused", ("run %s holds at its next step; `deployrt approve %s` lets it go on"):format(held.run, opened.app.file), { run = held.run })
     return 0
   end)
 end

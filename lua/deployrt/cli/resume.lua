@@ -20,7 +20,7 @@ local function give_back_left(command, app)
   if not groups then return nil end
   local count = groups:clear(function(text) command.write_error(text .. "\n") end)
   if count == 0 then return groups:refuse_busy() end
-  command.write(("no run of %s was interrupted; the hosts of %d group%s that none had begun to use were given back\n"):format(app.app, count,
+  command.say("log", ("no run of %s was interrupted; the hosts of %d group%s that none had begun to use were given back"):format(app.app, count,
     count == 1 and "" or "s"))
   return 0
 end
@@ -38,7 +38,8 @@ return function(command, abort)
   end
   if not then_app then
     local undone = abort and options.outcome == "succeeded"
-    command.write(("%s%s\n"):format(options.text, undone and ("; `deployrt rollback %s` takes it back"):format(app.file) or ""))
+    command.say("run.finished", options.text .. (undone and ("; `deployrt rollback %s` takes it back"):format(app.file) or ""),
+      { run = options.run, outcome = options.outcome, exit = options.exit })
     return options.exit
   end
   return common.execute(command, then_app, options)

@@ -16,7 +16,7 @@ local function remove_from_hosts(command, opened)
     if held then
       refuse_live(command, held, opened.app.file)
       host:call("lock_break", { held.run })
-      command.write(("%s: removed the lock of run %s\n"):format(host.name, held.run))
+      command.say("unlocked", ("%s: removed the lock of run %s"):format(host.name, held.run), { run = held.run, host = host.name })
       removed = removed + 1
     end
   end
@@ -41,9 +41,9 @@ return function(command)
     local removed = remove_from_hosts(command, opened)
     if held then
       state:break_lock(held)
-      command.write(("etcd: removed the lock of run %s\n"):format(held.run))
+      command.say("unlocked", ("etcd: removed the lock of run %s"):format(held.run), { run = held.run })
     elseif removed == 0 and not problem then
-      command.write("there is no lock\n")
+      command.say("unlocked", "there is no lock")
     end
     return problem
   end)

@@ -1,5 +1,6 @@
 -- cli/version.lua -- deployrt version
 return function(command)
-  command.write(("deployrt %s\n"):format(require("deployrt.cli").version))
+  local version = require("deployrt.cli").version
+  command.say("version", "deployrt " .. version, { version = version })
   return 0
 end

@@ -5,7 +5,7 @@ local text = require "deployrt.progress.text"
 local json = {}
 
 local scalar = cjson.new()
-local lists = { left = true, instances = true, undo = true }
+local lists = { left = true, instances = true, undo = true, files = true }
 local known = {
   "time", "run", "event", "app", "strategy", "step", "path", "op", "host", "instance", "release", "previous",
   "hosts", "instances", "name", "verdict", "evidence", "outcome", "exit", "ok", "seconds", "effect", "note", "reason", "message",
