@@ -81,15 +81,30 @@ describe("the command line", function()
 
   it("tells what it can where a host, or the balancer, cannot be asked", function()
     local dead = "hosts=[local, {name: dead, address: 127.0.0.1, port: 1, transport: ssh}]"
+    local trouble = app:command { "status", "app.yml", "--json", "--set", dead }
+    local status = cjson.decode(trouble.stdout)
+    assert.same({ 2, "dead", "unreachable", "1.0", nil }, { trouble.exit, status.unreachable[1].host, status.unreachable[1].code, status.release, status.balancer })
     for _, command in ipairs { "status", "logs", "unlock" } do
       local run = app:command { command, "app.yml", "--set", dead }
       assert.equal(2, run.exit, run.stdout .. run.stderr)
       assert.truthy(run.stderr:find("deployrt: dead: .*refused"), run.stderr)
       assert.truthy(run.stdout:find(({ status = "serving  healthy", logs = "local:%d+ | GET /", unlock = "there is no lock" })[command]), run.stdout)
     end
-    local run = app:command { "status", "app.yml", "--set", "balancer={type: haproxy, socket: /nowhere, backend: shop}" }
+    local away = "balancer={type: haproxy, socket: /nowhere, backend: shop}"
+    local run = app:command { "status", "app.yml", "--set", away }
     assert.equal(2, run.exit)
-    assert.truthy(run.stdout:find("nobody knows what serves", 1, true) and run.stdout:find("idle  healthy", 1, true) and run.stderr:find("/nowhere", 1, true), run.stdout .. run.stderr)
+    assert.truthy(run.stdout:find("nobody knows what serves", 1, true) and run.stdout:find("unknown  healthy", 1, true) and run.stderr:find("/nowhere", 1, true), run.stdout .. run.stderr)
+    run = app:command { "status", "app.yml", "--json", "--set", away }
+    status = cjson.decode(run.stdout)
+    local instance = status.instances[1]
+    assert.same({ 2, "unknown", true }, { run.exit, status.balancer.state, instance.healthy })
+    assert.same({ cjson.null, cjson.null, cjson.null, cjson.null, cjson.null }, { status.release, status.mixed, instance.state, instance.weight, instance.share })
+    assert.truthy(status.balancer.message:find("/nowhere", 1, true), status.balancer.message)
+    local both = ("balancer=[{type: haproxy, managed: true, listen: '127.0.0.1:%d'}, {type: haproxy, socket: /nowhere, backend: shop}]"):format(app.listen)
+    run = app:command { "status", "app.yml", "--json", "--set", both }
+    status = cjson.decode(run.stdout)
+    assert.same({ 2, "differs", "1.0" }, { run.exit, status.balancer.state, status.release })
+    assert.truthy(status.balancer.message:find("balancer 2 (haproxy) is away", 1, true), status.balancer.message)
   end)
 
   it("checks rules of routes for what no balancer could do", function()

@@ -79,6 +79,8 @@ describe("an application that moved", function()
     kill_balancer()
     local status = app:command { "status", "app.yml" }
     contains(status.stdout, "nothing serves", "the balancer does not answer: if it does not run, no request gets through")
+    assert.equal(2, status.exit)
+    contains(app:command({ "status", "app.yml", "--json" }).stdout, '"balancer":{"message":"the balancer does not answer: if it does not run, no request gets through')
     local run = app:deploy("rolling", "1.0")
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     contains(answer(), "hello from 1.0")

@@ -73,6 +73,24 @@ describe("logs and answers", function()
     assert.falsy(fixture.read(log):find("earlier life", 1, true))
   end)
 
+  it("tells no share of the traffic where there is no balancer", function()
+    local instance = app:status().instances[1]
+    assert.same({ "serving", cjson.null, cjson.null }, { instance.state, instance.weight, instance.share })
+    local said = app:command({ "status", "app.yml" }).stdout
+    assert.truthy(said:find("serving  healthy", 1, true) and not said:find("%", 1, true), said)
+  end)
+
+  it("names no release that an application was stopped for", function()
+    assert.same({}, app:stop())
+    local status = app:status()
+    assert.same({ "stop", nil }, { status.run.strategy, status.run.release })
+    local last = objects(app:command({ "history", "app.yml", "--json" }).stdout)
+    assert.same({ "stop", nil }, { last[#last].strategy, last[#last].release })
+    assert.truthy(app:command({ "status", "app.yml" }).stdout:find("stop: succeeded", 1, true))
+    assert.falsy(app:command({ "stop", "app.yml", "--json" }).stdout:find('"none"', 1, true))
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+
   it("gives the status of a command that a signal ended as shells do", function()
     local argv = { "exec", "app.yml", "--json", "--", "sh", "-c", "kill -KILL $$" }
     local run = app:command(argv)
@@ -90,5 +108,33 @@ describe("logs and answers", function()
     local list = objects(logs("--json", "--lines", "1"))
     assert.equal("caf\u{FFFD}", list[#list].line)
     assert.truthy(utf8.len(run.stdout .. logs "--json"))
+  end)
+
+  it("gives machines an object where people get a line", function()
+    for _, case in ipairs {
+      { "version", { "version" } }, { "checked", { "check", "app.yml" } }, { "unlocked", { "unlock", "app.yml" } },
+      { "checked", { "check", "rolling", "app.yml", "--connect" } },
+    } do
+      table.insert(case[2], "--json")
+      local run = app:command(case[2])
+      local object = objects(run.stdout)[1]
+      assert.same({ 0, case[1], cjson.null, "string" }, { run.exit, object.event, object.run, type(object.message) })
+    end
+  end)
+
+  it("says why a command was refused as an object too, each problem with its place", function()
+    fixture.write(app.dir .. "/wrong.yml", "app: shop\nproces: {}\nprocess:\n  command: [a]\n  ports: many\n")
+    local run = app:command { "check", "wrong.yml", "--json" }
+    local list = objects(run.stdout)
+    assert.same({ 2, 2 }, { run.exit, #list })
+    assert.same({ "error", "config", "wrong.yml", 2, 1, "unknown key 'proces' (did you mean 'process'?)", 2 },
+      { list[1].event, list[1].code, list[1].file, list[1].line, list[1].column, list[1].message, list[1].exit })
+    for _, argv in ipairs { { "rolling", "nowhere.yml", "--json" }, { "roling", "app.yml", "--json" }, { "rolling", "app.yml", "--json", "--jsn" },
+      { "pause", "app.yml", "--json" }, { "unlock", "app.yml", "--json", "--set", "hosts=[{name: dead, address: 127.0.0.1, port: 1, transport: ssh}]" } } do
+      run = app:command(argv)
+      list = objects(run.stdout)
+      assert.same({ 2, "error", 2 }, { run.exit, list[#list].event, list[#list].exit })
+      assert.truthy(run.stderr:find("^deployrt: "))
+    end
   end)
 end)

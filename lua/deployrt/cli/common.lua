@@ -63,31 +63,37 @@ function common.look(command, fn, app, opts)
   return result
 end
 
---- Whether a host could not be asked, or there is another problem: told on standard error.
----@param command deployrt.Command
+--- What is left out because a host could not be asked, in words.
 ---@param opened deployrt.Session
----@param problem? deployrt.Error
----@return boolean
-function common.tell_missing(command, opened, problem)
-  local missing = { problem and errors.text(problem) }
+---@return deployrt.Error[]
+function common.missing(opened)
+  local missing = {}
   for _, entry in ipairs(opened.app.hosts) do
     local err = opened.unreachable[entry.name]
-    if err then missing[#missing + 1] = ("%s: %s"):format(entry.name, err.message) end
+    if err then missing[#missing + 1] = errors.new(err.code, ("%s: %s"):format(entry.name, err.message), { host = entry.name }) end
   end
-  for _, line in ipairs(missing) do command.write_error(("deployrt: %s\n"):format(line)) end
-  return #missing > 0
+  return missing
+end
+
+--- Says so; the exit code that goes with it.
+---@param command deployrt.Command
+---@param opened deployrt.Session
+---@return integer exit
+function common.tell_missing(command, opened)
+  local missing = common.missing(opened)
+  for _, err in ipairs(missing) do command.complain(err, 2) end
+  return #missing == 0 and 0 or 2
 end
 
 --- As look() does, with those hosts that can be had.
 ---@async
----@param fn fun(opened: deployrt.Session): deployrt.Error?  what else could not be asked
----@param app? deployrt.App
+---@param fn fun(opened: deployrt.Session)
 ---@return integer exit  2 when something was left out
-function common.survey(command, fn, app)
+function common.survey(command, fn)
   return common.look(command, function(opened)
-    local problem = fn(opened)
-    return common.tell_missing(command, opened, problem) and 2 or 0
-  end, app, { partial = true })
+    fn(opened)
+    return common.tell_missing(command, opened)
+  end, nil, { partial = true })
 end
 
 local function mode_of(flags)
@@ -138,7 +144,11 @@ function common.execute(command, app, options)
   local flags = command.flags
   options.force, options.yes = flags.force, flags.yes
   options.flags = { set = flags.set, release = flags.release, host = flags.host, force = flags.force }
-  options.emit = function(event, secrets) view:emit(common.masked(event, secrets)) end
+  options.emit = function(event, secrets)
+    local shown = common.masked(event, secrets)
+    if flags.json and options.kind == "stop" and shown.op == nil then shown.release = nil end -- it leads to none
+    view:emit(shown)
+  end
   options.leave = function(err)
     close()
     command.write_error(("deployrt: %s\n"):format(err and errors.text(err)

@@ -10,6 +10,7 @@ return function(command)
     if run.outcome == "running" and run.life and lock.is_gone(run.life) then run.outcome = "unfinished" end
     if command.flags.json then
       run.launch, run.previous_launch, run.life = nil, nil, nil
+      if run.strategy == "stop" then run.release = nil end
       command.write(json.encode(run) .. "\n")
     else
       command.write(("%s  %-10s %-14s %s%s  %s@%s\n"):format(run.id, text.line(run.strategy), run.outcome,

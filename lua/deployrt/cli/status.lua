@@ -11,17 +11,25 @@ local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
 local text = require "deployrt.progress.text"
 
+--- What an instance that runs gets of the traffic: no share is known where no balancer tells it, and no state where one does not answer.
+local function traffic_of(balancer, member, shares)
+  if balancer.unknown then return nil, nil, nil end
+  if not balancer:exists() then return member.state, nil, nil end
+  local slot = balancer.slots[member.slot]
+  local state = balancer.down and member.state == "serving" and "idle" or member.state
+  return state, slot and slot.state == "ready" and slot.weight or 0, not balancer.down and shares[member.slot] or 0
+end
+
 local function rows_of(opened)
   local rows, shares = {}, monitor.slot_shares(opened.balancer)
   for _, member in ipairs(opened.fleet:instances()) do
-    local slot = opened.balancer.slots[member.slot]
-    local weight = slot and slot.state == "ready" and slot.weight or 0
-    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, pid = member.pid, weight = weight,
-      state = opened.balancer.down and member.state == "serving" and "idle" or member.state,
-      share = not opened.balancer.down and shares[member.slot] or 0, member = member }
+    local row = { host = member.host.name, port = member.port, release = member.release, pid = member.pid, member = member }
+    row.state, row.weight, row.share = traffic_of(opened.balancer, member, shares)
+    rows[#rows + 1] = row
   end
+  local share = opened.balancer:exists() and 0 or nil
   for _, member in ipairs(opened.fleet.exited) do
-    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, state = "down", weight = 0, share = 0, healthy = false }
+    rows[#rows + 1] = { host = member.host.name, port = member.port, release = member.release, state = "down", weight = share, share = share, healthy = false }
   end
   table.sort(rows, function(a, b)
     if a.host ~= b.host then return a.host < b.host end
@@ -79,7 +87,24 @@ local function left(opened)
   return lines
 end
 
-local function gather(command, app, opened)
+--- What is wrong with the balancers: what one that does not run means for the traffic, and which of several is not as the others.
+---@return {state: "unknown"|"down"|"differs", message: string}?
+local function trouble_of(opened, problem, rows)
+  if problem then return { state = "unknown", message = errors.text(problem) } end
+  local balancer, running = opened.balancer, false
+  for _, row in ipairs(rows) do running = running or row.state ~= "down" end
+  if balancer.down and running then
+    return { state = "down", message = "the balancer does not answer: if it does not run, no request gets through, and the next deployment starts it" }
+  end
+  return balancer.differ and { state = "differs", message = balancer.differ .. ": the next deployment sets it right" } or nil
+end
+
+--- Of a run that stops an application there is no release.
+local function run_of(last, held)
+  return { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.strategy ~= "stop" and last.release or nil }
+end
+
+local function gather(command, app, opened, problem)
   local state, lines = common.state(command, app), opened:lines()
   history.learn(state, lines)
   local rows = rows_of(opened)
@@ -89,23 +114,36 @@ local function gather(command, app, opened)
   local runs = state:runs()
   local last = runs[#runs]
   return {
-    app = app.app, file = app.file, release = release, mixed = mixed, instances = rows,
+    app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
     lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
-    run = last and { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.release } or nil,
-    strangers = strangers(opened), left = left(opened), down = opened.balancer.down, differ = opened.balancer.differ,
+    run = last and run_of(last, held) or nil,
+    strangers = strangers(opened), left = left(opened), balancer = trouble_of(opened, problem, rows),
   }
 end
 
+local function value_of(value)
+  return json.encode(value == nil and cjson.null or value)
+end
+
+--- What is wrong stands behind the rest: hosts that cannot be asked, and the balancer.
+local function encode_trouble(found)
+  local hosts, out = {}, ""
+  for i, err in ipairs(found.missing) do hosts[i] = json.encode { host = err.host, code = err.code, error = err.message } end
+  if #hosts > 0 then out = (',"unreachable":[%s]'):format(table.concat(hosts, ",")) end
+  return found.balancer and ('%s,"balancer":%s'):format(out, json.encode(found.balancer)) or out
+end
+
 local function encode(found)
-  local null = cjson.null
   local rows = {}
   for i, row in ipairs(found.instances) do
-    rows[i] = ('{"host":%s,"port":%d,"release":%s,"pid":%s,"state":%s,"healthy":%s,"weight":%d,"share":%s}'):format(
-      json.encode(row.host), row.port, json.encode(row.release), json.encode(row.pid or null), json.encode(row.state),
-      tostring(row.healthy == true), row.weight, json.encode(row.share))
+    rows[i] = ('{"host":%s,"port":%d,"release":%s,"pid":%s,"state":%s,"healthy":%s,"weight":%s,"share":%s}'):format(
+      json.encode(row.host), row.port, json.encode(row.release), value_of(row.pid), value_of(row.state),
+      tostring(row.healthy == true), value_of(row.weight), value_of(row.share))
   end
-  return ('{"app":%s,"release":%s,"mixed":%s,"run":%s,"lock":%s,"instances":[%s]}\n'):format(json.encode(found.app),
-    json.encode(found.release or null), tostring(found.mixed), json.encode(found.run or null), json.encode(found.lock or null), table.concat(rows, ","))
+  local mixed
+  if not found.unknown then mixed = found.mixed end
+  return ('{"app":%s,"release":%s,"mixed":%s,"run":%s,"lock":%s,"instances":[%s]%s}\n'):format(json.encode(found.app),
+    value_of(found.release), value_of(mixed), value_of(found.run), value_of(found.lock), table.concat(rows, ","), encode_trouble(found))
 end
 
 --- Lines in columns as wide as they need to be, the last one free.
@@ -128,17 +166,16 @@ local function show(found)
   local rows = {}
   for i, row in ipairs(found.instances) do
     rows[i] = {
-      ("%s:%d"):format(row.host, row.port), row.release, row.state, row.healthy and "healthy" or "unhealthy",
-      ("%5.1f%%"):format(100 * row.share), row.pid and "pid " .. row.pid or "",
+      ("%s:%d"):format(row.host, row.port), row.release, row.state or "unknown", row.healthy and "healthy" or "unhealthy",
+      row.share and ("%5.1f%%"):format(100 * row.share) or "", row.pid and "pid " .. row.pid or "",
     }
   end
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
-  if found.down then lines[#lines + 1] = "  the balancer does not answer: if it does not run, no request gets through, and the next deployment starts it" end
-  if found.differ then lines[#lines + 1] = ("  %s: the next deployment sets it right"):format(found.differ) end
+  if found.balancer and not found.unknown then lines[#lines + 1] = "  " .. found.balancer.message end
   table.move(found.strangers, 1, #found.strangers, #lines + 1, lines)
   table.move(found.left, 1, #found.left, #lines + 1, lines)
   if found.run then
-    lines[#lines + 1] = ("last run: %s, %s of %s: %s"):format(found.run.id, found.run.strategy, found.run.release or "?",
+    lines[#lines + 1] = ("last run: %s, %s%s: %s"):format(found.run.id, found.run.strategy, found.run.release and " of " .. found.run.release or "",
       found.run.outcome == "running" and "under way" or found.run.outcome == "unfinished" and "UNFINISHED: its controller died" or found.run.outcome)
   end
   if found.lock then lines[#lines + 1] = lock.refusal(found.lock, found.file) end
@@ -146,14 +183,22 @@ local function show(found)
   return table.concat(lines, "\n") .. "\n"
 end
 
+--- A host or a balancer that is unusable is told by the exit code too, whatever else could be read.
+local function exit_of(found)
+  local balancer = found.balancer
+  return (#found.missing > 0 or balancer and (balancer.state ~= "differs" or balancer.message:find(" is away: ", 1, true))) and 2 or 0
+end
+
 return function(command)
   local app = common.app(command)
-  return common.survey(command, function(opened)
+  return common.look(command, function(opened)
     local ok, err = pcall(opened.balancer.refresh, opened.balancer)
+    opened.balancer.unknown = not ok
     opened.fleet:discover_hosts()
-    local found = gather(command, app, opened)
-    found.unknown = not ok
+    local found = gather(command, app, opened, not ok and errors.wrap(err) or nil)
     command.write(command.flags.json and encode(found) or show(found))
-    return not ok and errors.wrap(err) or nil
-  end, app)
+    if found.unknown then command.write_error(("deployrt: %s\n"):format(found.balancer.message)) end
+    for _, missing in ipairs(found.missing) do command.write_error(("deployrt: %s\n"):format(missing.message)) end
+    return exit_of(found)
+  end, app, { partial = true })
 end
