@@ -95,4 +95,16 @@ describe("traffic that is told apart", function()
       assert.truthy(run.stderr:find(place, 1, true), run.stderr)
     end
   end)
+
+  it("needs a balancer: without one nothing is begun", function()
+    for _, strategy in ipairs { "ab", "canary", "canary_blue_green" } do
+      local says = strategy .. " splits traffic: app.yml needs a balancer"
+      for _, argv in ipairs { { "check", strategy, "app.yml", "--connect" }, { strategy, "app.yml" } } do
+        for _, word in ipairs { "--release", "2.0", "--set", "balancer=null" } do argv[#argv + 1] = word end
+        local run = app:command(argv)
+        assert.equal(2, run.exit, run.stdout .. run.stderr)
+        assert.truthy(run.stderr:find(says, 1, true), run.stderr)
+      end
+    end
+  end)
 end)

@@ -11,8 +11,9 @@ local ab = strategy.define {
   },
 }
 
---- Both sides are complete, so each instance needs a spare slot, or the hosts of another group.
+--- Shares need a balancer. Both sides are complete, so each instance needs a spare slot, or the hosts of another group.
 function ab:check()
+  if #self.fleet:old() > 0 and not self.balancer:exists() then self:fail("ab splits traffic: app.yml needs a balancer") end
   self.fleet:use_groups()
   local missing = self.fleet:lacking_slots()
   if missing then self:fail(("ab needs a full second set: %s; add ports to process.ports"):format(missing)) end
