@@ -7,6 +7,7 @@ local options = require "deployrt.analysis.options"
 local permission = require "deployrt.permission"
 local sources = require "deployrt.analysis.sources"
 local thresholds = require "deployrt.analysis.thresholds"
+local verb_options = require "deployrt.options"
 
 local analysis = {}
 
@@ -38,8 +39,12 @@ local function check_allowed(metrics, opts)
   end
 end
 
+local takes = { seconds = true, new = true, old = true }
+for name in pairs(options.declared) do takes[name] = true end
+
 --- What a call says, else the strategy's own options, else the defaults of the gate.
 local function settings_of(script, opts)
+  opts = verb_options.check("analyse", opts, takes)
   local settings = { seconds = opts.seconds, new = opts.new, old = opts.old }
   for name, spec in pairs(options.declared) do
     local value = opts[name]

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
+local options = require "deployrt.options"
 
 ---@class deployrt.Host
 ---@field name string
@@ -35,6 +36,8 @@ function host.environment(env)
   return out
 end
 
+local run_takes = { timeout = true, stdin = true, env = true, cwd = true }
+
 --- Runs a command on the host: journaled, done once, and raising when it fails.
 ---@async
 ---@param argv string[]    never a shell line
@@ -42,7 +45,7 @@ end
 ---@return {status: integer, signal?: integer, stdout: string, stderr: string}
 --- Raises deployrt.Error: "exit", "timeout", "unreachable".
 function Host:run(argv, opts)
-  opts = opts or {}
+  opts = options.check("run", opts, run_takes)
   if opts.timeout ~= nil and not (type(opts.timeout) == "number" and opts.timeout > 0) then
     errors.raise("usage", ("a timeout is a number of seconds, not %s"):format(tostring(opts.timeout)))
   end

@@ -5,6 +5,7 @@ local errors = require "deployrt.errors"
 local hosts = require "deployrt.host"
 local membrane = require "deployrt.membrane"
 local operation = require "deployrt.operation"
+local options = require "deployrt.options"
 local permission = require "deployrt.permission"
 local sandbox = require "deployrt.sandbox"
 local trace = require "deployrt.trace"
@@ -68,13 +69,15 @@ local function give_up(run, failures)
   run.emit { event = "log", message = ("going on without %d that failed and %d that cannot be reached"):format(#failures - unreachable, unreachable) }
 end
 
+local each_takes = { max = true, tolerate = true }
+
 --- Calls `fn(self, item)` for all items side by side, and waits for all of them. Raises their errors together.
 ---@async
 ---@param list any[]
 ---@param fn fun(self: deployrt.Strategy, item: any)
 ---@param opts? {max?: integer, tolerate?: integer|string}  max: at most so many at a time; tolerate: an amount of failures
 function verbs:each(list, fn, opts)
-  opts = opts or {}
+  opts = options.check("each", opts, each_takes)
   operation.checkpoint()
   if type(list) ~= "table" then errors.raise("usage", ("each takes a list, not %s"):format(tostring(list))) end
   if opts.max ~= nil and not (math.tointeger(opts.max) and opts.max >= 1) then
