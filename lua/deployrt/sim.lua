@@ -5,6 +5,7 @@ local errors = require "deployrt.errors"
 local faults = require "deployrt.sim.faults"
 local fleet = require "deployrt.sim.fleet"
 local invariants = require "deployrt.sim.invariants"
+local options = require "deployrt.options"
 local report = require "deployrt.sim.report"
 local scenario = require "deployrt.sim.scenario"
 local schema = require "deployrt.schema"
@@ -35,10 +36,17 @@ local sim = {}
 
 local own = {} -- invariants of all strategies, as long as this program runs
 
+local function check_invariant(name, fn)
+  if type(name) ~= "string" then errors.raise("usage", ("an invariant has a name, and %s is none"):format(tostring(name))) end
+  if type(fn) ~= "function" then errors.raise("usage", ("the invariant '%s' is a function of a view, not %s"):format(name, tostring(fn))) end
+end
+
 --- Adds an invariant of one's own: `fn(view)` returns false, and why, when it does not hold.
 ---@param name string
 ---@param fn fun(view: deployrt.sim.View): boolean?, string?
+--- Raises deployrt.Error: "usage".
 function sim.invariant(name, fn)
+  check_invariant(name, fn)
   own[name] = fn
 end
 
@@ -99,8 +107,17 @@ local function faults_of(seed, app, shape, kind)
   return faults.draw(seed, { hosts = host_names(app), horizon = shape.horizon, records = shape.records }, kind)
 end
 
+local known = { app = true, seeds = true, first = true, seconds = true, fault = true, faults = true, fleet = true, options = true, invariants = true, on_seed = true }
+
+--- What is misspelt would be left out without a word, and a simulation that checks nothing passes.
+local function check_options(opts)
+  options.check("the simulator", opts, known)
+  for name, fn in pairs(options.check("the simulator's `invariants`", opts.invariants, opts.invariants or {})) do check_invariant(name, fn) end
+end
+
 --- A function that plays a seed.
 local function player(loaded, opts)
+  check_options(opts)
   if type(loaded) == "string" then loaded = strategy.load(loaded) end
   check_kind(opts.fault)
   if opts.app then fleet.adapt(opts.app) end
