@@ -101,14 +101,16 @@ function strategy.locate(share, embedded)
   strategy.share, strategy.embedded = share, embedded
 end
 
+--- Where the built-in strategies are; from plain Lua, beside the modules.
+local function share_of()
+  if strategy.share then return strategy.share end
+  local here = package.searchpath("deployrt.strategy", package.path)
+  local share = here and here:gsub("/?lua/deployrt/strategy.lua$", ""):gsub("/lua/5%.4/deployrt/strategy%.lua$", "/deployrt")
+  return share == "" and "." or share
+end
+
 local function built_in(name)
-  local file = ("strategies/%s.lua"):format(name)
-  local share = strategy.share
-  if not share then
-    local here = package.searchpath("deployrt.strategy", package.path)
-    share = here and here:gsub("/?lua/deployrt/strategy.lua$", ""):gsub("/lua/5%.4/deployrt/strategy%.lua$", "/deployrt")
-    if share == "" then share = "." end
-  end
+  local file, share = ("strategies/%s.lua"):format(name), share_of()
   local path = share and share .. "/" .. file
   local text = path and read(path)
   if text then return text, path end
@@ -124,7 +126,7 @@ function strategy.names()
     seen[name or ""] = true
   end
   for _, file in ipairs(strategy.embedded and strategy.embedded() or {}) do add(file:match("^strategies/([%w_]+)%.lua$")) end
-  for _, file in ipairs(core.fs.list((strategy.share or ".") .. "/strategies") or {}) do add(file:match("^([%w_]+)%.lua$")) end
+  for _, file in ipairs(core.fs.list((share_of() or ".") .. "/strategies") or {}) do add(file:match("^([%w_]+)%.lua$")) end
   table.sort(list)
   return list
 end
