@@ -152,7 +152,7 @@ end)
 describe("a strategy's options", function()
   local options = {
     batch = { type = "amount", default = "25%" }, settle = { type = "duration", default = "5s", min = 1 },
-    steps = { type = "list", of = "percent", default = { "1%", "5%" } }, gap = { type = "boolean", default = false },
+    steps = { type = "list", of = "percent", least = 1, rising = true, default = { "1%", "5%" } }, gap = { type = "boolean", default = false },
     color = { type = "string", values = { "blue", "green" } }, minimum = { type = "integer", min = 1, max = 9 },
   }
 
@@ -182,6 +182,8 @@ describe("a strategy's options", function()
     assert.equal("app.yml:3:12: strategy.color: 'gren' is not one of blue, green (did you mean 'green'?)", refused "{color: gren}")
     assert.equal("app.yml:3:12: strategy.minimum: expected from 1 to 9, got 10", refused "{minimum: 10}")
     assert.equal("app.yml:3:23: strategy.steps[2]: expected a percentage such as 5%, got 'x'", refused "{steps: [1, x]}")
+    assert.equal("app.yml:3:26: strategy.steps[2]: it is less than what stands before it, and these only rise", refused "{steps: [100%, 50%, 60%]}")
+    assert.equal("app.yml:3:12: strategy.steps: this list is empty", refused "{steps: []}")
     assert.equal("app.yml:3:12: strategy.gap: expected true or false, got nothing", refused("{gap: [~]}"):gsub("a list", "nothing"))
   end)
 

@@ -45,6 +45,7 @@ describe("what a script declares", function()
 
   it("is refused where it is wrong, before anybody uses it", function()
     refused("option 'a': `values` is a list of texts, not 'abc'", "options = { a = { type = 'string', values = 'abc' } }")
+    refused("option 'a': only numbers can be `rising`, and its items are not", "options = { a = { type = 'list', of = 'string', rising = true } }")
     refused("option 'a': `min` is a number, not 'x'", "", "own.options.a = { type = 'integer', min = 'x' }")
     refused("`options` is a table of declarations by name", "options = 5")
     refused("`options` is a table of declarations by name, not 5", "", "own.options = 5")

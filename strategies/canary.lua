@@ -6,7 +6,7 @@ local canary = strategy.define {
   name = "canary", api = 1, needs = { "share" },
   summary = "Send a growing share of traffic to the new release, as long as it does no worse than the old one.",
   options = strategy.with_routing(strategy.with_analysis {
-    steps = { type = "list", of = "percent", default = { "1%", "5%", "25%", "50%", "100%" }, doc = "shares of the new release" },
+    steps = { type = "list", of = "percent", least = 1, rising = true, default = { "1%", "5%", "25%", "50%", "100%" }, doc = "shares of the new release" },
     hold  = { type = "duration", default = "10s", doc = "longest time at each share; evidence that suffices ends it" },
   }),
 }

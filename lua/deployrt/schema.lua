@@ -24,6 +24,7 @@ local schema = {}
 ---@field names? string     pattern of a map's keys
 ---@field expected? string  how errors call what is wanted
 ---@field least? integer    items of a list
+---@field rising? boolean   no item of a list of numbers is less than the one before it
 ---@field longest? integer  bytes of a text
 ---@field min? number
 ---@field max? number

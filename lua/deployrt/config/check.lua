@@ -113,14 +113,21 @@ local function declared(of)
   return type(of) == "string" and { type = of } or of
 end
 
+local function falling(list, value, at, path)
+  for i = 2, #list do
+    if list[i] < list[i - 1] then return at.child(value, i).fail(("%s[%d]: it is less than what stands before it, and these only rise"):format(path, i)) end
+  end
+end
+
 function types.list(value, spec, at, path)
   if not is_list(value) then return mistyped(value, spec, at, path, "a list") end
   if #value < (spec.least or 0) then return at.fail(("%s: this list is empty"):format(path)) end
-  local out, of = {}, declared(spec.of)
+  local out, of, before = {}, declared(spec.of), at.failures()
   for i, each in ipairs(value) do
     local checked = check.value(each, of, at.child(value, i), ("%s[%d]"):format(path, i))
     if checked ~= nil then out[#out + 1] = checked end
   end
+  if spec.rising and at.failures() == before then falling(out, value, at, path) end
   return out
 end
 

@@ -36,7 +36,7 @@ local text, flag, number, whole, patt = { is "string", "a text" }, { is "boolean
 
 --- What each key of a declaration takes: a test, and its words.
 local keys = {
-  type = text, doc = text, expected = text, regex = text, required = flag, always = flag, template = flag, secret = flag, min = number, max = number,
+  type = text, doc = text, expected = text, regex = text, required = flag, always = flag, rising = flag, template = flag, secret = flag, min = number, max = number,
   least = whole, longest = whole, lowest = whole, highest = whole, pattern = patt, beside = patt, names = patt,
   values = { is_list_of_texts, "a list of texts" }, rule = { is "function", "a function of the runtime" },
   default = { function() return true end }, of = { function(of) return type(of) == "string" or type(of) == "table" end, "a type, or a table with one" },
@@ -48,6 +48,8 @@ local function shown(value)
   return #word > 60 and word:sub(1, 60) .. "..." or word
 end
 
+local numeric = { number = true, integer = true, percent = true, duration = true }
+
 --- A type that works on others needs them.
 local function check_parts(spec, where)
   if spec.either then return end
@@ -55,6 +57,8 @@ local function check_parts(spec, where)
   if spec.type == nil then return ("%s has no type"):format(where) end
   if not known then return ("%s has the unknown type '%s'%s"):format(where, spec.type, hint) end
   if (spec.type == "list" or spec.type == "map") and spec.of == nil then return ("%s has no type of items"):format(where) end
+  local of = type(spec.of) == "table" and spec.of.type or spec.of
+  if spec.rising and not numeric[of] then return ("%s: only numbers can be `rising`, and its items are not"):format(where) end
   if spec.type == "object" and spec.keys == nil then return ("%s is an object, and has no `keys`"):format(where) end
   if (spec.type == "ports" or spec.type == "statuses") and not (spec.lowest and spec.highest) then
     return ("%s: the type %s needs `lowest` and `highest`"):format(where, spec.type)
