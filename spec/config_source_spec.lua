@@ -51,6 +51,23 @@ describe("a file that is no app.yml", function()
 end)
 
 describe("extends", function()
+  it("leaves paths where they are: beside the file that names them", function()
+    os.execute(("mkdir -p %s/common %s/env"):format(directory, directory))
+    write("common/base.yml", minimal:gsub("}", ", secrets: {A: '${file:key}', B: '${env:HOME}'}}") .. "release: {path: build/}\nhosts: [{name: a, address: a, identity: id}]\n"
+      .. "balancer: {type: ./edge.lua}\n")
+    local function loaded(more)
+      return config.load(write("env/app.yml", "extends: ../common/base.yml\n" .. more))
+    end
+    local common, env = directory .. "/common/", directory .. "/env/"
+    local app = loaded ""
+    assert.same({ common .. "build/", common .. "id", common .. "./edge.lua", "${file:" .. common .. "key}", "${env:HOME}" },
+      { app.release.path, app.hosts[1].identity, app.balancers[1].type, app.process.secrets.A, app.process.secrets.B })
+    app = loaded "release: {path: own/, version: '1'}\nprocess: {secrets: {A: '${file:key}'}}\nhosts: [{name: a, address: a, identity: id}]\n"
+    assert.same({ env .. "own/", env .. "id", "${file:key}" }, { app.release.path, app.hosts[1].identity, app.process.secrets.A })
+    assert.equal(common .. "build/", loaded("release: {version: '2'}\n").release.path)
+    assert.equal(env .. "other", config.load(directory .. "/env/app.yml", { set = { "release.path=other" } }).release.path)
+  end)
+
   it("merges mappings, replaces lists, and lets null take away", function()
     write("base.yml", minimal .. "health: {http: /healthz, deadline: 9s}\nhosts: [a, b]\nhooks: {after: ./x}\n")
     local app = config.load(write("app.yml", "extends: base.yml\nhealth: {deadline: 5s}\nhosts: [c]\nhooks: ~\n"))

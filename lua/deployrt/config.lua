@@ -99,6 +99,32 @@ local function find_files(hosts, directory)
   end
 end
 
+--- A function that gives the directory of the file that names a path: what is extended may lie elsewhere than what extends it.
+local function directories(app, tree)
+  return function(path)
+    local mark = tree:find(path)
+    local file = mark and (tree.kept or tree.files)[mark.file] and mark.file
+    return file and core.fs.realpath(file:match("^(.*/)[^/]*$") or ".") or app.dir
+  end
+end
+
+--- Paths become absolute where they are not beside app.yml; the others are found from there by whoever reads them.
+local function find_elsewhere(app, directory_of)
+  for i, balancer in ipairs(app.balancers) do
+    local name = #app.balancers > 1 and ("balancer[%d]"):format(i) or "balancer"
+    local directory, type_name = directory_of(name .. ".type"), balancer.type or ""
+    if directory ~= app.dir and type_name:find("%.lua$") then balancer.type = absolute(type_name, directory) end
+    balancer.maintenance = balancer.maintenance and absolute(balancer.maintenance, directory_of(name .. ".maintenance"))
+  end
+  local secrets = app.process and app.process.secrets or {}
+  for name, text in pairs(secrets) do
+    local directory = directory_of("process.secrets." .. name)
+    if directory ~= app.dir then
+      secrets[name] = text:gsub("%${file:([^}]*)}", function(path) return ("${file:%s}"):format(absolute(path, directory)) end)
+    end
+  end
+end
+
 --- What a checked tree still lacks: shapes, combinations, paths.
 local function finish(app, tree, add)
   local function fail(path, message) add(tree:find(path), message) end
@@ -110,17 +136,16 @@ local function finish(app, tree, add)
   app.file, app.dir = tree.file, core.fs.realpath(tree.file:match("^(.*/)[^/]*$") or ".") or "."
   rules.hosts(app, fail)
   rules.balancers(app, fail)
+  local directory_of = directories(app, tree)
+  find_elsewhere(app, directory_of)
   rules.process(app, fail)
   rules.capacity(app, fail)
   rules.health(app, fail, given)
   rules.libraries(app, fail)
   app.strategy = app.strategy or {}
-  if not app.inventory then find_files(app.hosts, app.dir) end
-  for _, balancer in ipairs(app.balancers) do
-    balancer.maintenance = balancer.maintenance and absolute(balancer.maintenance, app.dir)
-  end
+  if not app.inventory then find_files(app.hosts, directory_of "hosts") end
   local release = app.release
-  if release and release.path then release.path = absolute(release.path, app.dir) end
+  if release and release.path then release.path = absolute(release.path, directory_of "release.path") end
 end
 
 --- Hosts that a command printed, checked as those of app.yml are.
