@@ -126,6 +126,18 @@ describe("the command line", function()
     end
   end)
 
+  it("checks that the release is there, unless it is yet to be built", function()
+    for _, argv in ipairs { { "check", "app.yml", "--connect" }, { "check", "rolling", "app.yml" } } do
+      for _, word in ipairs { "--set", "release.path=nowhere" } do argv[#argv + 1] = word end
+      local run = app:command(argv)
+      assert.equal(2, run.exit, run.stdout)
+      assert.truthy(run.stderr:find("/nowhere is not there, and no hooks.build makes it", 1, true), run.stderr)
+      argv[#argv + 1], argv[#argv + 2] = "--set", "hooks.build=make"
+      assert.equal(0, app:command(argv).exit)
+    end
+    assert.equal(0, app:command({ "check", "app.yml", "--set", "release.path=nowhere" }).exit)
+  end)
+
   it("says with status --json that an instance is down", function()
     local pid = app:status().instances[1].pid
     fixture.signal(pid, "KILL")

@@ -1,8 +1,10 @@
 -- cli/check.lua -- deployrt check [STRATEGY] APP.yml [--connect]
 local adoption = require "deployrt.adoption"
 local common = require "deployrt.cli.common"
+local core = require "deployrt.core"
 local deploy = require "deployrt.cli.run"
 local driver = require "deployrt.balancer.driver"
+local errors = require "deployrt.errors"
 local inventory = require "deployrt.inventory"
 local plan = require "deployrt.plan"
 
@@ -12,8 +14,17 @@ local function read(command)
   return deploy.prepare(command)
 end
 
+--- A release that hooks.build does not make must be there: a run would be refused for it.
+local function check_release(app)
+  local path = app.release and app.release.path
+  if not path or app.hooks and app.hooks.build or core.fs.stat(path) then return end
+  local message = ("%s: release.path: %s is not there, and no hooks.build makes it"):format(app.place "release.path", path)
+  errors.raise("config", message, { problems = { message } })
+end
+
 return function(command)
   local app, options = read(command)
+  if command.flags.connect or options.kind then check_release(app) end
   driver.check_needs(app, options.strategy, options.values)
   local found = command.flags.connect and common.look(command, function(opened, run)
     local lines = driver.check_all(opened.drivers)
