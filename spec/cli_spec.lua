@@ -236,6 +236,11 @@ describe("the command line", function()
     local run = app:command { "rolling", "app.yml", "--jsn" }
     assert.equal(2, run.exit)
     assert.truthy(run.stderr:find("unknown option --jsn (did you mean --json?)", 1, true), run.stderr)
+    for _, argv in ipairs { { "satus", "app.yml" }, { "satus" } } do
+      run = app:command(argv)
+      assert.equal(2, run.exit)
+      assert.truthy(run.stderr:find("or did you mean the command 'status'?", 1, true), run.stderr)
+    end
   end)
 
   it("runs without standard descriptors, and takes no file of its own for one", function()

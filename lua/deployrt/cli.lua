@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local arguments = require "deployrt.arguments"
 local errors = require "deployrt.errors"
+local suggest = require "deployrt.suggest"
 local text = require "deployrt.progress.text"
 local trace = require "deployrt.trace"
 
@@ -116,19 +117,35 @@ local function choose(operands, flags)
     table.remove(operands, 1)
     return first
   end
-  return "run"
+  return "run", first
+end
+
+--- Runs a command whose name was taken for a strategy's: what fails may be a command that was mistyped.
+local function guess(word, command, context)
+  local names = {}
+  for i, each in ipairs(cli.commands) do names[i] = each[1] end
+  local close, alone = suggest.closest(word, names), #context.operands < 2
+  local ok, exit = pcall(command, context)
+  if ok then return exit end
+  local err = errors.wrap(exit)
+  if close and (alone or err.code == "strategy" and err.message:find(("no strategy is named '%s'"):format(word), 1, true)) then
+    err.message = ("%s; or did you mean the command '%s'?"):format(err.message, close)
+  end
+  error(err, 0)
 end
 
 local function perform(argv, place)
   local operands, flags, rest = arguments.parse(argv)
   core.locals().verbose = flags.verbose
-  local name = choose(operands, flags)
+  local name, taken = choose(operands, flags)
   if not (flags.help or flags.version) then arguments.check(name, known(name)[4] or 1, operands, flags, rest) end
   if place and (place.share or place.embedded) then
     require("deployrt.strategy").locate(place.share, place.embedded)
   end
   local context = new_context(operands, flags, rest, place)
-  local exit = require("deployrt.cli." .. name)(context)
+  local command = require("deployrt.cli." .. name)
+  local exit
+  if taken then exit = guess(taken, command, context) else exit = command(context) end
   check_written(name, context)
   return exit
 end
