@@ -1,4 +1,5 @@
 -- weight: 14
+local fixture = require "spec.support.fixture"
 local stand = require "spec.support.plain_shop"
 
 local inside, await, refused, serve = stand.inside, stand.await, stand.refused, stand.serve
@@ -237,4 +238,17 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
     managed(1, { health = { http = "/broken", status = 500 } }):prepare()
     await("a passed check", function() return driver:read().slots["web1-8080"].up end)
   end))
+end)
+
+describe("HAProxy run by deployrt where few files may be open", function()
+  teardown(fixture.cleanup)
+
+  it("starts with many slots, whose health checks need some of them", function()
+    local app = fixture.app { instances = 1, slots = 1, yaml = "strategy: {settle: 0}" }
+    local words = { "sh", "-c", 'ulimit -Sn 2000; ulimit -Hn 2000; exec "$@"', "sh", fixture.deployrt(), "--state", app.dir .. "/state", "rolling", "app.yml",
+      "--set", ("process.ports=[%d, 41000-41399]"):format(app.ports[1]) }
+    local run = fixture.run(words, { cwd = app.dir, env = { HOME = app.dir .. "/home", TERM = "dumb" } })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({}, app:stop())
+  end)
 end)

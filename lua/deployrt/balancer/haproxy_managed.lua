@@ -12,15 +12,19 @@ local function shell(host, script, ...)
   return host:execute({ "/bin/sh", "-c", script, "sh", ... }, { timeout = 30 })
 end
 
---- Where the program is on a host, and how many connections its file limit allows; nil: not installed.
+--- Where the program is on a host, and how many files it may open; nil: not installed.
 ---@param host deployrt.Connection
 ---@return string? program
----@return integer maxconn
+---@return integer files
 local function find_program(host)
   local found = shell(host, "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; command -v haproxy; ulimit -Hn")
   local program, limit = found.stdout:match("^(/[^\n]+)\n(%S+)")
-  local files = math.tointeger(limit) or 65536
-  return program, math.max(100, math.min(20000, (files - 200) // 2))
+  return program, math.tointeger(limit) or 65536
+end
+
+--- How many connections the limit of files allows: each has two ends, and a slot one for its health check in each backend.
+local function connections(files, slots)
+  return math.max(100, math.min(20000, (files - 200 - 2 * slots) // 2))
 end
 
 -- The lines of /proc about sockets that listen: they come first, and reading goes no further, for there may be connections
@@ -124,7 +128,7 @@ end
 
 local function require_program(driver)
   if driver.paths.program then return end
-  driver.paths.program, driver.maxconn = find_program(driver.host)
+  driver.paths.program, driver.files = find_program(driver.host)
   if driver.paths.program then return end
   errors.raise("balancer", "haproxy is not installed: install it (apt install haproxy, dnf install haproxy), or use "
     .. "a running one with balancer.socket instead of balancer.managed", { host = driver.host.name })
@@ -176,7 +180,7 @@ local function text_of(driver, wanted)
   return config.text({
     app = driver.context.app, socket = driver.paths.socket, listen = driver.options.listen, stats = driver.options.stats,
     maintenance = (maintenance_of(driver)),
-    backend = driver.backend, health = driver.context.health, maxconn = driver.maxconn, hard_stop = hard_stop,
+    backend = driver.backend, health = driver.context.health, maxconn = connections(driver.files, #driver.context.slots), hard_stop = hard_stop,
     routing = routing and routes.frontend(driver.context.app, driver.backend, driver.map, routing),
     routed = routing and routes.backend(driver.backend),
   }, driver.context.slots, wanted)
