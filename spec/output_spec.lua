@@ -101,6 +101,15 @@ describe("logs and answers", function()
     assert.same({ 1, "local ! signal KILL\n" }, { run.exit, run.stderr })
   end)
 
+  it("says so where there is no host to ask", function()
+    local none = 'hosts={command: "false", release: "true"}'
+    for _, argv in ipairs { { "exec", "app.yml", "--set", none, "--", "true" }, { "logs", "app.yml", "--set", none }, { "logs", "app.yml", "--follow", "--set", none } } do
+      local run = app:command(argv)
+      assert.same({ 0, "" }, { run.exit, run.stdout })
+      assert.truthy(run.stderr:find("app.yml has no hosts now", 1, true), run.stderr)
+    end
+  end)
+
   it("writes JSON that is UTF-8, whatever hosts say", function()
     local run = app:command { "exec", "app.yml", "--json", "--", "printf", "caf\\351" }
     assert.equal("caf\u{FFFD}", cjson.decode(run.stdout).stdout)

@@ -121,10 +121,7 @@ local function show_all(command, opened, lines)
   end)
   local width = width_of(opened, members)
   for _, member in ipairs(members) do show(opened, new_printer(command, member, width), lines) end
-  if #members == 0 then
-    command.write_error(#opened.app.hosts == 0 and ("deployrt: %s has no hosts now\n"):format(opened.app.file)
-      or "deployrt: nothing runs there, and nothing has left a log\n")
-  end
+  if #members == 0 and #opened.hosts > 0 then command.write_error "deployrt: nothing runs there, and nothing has left a log\n" end
 end
 
 --- Begins to follow an instance.
@@ -176,6 +173,7 @@ return function(command)
   local lines = math.tointeger(tonumber(command.flags.lines or 20))
   if not lines or lines < 0 then errors.raise("usage", "--lines needs a number") end
   return common.survey(command, function(opened)
+    if #opened.app.hosts == 0 then command.write_error(("deployrt: %s has no hosts now\n"):format(opened.app.file)) end
     if not command.flags.follow then return show_all(command, opened, lines) end
     common.tell_missing(command, opened)
     follow_all(command, opened, lines)
