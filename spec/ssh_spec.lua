@@ -148,6 +148,29 @@ describe("over SSH", function()
     contains(run.stdout, "web1:8080 | GET /healthz 200")
   end)
 
+  it("logs that are followed show what starts later, and leave nothing on the hosts when we are killed", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local log = app.dir .. "/followed"
+    local pid = app:command({ "logs", "app.yml", "--follow" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("web4:8080 | ", 1, true) end, 10, "the following")
+    assert.equal(0, app:deploy("rolling", "2.0").exit)
+    fixture.eventually(function() return fixture.read(log):find("web1:8081 | GET /healthz 200", 1, true) end, 10, "the other slots")
+    fixture.signal(pid, "KILL")
+    for i = 1, 4 do fixture.eventually(function() return bed:exec(i, "pgrep -x tail; true") == "" end, 10, "the end of tail") end
+  end)
+
+  it("logs that are followed say which instances one connection has no room for", function()
+    app.ports = {}
+    for port = 8080, 8088 do app.ports[#app.ports + 1] = port end
+    app.opts.instances, app.opts.balancer = 8, false
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--host", "web1" }).exit)
+    local log = app.dir .. "/followed"
+    local pid = app:command({ "logs", "app.yml", "--follow", "--host", "web1" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("web1:8086 | ", 1, true) end, 10, "the following")
+    contains(fixture.read(log), "web1:8087 is not followed: 7 instances of its host are")
+    fixture.stop(pid)
+  end)
+
   it("the openssh transport does the same", function()
     app.opts.hosts = bed:yaml():gsub("{name", "{transport: openssh, name")
     assert.equal(0, app:deploy("rolling", "1.0").exit)

@@ -6,6 +6,7 @@ local errors = require "deployrt.errors"
 local json = require "deployrt.progress.json"
 
 local look_every = 1 -- seconds, for instances that start while logs are followed
+local most_followed = 7 -- on one host: sshd allows ten sessions a connection, and looking needs some
 
 --- Prints what an instance says, line by line, each with its name in front, or as an object.
 local Printer = {}
@@ -126,12 +127,25 @@ end
 
 --- Begins to follow an instance.
 local function begin(opened, printer, lines)
-  local follower = { printer = printer, pid = printer.member.pid }
+  local follower = { printer = printer }
   follower.task = core.spawn(function()
     local ok, err = pcall(show, opened, printer, lines, true)
     if not ok then follower.problem = err end
   end)
   return follower
+end
+
+--- Whether a connection has a session left for one more; says once which instance has to wait until another one is let go.
+local function has_room(command, opened, followers, waiting, member)
+  local count = 0
+  for _, each in pairs(followers) do count = count + (each.printer.member.host == member.host and 1 or 0) end
+  if count < most_followed or opened.connections[member.host.name].is_local then return true end
+  if not waiting[member.label] then
+    command.complain(errors.new("limit", ("%s is not followed: %d instances of its host are, and one connection has no room for more"):format(
+      member.label, most_followed), { host = member.host.name }), 2)
+  end
+  waiting[member.label] = true
+  return false
 end
 
 --- Ends to follow what was neither seen this time nor the time before: by now it has said all.
@@ -151,21 +165,21 @@ end
 
 --- Follows what runs, and what starts later, from its first word on.
 local function follow_all(command, opened, lines)
-  local followers = {}
+  local followers, waiting = {}, {} -- by the instance's label
   while #opened.hosts > 0 do
     local members = look(opened)
     let_go(followers, members)
     for _, member in ipairs(members) do
       local known = followers[member.label]
-      if not known then
+      if not known and has_room(command, opened, followers, waiting, member) then
         followers[member.label] = begin(opened, new_printer(command, member, width_of(opened, members)), lines)
-      else
+      elseif known then
         known.printer.member = member
         if member.state == "down" then known.printer:finish() end
       end
     end
     lines = nil
-    core.sleep(look_every)
+    core.sleep(math.max(look_every, #opened.hosts / 100))
   end
 end
 
