@@ -101,6 +101,14 @@ describe("an application that moved", function()
     contains(answer(), "hello from 1.0")
   end)
 
+  it("to other ports can be stopped all the same", function()
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", set_ports(1, 2) }).exit)
+    local run = app:command { "stop", "app.yml", "--yes", "--set", set_ports(3, 4) }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({}, app:status().instances)
+    assert.is_false(fixture.is_listened(app.ports[1]))
+  end)
+
   it("to another address of its balancer does so without a new release; a run that fails leaves that as it was", function()
     local function set(port)
       app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(port)

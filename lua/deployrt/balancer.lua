@@ -1,6 +1,7 @@
 -- balancer.lua -- The verbs of traffic: attach, drain, detach, swap, switch, share.
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
+local options = require "deployrt.options"
 local route = require "deployrt.balancer.route"
 local shares = require "deployrt.balancer.shares"
 
@@ -224,6 +225,7 @@ local function checked(self, changes)
   for i, change in ipairs(changes) do
     local function refuse(what) errors.raise("usage", ("change %d: %s"):format(i, what)) end
     if type(change) ~= "table" or type(change.slot) ~= "string" then refuse "it names no slot" end
+    options.check("a change", change, { slot = true, state = true, weight = true })
     if self.configured and not self.slots[change.slot] then refuse(("no slot is called %q"):format(change.slot)) end
     if change.state ~= nil and not states[change.state] then refuse(("a state is ready, drain or maint, not %q"):format(tostring(change.state))) end
     local weight = math.tointeger(change.weight)

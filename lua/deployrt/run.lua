@@ -64,10 +64,10 @@ local function check_content(self)
   end
 end
 
---- Whether the balancers are there, and can do what the strategy needs.
+--- Whether the balancers are there, and can do what the strategy needs. A stop asks for nothing: it only takes away.
 ---@param notes? string[]  what people should know besides
 local function check_balancers(self, notes)
-  self.notes = driver.check_all(self.session.drivers)
+  self.notes = self.kind ~= "stop" and driver.check_all(self.session.drivers) or {}
   table.move(notes or {}, 1, notes and #notes or 0, #self.notes + 1, self.notes)
   driver.check_needs(self.app, self.strategy, self.script.options)
 end
@@ -75,7 +75,7 @@ end
 --- Looks at everything that could stop the run, and changes nothing.
 local function check(self)
   self.fleet:discover()
-  self.fleet:check_ports()
+  if self.kind ~= "stop" then self.fleet:check_ports() end
   adoption.look(self)
   check_content(self)
   self.checking = true

@@ -14,8 +14,11 @@ function stop.proceed(run)
   local script = run.script
   adoption.take(script, run)
   run.balancer:refresh()
-  local all = run.fleet:instances()
-  script:step("take out of service", function() run.balancer:detach(all) end)
+  local all, known = run.fleet:instances(), {}
+  for _, each in ipairs(all) do
+    if run.balancer.slots[each.slot] then known[#known + 1] = each end -- others are on ports that app.yml does not have any more
+  end
+  script:step("take out of service", function() run.balancer:detach(known) end)
   script:step("stop", function()
     script:each(all, function(_, each) each:stop() end)
   end)
