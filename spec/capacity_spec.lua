@@ -66,6 +66,15 @@ describe("what serves", function()
     assert.same({}, errors)
   end)
 
+  it("is all that status shows once it has replaced what had crashed", function()
+    new_app { instances = 2, slots = 4 }
+    fixture.signal(math.tointeger(app:status().instances[1].pid), "KILL")
+    fixture.eventually(function() return #app:serving() == 1 end, 5, "the crash")
+    deploy("rolling", "2.0")
+    assert.equal(2, #app:status().instances)
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
   it("is told as it is when a strategy commits a part and fails", function()
     new_app { instances = 2, slots = 4 }
     local run, errors = run_own [[

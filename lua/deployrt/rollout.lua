@@ -91,9 +91,21 @@ function rollout.prepare(self)
   clear_idle(self)
 end
 
+--- What had crashed before the run is not shown any more, once others serve in its place.
+local function forget_crashed(self)
+  local crashed = {}
+  for _, member in ipairs(self.fleet.exited) do
+    local slot = self.balancer.slots[member.slot]
+    local open = slot and slot.state == "ready"
+    if not (open or self.fleet.given_up[member.host.name] or self.fleet:at(member.host, member.port)) then crashed[#crashed + 1] = member end
+  end
+  verbs.each(self, crashed, function(_, member) member:stop() end)
+end
+
 --- Takes away what is no longer wanted: old instances that were not kept, and new ones above the number wanted.
 ---@async
 function rollout.retire(self)
+  forget_crashed(self)
   local surplus, count = {}, {}
   local active = {}
   for _, host in ipairs(self.fleet:active_hosts()) do active[host.name] = true end
