@@ -106,6 +106,13 @@ function haproxy_config.fingerprint(text)
   return "deployrt-" .. core.sha256(shape(text)):sub(1, 16)
 end
 
+--- What of a configuration does not depend on which slots there are.
+---@param text string
+---@return string
+function haproxy_config.settings(text)
+  return (shape(text):gsub("\n    server [^\n]*", ""):gsub("\n    maxconn %d+", ""))
+end
+
 ---@class deployrt.HAProxyConfig
 ---@field app string
 ---@field socket string          path of the runtime API

@@ -230,8 +230,9 @@ function haproxy_managed.check(driver)
   require_program(driver)
   local running, text = look(driver), text_of(driver, {})
   local notes = running and check_dropped(driver)
-  driver.outdated = running ~= nil and running.description ~= config.fingerprint(text)
-  if not running or driver.outdated then check_listen(driver, running) end
+  local same = running and running.description == config.fingerprint(text)
+  if not same then check_listen(driver, running) end
+  driver.outdated = running and not same and config.settings(text) ~= config.settings(driver.host:read(driver.paths.config) or "")
   return notes
 end
 
