@@ -98,6 +98,22 @@ describe("what serves", function()
     assert.same({ "2.0" }, app:serving())
   end)
 
+  it("goes on while what hangs beside it is replaced first", function()
+    new_app { instances = 2, slots = 2, process = "  stop: {timeout: 300ms}" }
+    fixture.signal(math.tointeger(app:status().instances[2].pid), "STOP")
+    fixture.eventually(function() return fixture.sh(("curl -s 'http://127.0.0.1:%d/'"):format(app.listen)) and #app:serving() == 1 end, 10, "the hang")
+    fixture.eventually(function()
+      for _ = 1, 4 do
+        if not fixture.sh(("curl -s -m 1 http://127.0.0.1:%d/ || true"):format(app.listen)):find("hello", 1, true) then return false end
+      end
+      return true
+    end, 10, "the balancer to notice")
+    local load = app:load { rate = 100 }
+    deploy("rolling", "2.0")
+    assert.same({}, load:stop().errors)
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
   it("does not keep its place when it is broken", function()
     new_app { instances = 1, slots = 1 }
     app.opts.process = "  stop: {timeout: 300ms}"

@@ -96,11 +96,12 @@ local function is_open(state, weight)
   return state == "ready" and weight > 0
 end
 
---- Whether some slot gets requests once these changes are made, and others that are under way.
+--- Whether some slot serves once these changes are made, and others that are under way.
 local function serves_after(self, changed)
   for name, slot in pairs(self.slots) do
     local change = changed[name] or slot
-    if is_open(change.state or slot.state, change.weight or slot.weight) and not self.leaving[name] then return true end
+    local up = slot.up ~= false or change.state == "ready" and change ~= slot
+    if up and is_open(change.state or slot.state, change.weight or slot.weight) and not self.leaving[name] then return true end
   end
   for name, change in pairs(changed) do
     if not self.slots[name] and is_open(change.state, change.weight or 0) then return true end
@@ -147,7 +148,7 @@ local function apply(self, changes, note, for_good)
   }
   for _, change in ipairs(changes) do
     local slot = self.slots[change.slot] or { sessions = 0, up = true, weight = 0 }
-    slot.state, slot.weight = change.state or slot.state, change.weight or slot.weight
+    slot.state, slot.weight, slot.up = change.state or slot.state, change.weight or slot.weight, slot.up or change.state == "ready"
     self.slots[change.slot] = slot
   end
   local run = operation.current()

@@ -202,10 +202,16 @@ local function select(self, accept)
   return list
 end
 
---- The instances that serve and are to be replaced; hosts take turns, so that a batch spreads over them.
+--- The instances that serve and are to be replaced: first those that the balancer finds down; hosts take turns, so that a batch
+--- spreads over them.
 ---@return deployrt.Instance[]
 function Fleet:old()
-  return select(self, function(m) return not self:is_target(m) and m.state == "serving" end)
+  local down, up = {}, {}
+  for _, member in ipairs(select(self, function(m) return not self:is_target(m) and m.state == "serving" end)) do
+    local slot = self.balancer.slots[member.slot]
+    table.insert(slot and slot.up == false and down or up, member)
+  end
+  return table.move(up, 1, #up, #down + 1, down)
 end
 
 --- The instances of the release being deployed that serve.
