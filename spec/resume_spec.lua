@@ -36,6 +36,7 @@ local function own_balancer(app)
   for _, port in ipairs(app.ports) do servers[#servers + 1] = ("local-%d 127.0.0.1:%d check inter 200ms disabled"):format(port, port) end
   local proxy = fixture.haproxy { servers = servers }
   app.opts.balancer, app.listen = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket), proxy.port
+  return proxy
 end
 
 --- An application whose processes and hooks leave a line each time they are started.
@@ -163,6 +164,22 @@ describe("a controller that is killed", function()
   local path
   before_each(function() path = fixture.release("1") end)
   after_each(function() fixture.cleanup() end)
+
+  it("that could not begin again is as interrupted as before", function()
+    local app = fixture.app { instances = 2, slots = 4, yaml = "strategy: {settle: 0, batch: 1}" }
+    local proxy = own_balancer(app)
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app:write(fixture.release "2.0", "2.0")
+    assert.equal(137, app:mortal("after", 14, { "rolling", "app.yml" }).exit)
+    os.rename(proxy.socket, proxy.socket .. ".away")
+    for _, verb in ipairs { "resume", "abort" } do assert.equal(2, app:command({ verb, "app.yml" }).exit) end
+    os.rename(proxy.socket .. ".away", proxy.socket)
+    assert.equal(4, app:deploy("rolling", "3.0").exit)
+    local run = app:command { "resume", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "2.0", "2.0" }, app:serving())
+    app:stop()
+  end)
 
   for _, case in ipairs(cases) do
     it(("in %s, before and after every operation, is resumed to all-new and aborted to all-old"):format(case.strategy), function()

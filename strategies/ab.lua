@@ -3,7 +3,7 @@ local strategy = require "deployrt.strategy"
 
 ---@class deployrt.AB: deployrt.Strategy
 local ab = strategy.define {
-  name = "ab", api = 1, needs = { "share" },
+  name = "ab", api = 1, groups = true, needs = { "share" },
   summary = "Run two releases side by side until a person says which one stays.",
   options = strategy.with_routing {
     share  = { type = "percent", default = "50%", doc = "share of the new release" },

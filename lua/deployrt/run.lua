@@ -345,11 +345,12 @@ local function take_lock(self, epoch)
   end
 end
 
---- Lets go of the locks, once the copies of the journal have all of it. After a replay that failed the run is as it was.
+--- Lets go of the locks, once the copies of the journal have all of it. Where a later life of a run came to nothing, it is as
+--- interrupted as it was.
 local function let_go(self)
   if self.copy then self.copy:close() end
   if self.lock then
-    if self.turns.failed then self.lock:stop() else self.lock:release() end
+    if self.resumed and not self.concluded then self.lock:stop() else self.lock:release() end
   end
   if self.team_lock then self.team_lock:release() end
 end

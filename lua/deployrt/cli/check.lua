@@ -25,6 +25,7 @@ end
 return function(command)
   local app, options = read(command)
   if command.flags.connect or options.kind then check_release(app) end
+  if command.flags.connect then common.state(command, app):check() end
   driver.check_needs(app, options.strategy, options.values)
   local found = command.flags.connect and common.look(command, function(opened, run)
     local lines = driver.check_all(opened.drivers)

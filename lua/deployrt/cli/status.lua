@@ -110,7 +110,7 @@ local function gather(command, app, opened, problem)
   local rows = rows_of(opened)
   probe(opened, rows)
   local release, mixed = summary(rows)
-  local held = lines[1] and lock.read(lines[1])
+  local held = lines[1] and lock.read(lines[1]) or state.read_lock and state:read_lock() or nil
   local runs = state:runs()
   local last = runs[#runs]
   return {
