@@ -107,6 +107,24 @@ describe("a canary", function()
     assert.is_true(analysis.new.errors > 30)
   end)
 
+  it("that dies, or becomes sick, while it is looked at is taken back, whatever its counters say", function()
+    prepare { strategy = "{steps: [50%], hold: 3s}" }
+    for _, signal in ipairs { "KILL", "STOP" } do
+      load = app:load { rate = 100 }
+      local run = start(nil, { "--set", "process.stop.timeout=300ms" })
+      run.await(is_analysis, "a look")
+      for _, each in ipairs(app:status().instances) do
+        if each.release == "2.0" then fixture.signal(math.tointeger(each.pid), signal) end
+      end
+      local last = run.finish()
+      assert.equal(1, last.exit, run.text())
+      assert.truthy(last.message:find("did not stay healthy", 1, true), last.message)
+      assert.same({ "1.0" }, app:serving())
+      load:stop()
+      load = nil
+    end
+  end)
+
   it("whose answers take twice as long is caught", function()
     prepare({ strategy = "{steps: [50%], hold: 40s}" }, "delay=10ms")
     load = app:load { rate = 1500, connections = 64 }

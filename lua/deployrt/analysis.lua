@@ -8,6 +8,7 @@ local permission = require "deployrt.permission"
 local sources = require "deployrt.analysis.sources"
 local thresholds = require "deployrt.analysis.thresholds"
 local verb_options = require "deployrt.options"
+local vigil = require "deployrt.vigil"
 
 local analysis = {}
 
@@ -157,22 +158,24 @@ local function announce_hold(run, reason)
   run.emit { event = "log", message = ("too little evidence so far (%s): looking on, until there is enough or the run's timeout (inconclusive: hold)"):format(reason) }
 end
 
---- Watches until the evidence suffices or the time is over; raises when the new side is worse.
+--- Watches until the evidence suffices or the time is over; raises when the new side is worse, or one of it does not stay
+--- healthy: a balancer sends nothing to what is dead, and its counters have nothing to say then.
 ---@async
 ---@param script deployrt.Strategy
 ---@param opts deployrt.AnalyseOptions
 ---@return "pass"|"inconclusive" verdict
---- Raises deployrt.Error: "analysis".
+--- Raises deployrt.Error: "analysis", "unhealthy".
 function analysis.watch(script, opts)
   local settings, run = settings_of(script, opts), operation.current()
-  local bench, held = convene(script, settings), false
+  local bench, held, watch, well = convene(script, settings), false, vigil.new(), true
   look(bench)
   local deadline = operation.now() + settings.seconds
   while true do
     local left = deadline - operation.now()
-    operation.sleep(held and look_every or math.min(look_every, math.max(0, left)))
+    operation.sleep((held or not well) and look_every or math.min(look_every, math.max(0, left)))
     look(bench)
-    local over = operation.now() >= deadline
+    well = run.rehearsing or watch:look(settings.new)
+    local over = well and operation.now() >= deadline
     local verdict, reason, metrics = agree(bench, over)
     if verdict == "waiting" and over and not holds(settings, verdict) then
       tell(bench, settings, "inconclusive", reason, metrics)
@@ -181,7 +184,7 @@ function analysis.watch(script, opts)
     end
     tell(bench, settings, verdict, verdict ~= "waiting" and reason or nil, metrics)
     if verdict == "fail" then errors.raise("analysis", reason) end
-    if verdict == "pass" and (over or settings.gate == "evidence") then return "pass" end
+    if verdict == "pass" and well and (over or settings.gate == "evidence") then return "pass" end
     if over and not held then announce_hold(run, reason) end
     held = held or over
   end

@@ -11,6 +11,7 @@ local sandbox = require "deployrt.sandbox"
 local trace = require "deployrt.trace"
 local undo = require "deployrt.undo"
 local units = require "deployrt.units"
+local vigil = require "deployrt.vigil"
 
 ---@class deployrt.Strategy
 ---@field app table          app.yml, read only
@@ -189,15 +190,9 @@ end
 function verbs:observe(seconds, instances)
   local run = operation.current()
   if run.rehearsing then return operation.sleep(check_seconds(seconds)) end -- there is nobody to ask
-  local deadline, strikes = operation.now() + check_seconds(seconds), {}
+  local deadline, watch = operation.now() + check_seconds(seconds), vigil.new()
   while operation.now() < deadline do
-    for _, member in ipairs(instances or self.fleet:new()) do
-      local healthy, reason = member:is_healthy()
-      strikes[member] = healthy and 0 or (strikes[member] or 0) + 1
-      if strikes[member] >= 2 then
-        errors.raise("unhealthy", ("%s: release %s did not stay healthy: %s"):format(member.label, member.release, reason), { host = member.host.name })
-      end
-    end
+    watch:look(instances or self.fleet:new())
     operation.sleep(math.max(0.001, math.min(run.app.health.interval, deadline - operation.now()))) -- a clock of whole microseconds moves on
   end
 end
