@@ -1,8 +1,9 @@
 -- capacity_spec.lua -- The last that serves goes on serving, whatever a strategy forgets.
 local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
 
 describe("what serves", function()
-  local app
+  local app, bed
 
   local function contains(text, ...)
     for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
@@ -32,6 +33,8 @@ describe("what serves", function()
   after_each(function()
     app:stop()
     assert.same({}, app:leftovers())
+    if bed then bed:down() end
+    bed = nil
     fixture.cleanup()
   end)
 
@@ -114,11 +117,40 @@ describe("what serves", function()
     assert.same({ "2.0", "2.0" }, app:serving())
   end)
 
+  for _, strategy in ipairs { "rolling", "in_place" } do
+    it(("grows again by %s where one had crashed and no slot is spare, or another is added"):format(strategy), function()
+      new_app { instances = 2, slots = 2 }
+      fixture.signal(math.tointeger(app:status().instances[1].pid), "KILL")
+      fixture.eventually(function() return #app:serving() == 1 end, 5, "the crash")
+      local load = app:load { rate = 100 }
+      deploy(strategy, "2.0")
+      assert.same({ "2.0", "2.0" }, app:serving())
+      app.opts.instances, app.ports[3] = 3, fixture.free_port()
+      deploy(strategy, "3.0")
+      assert.same({ "3.0", "3.0", "3.0" }, app:serving())
+      assert.same({}, load:stop().errors)
+    end)
+  end
+
   it("does not keep its place when it is broken", function()
     new_app { instances = 1, slots = 1 }
     app.opts.process = "  stop: {timeout: 300ms}"
     fixture.signal(math.tointeger(app:status().instances[1].pid), "STOP")
     deploy("rolling", "2.0")
     assert.same({ "2.0" }, app:serving())
+  end)
+
+  if not hosts.possible() then return end
+
+  it("on other hosts counts where a run is about one of them, which are full", function()
+    bed = hosts.up(2)
+    app = fixture.app { slots = 1, yaml = "strategy: {settle: 0}" }
+    app.ports, app.opts.hosts = { 8080 }, bed:yaml()
+    deploy("rolling", "1.0")
+    local load = app:load { rate = 100 }
+    deploy("rolling", "2.0", nil, { "--host", bed.hosts[1].name })
+    deploy("in_place", "2.0", { path = fixture.release "2.0" }, { "--host", bed.hosts[2].name, "--force" })
+    assert.same({}, load:stop().errors)
+    assert.same({ "2.0", "2.0" }, app:serving())
   end)
 end)

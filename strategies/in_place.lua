@@ -14,13 +14,12 @@ local in_place = strategy.define {
 
 --- Says beforehand when there would be a moment without service.
 function in_place:check()
-  local old, only = self.fleet:old(), self.fleet:capacity() == 1
-  local gap = only or not self.balancer:exists()
-  if #old > 0 and gap and not self.options.allow_gap then
-    self:fail(only and "in_place stops the only instance before its successor starts: nothing serves meanwhile; "
-        .. "set strategy.allow_gap: true to accept the gap, or use another strategy with a spare slot"
-      or "in_place without a balancer leaves clients without service while their instance restarts; "
-        .. "set strategy.allow_gap: true to accept the gap")
+  local batch = self:batches(self.fleet:old(), self.options.batch)()
+  if not batch or self.options.allow_gap then return end
+  local gap = not self.balancer:exists() and "without a balancer clients have no service while their instance restarts"
+    or self.fleet:gap(batch, true)
+  if gap then
+    self:fail(("nothing would serve meanwhile: %s; set strategy.allow_gap: true to accept the gap, or use another strategy with a spare slot"):format(gap))
   end
 end
 
@@ -35,7 +34,8 @@ function in_place:replace(old)
 end
 
 function in_place:deploy()
-  if #self.fleet:old() < self.fleet:capacity() then self:fill() end -- what has died is replaced before anything is stopped
+  local first = self:batches(self.fleet:old(), self.options.batch)()
+  if first and #first == #self.fleet:old() then self:fill(true) end -- what has died is replaced before the last is stopped
   for batch in self:batches(self.fleet:old(), self.options.batch) do
     self:step(batch.label, function()
       self:each(batch, self.replace)

@@ -36,7 +36,8 @@ function rolling:replace(old)
 end
 
 function rolling:deploy()
-  if self.fleet:full_host() and #self.fleet:old() < self.fleet:capacity() then self:fill() end -- what has died is replaced first
+  local first = self:batches(self.fleet:old(), self.options.batch)()
+  if first and #first == #self.fleet:old() then self:fill(true) end -- what has died is replaced before the last is stopped
   for batch in self:batches(self.fleet:old(), self.options.batch) do
     self:step(batch.label, function()
       self:each(batch, self.replace)

@@ -341,15 +341,29 @@ function Fleet:release_slots()
   self.reserved = {}
 end
 
+--- Whether others serve than what this run is about: hosts that `--host` leaves out.
+local function serves_elsewhere(self)
+  local own = {}
+  for _, host in ipairs(self.hosts) do own[host.name] = true end
+  for name, slot in pairs(self.balancer.slots) do
+    if slot.state == "ready" and slot.weight > 0 and slot.up ~= false and not own[name:match("^(.*)%-%d+$")] then return true end
+  end
+  return false
+end
+
 --- Why nothing would serve while a batch is replaced, in words; nil when something does, or nothing of it is healthy now.
 ---@async
 ---@param batch deployrt.Instance[]
+---@param on_the_spot? boolean  each in its own slot, whatever is free
 ---@return string?
-function Fleet:gap(batch)
-  local full = self.balancer:exists() and self:full_host()
-  if not full or #batch < #self:old() or #self:new() > 0 or #self:old() < self:capacity() then return nil end
+function Fleet:gap(batch, on_the_spot)
+  local full = self.balancer:exists() and (on_the_spot or self:full_host())
+  local lacking = #self:old() < self:capacity() -- that is filled first
+  if not full or lacking or #batch < #self:old() or #self:new() > 0 or serves_elsewhere(self) then return nil end
   for _, member in ipairs(batch) do
-    if member:is_healthy() then return ("%s has no free slot, and all that serve (%d) would be replaced together"):format(full, #batch) end
+    if member:is_healthy() then
+      return ("%sall that serve (%d) would be replaced together"):format(on_the_spot and "" or full .. " has no free slot, and ", #batch)
+    end
   end
 end
 

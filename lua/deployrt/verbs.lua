@@ -142,14 +142,15 @@ local function check_seconds(seconds)
 end
 
 --- Instances of the new release that a host lacks, idle ones before others that are yet to be started.
-local function add_missing(fleet, host, list)
+---@param beside boolean?  old ones that serve are no lack, and a lack that finds no free slot is none yet
+local function add_missing(fleet, host, list, beside)
   local count = fleet.process.instances
   for _, member in ipairs(fleet:on(host)) do
-    if fleet:is_target(member) and member.state == "serving" then count = count - 1 end
+    if member.state == "serving" and (beside or fleet:is_target(member)) then count = count - 1 end
   end
   for i = 1, count do
     local new = fleet:candidate(host)
-    if not new then
+    if not new and not beside then
       errors.raise("room", ("%s lacks %d of its %d instances of release %s, and no slot is free there: process.ports needs more, or the strategy left "
         .. "others where they were"):format(host.name, count - i + 1, fleet.process.instances, fleet.target.release), { host = host.name })
     end
@@ -160,12 +161,13 @@ end
 --- Brings up what is missing with the new release, on all hosts at once: everything on a first run. The runtime does so
 --- itself after a strategy; one that would take traffic away from the last instance does it before.
 ---@async
-function verbs:fill()
+---@param beside? boolean  only what is missing beside the old ones that serve, as far as slots are free
+function verbs:fill(beside)
   permission.check "balancer"
   local run = operation.current()
   local fleet, missing = run.fleet, {}
   fleet:release_slots()
-  for _, host in ipairs(fleet:kept_hosts(fleet:active_hosts())) do add_missing(fleet, host, missing) end
+  for _, host in ipairs(fleet:kept_hosts(fleet:active_hosts())) do add_missing(fleet, host, missing, beside) end
   if #missing == 0 then return end
   verbs.step(self, "start what is missing", function()
     verbs.each(self, missing, function(_, member)
