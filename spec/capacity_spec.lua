@@ -91,6 +91,26 @@ describe("what serves", function()
     deploy("rolling", "2.0")
   end)
 
+  it("is what a strategy committed, also when the controller dies and the run is aborted", function()
+    new_app { instances = 2, slots = 4 }
+    app:extend_rolling [[
+      for batch in self:batches(self.fleet:old(), 1) do
+        self:each(batch, self.replace)
+        self:commit()
+      end
+      self:log "now"
+      self:sleep(30)]]
+    app:write(fixture.release "2.0", "2.0")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 20, "the sleep")
+    fixture.signal(pid, "KILL")
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(3, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, "the strategy committed")
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
   it("is not all replaced together without leave; with it, it is", function()
     new_app { instances = 1, slots = 1 }
     local run = app:deploy("rolling", "2.0")

@@ -53,46 +53,55 @@ local function try(failures, label, host, action, ...)
   if not ok then failures[#failures + 1] = { label = label, host = host.name, error = errors.wrap(err) } end
 end
 
-local function stop_unknown(run, failures)
+--- What the strategy committed is to stay: by the name of the effect, and where it was.
+local function committed_of(run)
+  local kept = {}
+  for _, entry in ipairs(run.committed or {}) do kept[("%s %s"):format(entry.label, entry.instance or entry.host or "")] = true end
+  return kept
+end
+
+local function stop_unknown(run, failures, kept)
   run.fleet:discover()
   for _, member in ipairs(table.move(run.fleet.members, 1, #run.fleet.members, 1, {})) do
-    if world_instance.is_own_start(run.world.context, member) and run.fleet:is_target(member) then
+    local own = world_instance.is_own_start(run.world.context, member) and run.fleet:is_target(member)
+    if own and not kept["instance.start " .. member.label] then
       try(failures, "instance.stop", member.host, member.stop, member)
     end
   end
 end
 
-local function reset_current(run, failures)
+local function reset_current(run, failures, kept)
   local release = run.target.release
   for _, host in ipairs(run.target.packed and run.found_current and run.session.hosts or {}) do
     local found = run.found_current[host.name]
-    if host.current == release and found ~= release then
+    if host.current == release and found ~= release and not kept["release.activate " .. host.name] then
       try(failures, "release.activate", host, operation.effect, { name = "release.activate", host = host, args = { release = found } })
     end
   end
 end
 
-local function remove_unknown(run, failures)
+local function remove_unknown(run, failures, kept)
   local release = run.target.release
   for _, host in ipairs(run.target.packed and run.session.hosts or {}) do
     local had = run.releases and run.releases[host.name]
+    local stays = not had or had[release] or kept["release.upload " .. host.name]
     try(failures, "release.remove", host, function()
-      if not had or had[release] or not operation.observe({ name = "release.list", host = host, args = {} })[release] then return end
+      if stays or not operation.observe({ name = "release.list", host = host, args = {} })[release] then return end
       operation.effect { name = "release.remove", host = host, args = { release = release } }
     end)
   end
 end
 
 --- Ends what this run has started, and removes what it has brought, that its journal does not know of: the copy that it was
---- taken up from lagged.
+--- taken up from lagged. What was committed stays.
 ---@async
 ---@param run table
 ---@return table[] failures  {label, host, error}
 function leftover.take_back_unknown(run)
-  local failures = {}
-  stop_unknown(run, failures)
-  reset_current(run, failures)
-  remove_unknown(run, failures)
+  local failures, kept = {}, committed_of(run)
+  stop_unknown(run, failures, kept)
+  reset_current(run, failures, kept)
+  remove_unknown(run, failures, kept)
   return failures
 end
 
