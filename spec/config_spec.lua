@@ -221,6 +221,8 @@ app.yml:6:1: hosts: expected a list or a mapping, got 7]], message)
       "app.yml:3:12: balancer[1]: `socket` and `backend` of your HAProxy are needed, or `managed: true` with `listen`" },
     { "a balancer on a port of the process", with 'balancer: {type: haproxy, managed: true, listen: "0.0.0.0:8081"}',
       "app.yml:3:42: balancer.listen: port 8081 is one of process.ports" },
+    { "two managed balancers on a machine", with "hosts: [local]\nbalancer: [{type: haproxy, managed: true, listen: ':80'}, {type: haproxy, managed: true, listen: ':81', host: local}]",
+      "app.yml:4:75: balancer[2].managed: balancer[1] is run on that machine already; one HAProxy can listen at one address: put the other on another host" },
     { "a balancer on an unknown host", with "hosts: [{name: web1}]\nbalancer: {type: haproxy, socket: /s, backend: b, host: web2}",
       "app.yml:4:51: balancer.host: there is no host named 'web2' (did you mean 'web1'?)" },
     { "a key of another balancer", with "balancer: {type: haproxy, socket: /s, backend: b, file: /f}",

@@ -111,6 +111,19 @@ local function check_listen(each, path, app, fail)
   end
 end
 
+--- deployrt runs one HAProxy of an application on a machine: a second one would take the first one's place.
+local function check_single(each, path, app, machines, fail)
+  local machine = each.host or ""
+  for _, entry in ipairs(app.hosts) do
+    if entry.name == each.host and is_here(entry) then machine = "" end
+  end
+  if machines[machine] then
+    fail(path .. ".managed", ("%s.managed: %s is run on that machine already; one HAProxy can listen at one address: put the other on another host"):format(
+      path, machines[machine]))
+  end
+  machines[machine] = path
+end
+
 --- app.balancers: a list, whether one, several or none were given. Needs the hosts in shape.
 ---@param app table
 ---@param fail deployrt.config.Fail
@@ -118,10 +131,12 @@ function rules.balancers(app, fail)
   local given = app.balancer
   local many = given and #given > 0
   app.balancers = many and given or given and next(given) and { given } or {}
+  local machines = {}
   for i, each in ipairs(app.balancers) do
     local path = many and ("balancer[%d]"):format(i) or "balancer"
     check_keys(each, path, fail)
     check_listen(each, path, app, fail)
+    if each.managed then check_single(each, path, app, machines, fail) end
     local known = not each.host or app.inventory ~= nil
     for _, entry in ipairs(app.hosts) do known = known or entry.name == each.host end
     if not known then
