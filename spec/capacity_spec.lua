@@ -78,6 +78,19 @@ describe("what serves", function()
     assert.same({ "2.0", "2.0" }, app:serving())
   end)
 
+  it("is as it was when a run fails, also what ended by itself meanwhile", function()
+    new_app { instances = 2, slots = 4 }
+    app:extend_rolling "self:log 'now' self:sleep(1) self:fail 'later'"
+    app:write(fixture.release "2.0", "2.0")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 20, "the sleep")
+    fixture.signal(math.tointeger(app:status().instances[1].pid), "KILL")
+    app:await_end(pid)
+    contains(fixture.read(log), "1.0 serves as before")
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
   it("is told as it is when a strategy commits a part and fails", function()
     new_app { instances = 2, slots = 4 }
     local run, errors = run_own [[

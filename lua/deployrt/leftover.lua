@@ -92,6 +92,24 @@ local function remove_unknown(run, failures, kept)
   end
 end
 
+--- Starts again what served when the run began and does not run any more, although everything was put back: its host went
+--- away meanwhile, and came back without it.
+---@async
+---@param run table
+---@return table[] failures  {label, host, error}
+function leftover.revive(run)
+  local failures = {}
+  local ok, err = pcall(run.fleet.discover_hosts, run.fleet)
+  if not ok then return { { label = "instance.list", host = err.host, error = errors.wrap(err) } } end
+  for _, member in ipairs(run.found or {}) do
+    if not run.fleet:at(member.host, member.port) then
+      try(failures, "instance.restore", member.host, operation.effect, { name = "instance.restore", kind = "look", host = member.host, instance = member.label,
+        args = { port = member.port, launch = member.launch, release = member.release, health = run.app.health } })
+    end
+  end
+  return failures
+end
+
 --- Ends what this run has started, and removes what it has brought, that its journal does not know of: the copy that it was
 --- taken up from lagged. What was committed stays.
 ---@async

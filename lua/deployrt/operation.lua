@@ -140,7 +140,7 @@ operation.observe = exempt(function(spec)
   spec.observes = true
   local id = scope:next_id()
   local _, done = recall(run, spec, id)
-  if done then return hand_back(run, spec, id, done) end
+  if done and (done.ok or not operation.is_undoing()) then return hand_back(run, spec, id, done) end -- on the way back it is asked again
   go_on_live(run)
   return act(run, spec, id)
 end)

@@ -28,9 +28,12 @@ function previous.find(run)
   if old and run.fleet:is_target(old) then old = nil end
   run.previous = old and old.release
   run.previous_launch = old and old.launch or way_back(run)
-  run.found_releases, run.found_current = {}, {}
+  run.found_releases, run.found_current, run.found = {}, {}, {}
   for _, host in ipairs(run.fleet.hosts) do run.found_current[host.name] = host.current end
-  for _, member in ipairs(run.fleet.members) do run.found_releases[member.release] = true end
+  for _, member in ipairs(run.fleet.members) do
+    run.found_releases[member.release] = true
+    if member.state == "serving" and not (member.stranger or member.launch.adopted) then run.found[#run.found + 1] = member end
+  end
 end
 
 return previous

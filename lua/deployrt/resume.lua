@@ -311,6 +311,7 @@ local function undo_all(records, hush)
   return function(run)
     if hush then hush(run) end
     local hosts, done, scope = {}, {}, run.root
+    run.found = {} -- that is what is there now, and not what was there at the beginning
     for _, host in ipairs(run.session.hosts) do hosts[host.name] = host end
     for _, record in ipairs(records) do
       if record.type == "DONE" then done[record.id] = record end

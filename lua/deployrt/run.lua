@@ -145,6 +145,7 @@ local function roll_back(self, cause)
   locals.scope, locals.undoing = undo.root("undo/end"), true
   local left = leftover.describe(self, operation.unwind(self.root))
   if #left == 0 and self.resumed then left = leftover.describe(self, leftover.take_back_unknown(self)) end
+  if #left == 0 and not self.committed then left = leftover.describe(self, operation.within(undo.root("undo/found"), leftover.revive, self)) end
   for _, each in ipairs(leftover.committed(self)) do left[#left + 1] = each end
   self.emit { event = "rollback.finished", ok = #left == 0, left = left }
   local hook_ok, hook_err = pcall(self.script.hook, self.script, "failed", { ERROR = cause.message })
