@@ -65,6 +65,27 @@ describe("rollback", function()
       assert.same({ "2.0", "2.0" }, app:serving())
     end)
 
+    it("replaces an old instance that hangs where it was kept", function()
+      app.opts.yaml = "strategy: {settle: 0, keep: true}"
+      app.opts.process = "  stop: {timeout: 300ms}"
+      ok(app:deploy("blue_green", "3.0"))
+      for _, each in ipairs(app:status().instances) do
+        if each.release == "2.0" then fixture.signal(math.tointeger(each.pid), "STOP") end
+      end
+      rollback()
+      assert.same({ "2.0", "2.0" }, app:serving())
+    end)
+
+    it("is not needed where blue_green finds no room for all that it would have to start", function()
+      for i, each in ipairs(app:status().instances) do app.ports[i] = math.tointeger(each.port) end
+      app.ports = { app.ports[1], app.ports[2] }
+      fixture.signal(math.tointeger(app:status().instances[1].pid), "KILL")
+      fixture.eventually(function() return #app:serving() == 1 end, 5, "the crash")
+      local run = app:deploy("blue_green", "3.0")
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stderr:find("1 free slots for 2 instances", 1, true), run.stderr)
+    end)
+
     it("starts instances in spare slots before it stops any, even if there is no room for all", function()
       app.ports = { app.ports[1], app.ports[2], app.ports[3] }
       deploy "3.0"

@@ -388,9 +388,8 @@ function Fleet:lacking_slots()
       local member = self:at(host, port)
       if fits(self, host, port) and (not member or member.state ~= "serving") then room = room + 1 end
     end
-    if room < (need[host] or 0) then
-      return ("%s has %d free slots for %d instances"):format(host.name, room, need[host])
-    end
+    local wanted = math.max(need[host] or 0, self.process.instances) -- what has died there is started, too
+    if room < wanted then return ("%s has %d free slots for %d instances"):format(host.name, room, wanted) end
   end
 end
 

@@ -68,11 +68,11 @@ local function close_dead_slots(self)
   self.balancer:set(changes, "slots without a process")
 end
 
---- What an earlier run left without traffic makes room, unless it is what is wanted now.
+--- What an earlier run left without traffic makes room, unless it is what is wanted now, and healthy.
 local function clear_idle(self)
   local idle = {}
   for _, member in ipairs(self.fleet:idle()) do
-    if not self.fleet:is_target(member) then idle[#idle + 1] = member end
+    if not (self.fleet:is_target(member) and member:is_healthy()) then idle[#idle + 1] = member end
   end
   if #idle == 0 then return end
   verbs.step(self, "make room", function()
