@@ -114,6 +114,17 @@ for _, candidate in ipairs(shells) do
       assert.equal("err\n", (call("process_log", port, "1")))
     end))
 
+    it("starts what can be ended by any signal", with_link(function()
+      local port = free_port()
+      local pid = start(port, "k1", "--", "sleep", "600")
+      eventually(function() return read("/proc/" .. pid .. "/cmdline") == "sleep\000600\0" end, "its program")
+      local function ignored(status) return tonumber(status:match("SigIgn:\t(%x+)"), 16) & 0x7fffffff end
+      assert.equal(0, ignored(read("/proc/" .. pid .. "/status")))
+      assert.equal("sent\n", (call("process_signal", port, pid, "INT")))
+      eventually(function() return state(port) == "exited" end, "exited")
+      assert.equal(0, ignored(call("operation_run", "run/signals", root, "", "--", "cat", "/proc/self/status")))
+    end))
+
     it("starts the same only once, and nothing over another one", with_link(function()
       local port = free_port()
       local pid = start(port, "k1", "--", "sleep", "600")

@@ -246,10 +246,7 @@ current_get() {
 }
 
 current_set() { # version, or "" for none
-  if [ -z "$1" ]; then
-    rm -f "$root/current"
-    return 0
-  fi
+  [ "$1" ] || { rm -f "$root/current"; return 0; }
   rm -f "$root/.current"
   ln -s "releases/$1" "$root/.current" && mv -T "$root/.current" "$root/current" ||
     fail system "cannot switch $root/current to $1"
@@ -276,12 +273,14 @@ process_alive() { # pid start boot
 }
 
 process_since() { # the fields of /proc/<pid>/stat after the name
+  start_launcher=$2
   shift 19
   start_since=$1
 }
 
 # A copy of this shell records itself, tells its pid, and becomes the process: each program that it need not run on the
-# way is a millisecond less. What it exports may have any name, so afterwards only names of its own count.
+# way is a millisecond less. What it exports may have any name, so afterwards only names of its own count. It ends its
+# launcher, which would wait for it: what a shell starts with & ignores INT and QUIT ever after.
 process_become() { # NAME=value... -- command...
   read -r start_stat < /proc/self/stat
   # shellcheck disable=SC2086
@@ -304,6 +303,7 @@ process_become() { # NAME=value... -- command...
   shift
   printf '%s\n' "${start_stat%% *}"
   exec >> "$start_log" 2>&1
+  kill -s KILL "$start_launcher"
   exec "$start_setsid" "$@"
 }
 
@@ -326,7 +326,7 @@ process_start() { # port key directory record secrets NAME=value... -- command..
   start_log=$root/logs/$1.log start_key=$2 start_directory=$3 start_text=$4
   [ "${start_setsid:-}" ] || start_setsid=$(command -v setsid)
   shift 5
-  pid=$(process_become "$@" < /dev/null 2>&1 &)
+  { pid=$({ (process_become "$@") && :; } < /dev/null 2>&1); } 2>/dev/null # where the shell tells of the launcher
   case $pid in
     '' | *[!0-9]*) rm -f "$record.secrets" "$record.part"; unstarted "$record" "$pid" ;;
     *) printf '%s\n' "$pid" ;;
@@ -462,8 +462,7 @@ operation_run() { # key directory input NAME=value... -- command... : once, howe
       { unwritten "$marker/in" "$message"; rm -rf "$marker"; return 1; }
     operation_directory=$2
     shift 3
-    setsid sh -c "$supervisor" deployrt "$marker" "$operation_directory" "$@" > /dev/null 2>&1 &
-    wait $!
+    { setsid sh -c "$supervisor" deployrt "$marker" "$operation_directory" "$@" < /dev/null > /dev/null 2>&1; } 2>/dev/null
   elif [ ! -d "$marker" ]; then
     fail system "$problem"
     return 1
