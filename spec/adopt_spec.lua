@@ -26,7 +26,7 @@ describe("a service that was started by hand", function()
   local function start_by_hand(name)
     home = fixture.release("hand")
     local words = name and { "bash", "-c", 'exec -a "$1" ./server --port "$2"', "bash", name, app.ports[1] } or { "./server", "--port", app.ports[1] }
-    by_hand = fixture.start({ "env", "odd.name=x y", table.unpack(words) }, { cwd = home, env = { MARK = "it's\nhere" }, log = home .. "/out" })
+    by_hand = fixture.start({ "sh", "-c", 'umask 027 && exec "$@"', "sh", "env", "odd.name=x y", table.unpack(words) }, { cwd = home, env = { MARK = "it's\nhere" }, log = home .. "/out" })
     fixture.eventually(function() return fixture.is_listened(app.ports[1]) end, 20, "the service: " .. (fixture.read(home .. "/out") or ""))
   end
 
@@ -91,6 +91,7 @@ describe("a service that was started by hand", function()
       contains(says(), "hello from hand")
       assert.equal("it's\nhere\n", says("/env?MARK"))
       assert.equal("x y\n", says("/env?odd.name"))
+      contains(fixture.read("/proc/" .. record():match("\t(%d+)") .. "/status"), "Umask:\t0027\n")
       assert.same({ "adopted" }, app:serving())
       app.opts.yaml = "strategy: {settle: 0}"
       assert.equal(0, app:deploy("rolling", "2.0").exit)

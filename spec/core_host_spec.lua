@@ -26,7 +26,7 @@ end
 --- Calls a function of host.sh in a shell of its own, as a host whose /bin/sh is `shell` would.
 local function call(name, ...)
   local script = read("src/host.sh") .. '\ndeployrt_root "$0"\n"$@"\n'
-  local words = { shell.path, "-c", script, root, name, ... }
+  local words = { "/bin/sh", "-c", 'umask 027; exec "$@"', "sh", shell.path, "-c", script, root, name, ... }
   local path = directory .. "/" .. shell.sh .. ":" .. (shell.alone and "" or os.getenv("PATH"))
   local result = assert(link:exec(words, { env = { PATH = path, HOME = directory }, timeout = 20 }))
   assert.equal("", (result.stderr:gsub("[^\n]*Terminated[^\n]*\n", "")))
@@ -123,6 +123,17 @@ for _, candidate in ipairs(shells) do
       assert.equal("sent\n", (call("process_signal", port, pid, "INT")))
       eventually(function() return state(port) == "exited" end, "exited")
       assert.equal(0, ignored(call("operation_run", "run/signals", root, "", "--", "cat", "/proc/self/status")))
+    end))
+
+    it("gives what it starts the umask of the login, and keeps its own files private", with_link(function()
+      local port = free_port()
+      assert.equal(0, select(2, start(port, "k1", "--", "sh", "-c", "umask; exec sleep 600")))
+      local log = root .. "/logs/" .. port .. ".log"
+      eventually(function() return read(log):find "\n" end, "its umask")
+      assert.equal("0027\n", read(log))
+      assert.equal("600\n", assert(link:exec { "stat", "-c", "%a", log }).stdout)
+      assert.equal("0\t\t5\t0\n0027\n", (call("operation_run", "run/umask", root, "", "--", "sh", "-c", "umask")))
+      assert.equal("600\n", assert(link:exec { "stat", "-c", "%a", root .. "/runs/run/umask/out" }).stdout)
     end))
 
     it("starts the same only once, and nothing over another one", with_link(function()

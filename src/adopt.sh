@@ -77,6 +77,7 @@ quote_words() { # -- words that end with NUL, each quoted and on a line; a line 
 origin_text() { # pid -- the script; what a shell can export is never an argument
   name="'[A-Za-z_][A-Za-z0-9_]*="
   {
+    sed -n 's/^Umask:/umask/p' "/proc/$1/status"
     printf 'cd %s || exit 1\nunset PWD OLDPWD SHLVL _\n' "$(printf '%s\0' "$(readlink "/proc/$1/cwd")" | quote_words)"
     quote_words < "/proc/$1/environ" | sed -n "s/^$name/export &/p"
     printf 'exec'

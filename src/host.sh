@@ -1,6 +1,8 @@
 # shellcheck shell=sh disable=SC3043,SC2088,SC2034
 # host.sh -- What deployrt does on a host, in POSIX shell. Each shell that it opens there reads this first. A function
 # prints its answer and returns 0, or prints "code: message" and returns 1. Fields of an answer are split by tabs.
+{ read -r _ && read -r of login_umask; } < /proc/self/status # for what is the user's; $(umask) is a process more
+[ "$of" = Umask: ] || login_umask=$(umask) # of Linux before 4.7
 umask 077
 
 deployrt_root() { # directory -- where the application lives; a relative one is below HOME
@@ -148,15 +150,13 @@ run_control() { # run word -- asks something of a run: its controller reads it w
 }
 
 run_journal() { # run -- the copy of its journal
-  cat "$root/runs/$1/journal" 2>/dev/null
-  return 0
+  cat "$root/runs/$1/journal" 2>/dev/null || :
 }
 
 runs_ended() { # -- the last record of each run's journal
   for r in "$root"/runs/*/journal; do
-    [ -e "$r" ] && tail -n 1 "$r"
+    [ ! -e "$r" ] || tail -n 1 "$r"
   done
-  return 0
 }
 
 # --- releases: a directory that is complete, or absent; beside it its SHA-256 and the boot in which it was unpacked
@@ -280,7 +280,7 @@ process_since() { # the fields of /proc/<pid>/stat after the name
 
 # A copy of this shell records itself, tells its pid, and becomes the process: each program that it need not run on the
 # way is a millisecond less. What it exports may have any name, so afterwards only names of its own count. It ends its
-# launcher, which would wait for it: what a shell starts with & ignores INT and QUIT ever after.
+# launcher, which would wait for it: what a shell starts with & ignores INT and QUIT ever after. Its log stays private.
 process_become() { # NAME=value... -- command...
   read -r start_stat < /proc/self/stat
   # shellcheck disable=SC2086
@@ -304,6 +304,7 @@ process_become() { # NAME=value... -- command...
   printf '%s\n' "${start_stat%% *}"
   exec >> "$start_log" 2>&1
   kill -s KILL "$start_launcher"
+  umask "$login_umask"
   exec "$start_setsid" "$@"
 }
 
@@ -433,8 +434,8 @@ port_owner() { # port -- nothing when it is free; else who listens, as far as we
 
 supervisor='
 cd "$1" || exit 1
-directory=$2
-shift 2
+directory=$2 login_umask=$3
+shift 3
 printf "%s\n" $$ > pid.part && mv pid.part pid
 out=$PWD/out err=$PWD/err in=$PWD/in marker=$PWD
 {
@@ -444,7 +445,7 @@ out=$PWD/out err=$PWD/err in=$PWD/in marker=$PWD
     shift
   done
   shift
-  (exec "$@") < "$in" > "$out" 2> "$err"
+  (umask "$login_umask" && exec "$@") < "$in" > "$out" 2> "$err"
   status=$?
 } 2> "$marker/shell"
 signal=
@@ -462,7 +463,8 @@ operation_run() { # key directory input NAME=value... -- command... : once, howe
       { unwritten "$marker/in" "$message"; rm -rf "$marker"; return 1; }
     operation_directory=$2
     shift 3
-    { setsid sh -c "$supervisor" deployrt "$marker" "$operation_directory" "$@" < /dev/null > /dev/null 2>&1; } 2>/dev/null
+    { setsid sh -c "$supervisor" deployrt "$marker" "$operation_directory" "$login_umask" "$@" < /dev/null > /dev/null 2>&1
+    } 2>/dev/null
   elif [ ! -d "$marker" ]; then
     fail system "$problem"
     return 1
