@@ -267,6 +267,12 @@ describe("link:exec", function()
     assert.error_matches(function() sh("true", { env = { ["A B"] = "x" } }) end, "not a name")
   end))
 
+  it("hands on none of our open files", with_link(function()
+    local file <close> = assert(io.open(directory .. "/held", "w"))
+    assert.equal("file", io.type(file))
+    assert.equal("0\n1\n2\n", sh("ls /proc/$$/fd; true").stdout)
+  end))
+
   it("ends the whole process group at its deadline", with_link(function()
     local file = directory .. "/group"
     local result, err = link:exec({ "/bin/sh", "-c", 'sleep 600 & echo $! $$ > "$0"; wait', file }, { timeout = 0.3 })

@@ -1,9 +1,13 @@
 /* local.c -- Links made of child processes: this machine's shell, or the ssh command. */
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <uv.h>
 
 #include "channel.h"
@@ -239,6 +243,21 @@ static void fail_late(Child *c, const char *what, int code) {
   uv_idle_start(&late->idle, on_late);
 }
 
+/* What our caller left open, such as the lock of flock(1), is not for children: some outlive us. */
+static void keep_descriptors(void) {
+#ifdef SYS_close_range
+  const unsigned cloexec = 1U << 2; /* CLOSE_RANGE_CLOEXEC, which older headers lack; Linux 5.11 */
+  if (syscall(SYS_close_range, 3U, ~0U, cloexec) == 0) return;
+#endif
+  DIR *directory = opendir("/proc/self/fd");
+  if (!directory) return;
+  for (const struct dirent *each; (each = readdir(directory));) {
+    int fd = atoi(each->d_name);
+    if (fd > 2) fcntl(fd, F_SETFD, FD_CLOEXEC);
+  }
+  closedir(directory);
+}
+
 static void child_spawn(Child *c, char **argv) {
   uv_stdio_container_t stdio[3];
   for (int i = 0; i < 3; i++) {
@@ -257,6 +276,7 @@ static void child_spawn(Child *c, char **argv) {
                                       UV_PROCESS_DETACHED}; /* a terminal's ^C is the controller's business */
   c->process.data = c;
   c->holders++;
+  keep_descriptors();
   int code = uv_spawn(loop_get(), &c->process, &options);
   if (code != 0) {
     close_one((uv_handle_t *)&c->process);
