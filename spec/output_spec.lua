@@ -29,6 +29,17 @@ describe("logs and answers", function()
     return run.stdout, run.stderr
   end
 
+  it("shows lines of any length in a time that grows as they do", function()
+    local port = app:status().instances[1].port
+    fixture.sh(("for i in 1 2 3 4 5 6 7 8; do head -c 1000000 /dev/zero | tr '\\0' $i; echo; done >> %s"):format(log_file(port)))
+    local run = app:command({ "logs", "app.yml", "--lines", "8" }, { timeout = 5 })
+    assert.equal(0, run.exit, run.stderr)
+    local label = ("local:%d | "):format(port)
+    local lines = {}
+    for i = 1, 8 do lines[i] = label .. tostring(i):rep(1000000) .. "\n" end
+    assert.is_true(run.stdout == table.concat(lines), #run.stdout)
+  end)
+
   it("shows what a crashed instance said, to its last word", function()
     local instance = app:status().instances[1]
     say(instance.port, "the last word")

@@ -13,7 +13,7 @@ local Printer = {}
 Printer.__index = Printer
 
 local function new_printer(command, member, width)
-  return setmetatable({ command = command, member = member, label = ("%-" .. width .. "s"):format(member.label), rest = "" }, Printer)
+  return setmetatable({ command = command, member = member, label = ("%-" .. width .. "s"):format(member.label), rest = {} }, Printer)
 end
 
 --- A line as it is printed.
@@ -23,19 +23,22 @@ function Printer:format(line)
   return json.encode { host = member.host.name, port = member.port, release = member.release or cjson.null, line = line } .. "\n"
 end
 
---- Prints the lines that are complete.
+--- Prints the lines that are complete. The pieces of one that is not are kept as they came: a line may be of any length.
 function Printer:add(text)
-  local out = {}
-  self.rest = (self.rest .. text):gsub("([^\n]*)\n", function(line)
-    out[#out + 1] = self:format(line)
-    return ""
-  end)
+  local out, from, rest = {}, 1, self.rest
+  for at in text:gmatch "()\n" do
+    rest[#rest + 1] = text:sub(from, at - 1)
+    out[#out + 1] = self:format(table.concat(rest))
+    from, rest = at + 1, {}
+  end
+  if from <= #text then rest[#rest + 1] = text:sub(from) end
+  self.rest = rest
   if #out > 0 then self.command.write(table.concat(out)) end
 end
 
 --- Prints what has no end of a line: who died in the middle of one says no more.
 function Printer:finish()
-  if self.rest ~= "" then self:add "\n" end
+  if #self.rest > 0 then self:add "\n" end
 end
 
 local function name_of(line, port)
