@@ -69,3 +69,46 @@ describe("a run under way", function()
     assert.same({ "2.0" }, app:serving())
   end)
 end)
+
+describe("a run that another machine ended", function()
+  local app
+
+  before_each(function()
+    app = fixture.app { instances = 1, balancer = false, yaml = "strategy: {settle: 0, allow_gap: true}", health = "{http: /healthz, interval: 20ms, deadline: 4s, successes: 1}" }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  local function on(machine, ...)
+    return app:command { ..., "app.yml", "--state", app.dir .. "/" .. machine }
+  end
+
+  local function succeeds(run)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+  end
+
+  local function refuses(run, ...)
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, ...)
+  end
+
+  --- Version 2.0, killed half-way; its id.
+  local function interrupt(machine, version)
+    app:write(fixture.release(version), version)
+    assert.equal(137, app:mortal("after", 8, { "rolling", "app.yml", "--state", app.dir .. "/" .. machine }).exit)
+    return app:journal_path(machine):match("runs/([^/]+)")
+  end
+
+  it("does not hide the one that holds the lock now", function()
+    interrupt("a", "2.0")
+    succeeds(on("b", "resume"))
+    interrupt("c", "3.0")
+    succeeds(on("a", "resume"))
+    assert.same({ "3.0" }, app:serving())
+    assert.falsy(on("a", "history").stdout:find("running", 1, true))
+    refuses(on("a", "resume"), "no run of shop was interrupted")
+  end)
+end)

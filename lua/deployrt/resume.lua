@@ -3,6 +3,7 @@ local config = require "deployrt.config"
 local copy = require "deployrt.state.copy"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local history = require "deployrt.history"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
 local library = require "deployrt.library"
@@ -29,15 +30,53 @@ local resume = {}
 
 local own_strategies = { rollback = "deployrt.rollback", stop = "deployrt.stop", repl = "deployrt.repl" }
 
---- The run that the hosts are locked for, and the longest copy of its journal.
+--- Whether there is still something to take up of a run, as its record has it.
+local function is_unfinished(record)
+  return not record.finished or record.outcome == "needs_attention"
+end
+
+--- The last run of this machine that did not end; nil when there is none.
+local function unfinished_here(state)
+  local runs = state:runs()
+  local last = runs[#runs]
+  return last and is_unfinished(last) and last.id or nil
+end
+
+--- What the history has of a run.
+local function known_run(state, id)
+  for _, each in ipairs(state:runs()) do
+    if each.id == id then return each end
+  end
+end
+
+--- The runs that hold the lock, of a team or of hosts.
+local function holders(state, lines)
+  local team = state.read_lock and state:read_lock()
+  local list = { team and team.run }
+  for _, line in ipairs(lines) do
+    local held = lock.read(line)
+    if held then list[#list + 1] = held.run end
+  end
+  return list
+end
+
+--- The run to take up: one that holds the lock, of several the one that is this machine's last; where none does that could go
+--- on, this machine's last; else one whose lock has only to be removed.
+local function choose(state, lines)
+  local here, holding, open = unfinished_here(state), holders(state, lines), nil
+  for _, id in ipairs(holding) do
+    if id == here then return here end
+    local record = id ~= "?" and known_run(state, id)
+    if id ~= "?" and not (record and not is_unfinished(record)) then open = open or id end
+  end
+  if open and here then history.learn(state, lines) end -- what ended elsewhere is not to be offered later
+  return open or here or holding[1]
+end
+
+--- The run to take up, and the longest copy of its journal.
 local function look_elsewhere(app, state, wanted)
   local opened = session.open(app)
-  local held_by_team = state.read_lock and state:read_lock()
-  local id = wanted or (held_by_team and held_by_team.run)
-  for _, line in ipairs(opened:lines()) do
-    local held = lock.read(line)
-    id = id or (held and held.run)
-  end
+  local id = wanted or choose(state, opened:lines())
   local texts = { id and copy.read(state, id) or "" }
   for _, line in ipairs(id and opened:lines() or {}) do texts[#texts + 1] = line:call("run_journal", { id }) end
   opened:close()
@@ -54,13 +93,6 @@ local function finished(records)
   return last and last.type == "FINISHED" and last.outcome ~= "needs_attention"
 end
 
---- The last run of this machine that did not end; nil when there is none.
-local function unfinished_here(state)
-  local runs = state:runs()
-  local last = runs[#runs]
-  return last and (not last.finished or last.outcome == "needs_attention") and last.id or nil
-end
-
 local function nothing(app, id)
   errors.raise("nothing", id and ("run %s has ended: there is nothing to resume or abort"):format(id)
     or ("no run of %s was interrupted: there is nothing to resume or abort"):format(app.app))
@@ -75,13 +107,6 @@ local function read_here(path, disk, force)
   errors.check(disk.write(path .. ".damaged", text))
   errors.check(disk.write(path, text:sub(1, records.good)))
   return records.records
-end
-
---- What the history has of a run.
-local function known_run(state, id)
-  for _, each in ipairs(state:runs()) do
-    if each.id == id then return each end
-  end
 end
 
 --- Does what a controller had no time for that died when its run was over: the history has how it ended, and no host is locked.
@@ -113,8 +138,7 @@ end
 
 --- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.
 local function fetch(app, state, wanted, force)
-  local here = wanted or unfinished_here(state)
-  local id, text, count = look_elsewhere(app, state, here)
+  local id, text, count = look_elsewhere(app, state, wanted)
   if not id then nothing(app) end
   local path, disk = state:directory(id), state.disk or journal.disk
   local records = read_here(path .. "/journal", disk, force)

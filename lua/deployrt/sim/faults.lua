@@ -297,7 +297,8 @@ function Faults:on_start(host, process)
   end
 end
 
-local looks = { facts = true, lock_beat = true, lock_read = true, process_show = true, process_list = true, run_journal = true }
+local looks = { facts = true, lock_beat = true, lock_read = true, process_show = true, process_list = true, run_journal = true,
+  runs_ended = true }
 
 --- What becomes of a call: nil, "lost" or "reply lost". Looking around is not worth a fault.
 function Faults:on_call(host, name)

@@ -273,4 +273,11 @@ function functions.run_journal(self, words)
   return table.concat(run_of(self, words[1]).journal), 0
 end
 
+function functions.runs_ended(self)
+  local ends = {}
+  for _, run in pairs(self.runs) do ends[#ends + 1] = table.concat(run.journal):match("[^\n]*\n$") end
+  table.sort(ends)
+  return table.concat(ends), 0
+end
+
 return machine
