@@ -1,5 +1,6 @@
 -- control_spec.lua -- What people ask of a run from another terminal: hold it, let it through a gate, roll it back.
 -- weight: 8
+local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 
 local function contains(text, ...)
@@ -101,6 +102,39 @@ describe("a run that another machine ended", function()
     assert.equal(137, app:mortal("after", 8, { "rolling", "app.yml", "--state", app.dir .. "/" .. machine }).exit)
     return app:journal_path(machine):match("runs/([^/]+)")
   end
+
+  local function deploys(machine, version)
+    app:write(fixture.release(version), version)
+    succeeds(on(machine, "rolling"))
+  end
+
+  it("long ago is not taken up again, and takes no lock: newer ones came after it", function()
+    local id = interrupt("a", "2.0")
+    succeeds(on("b", "resume"))
+    for i = 1, 11 do deploys("b", i % 2 == 0 and "2.0" or "3.0") end
+    deploys("b", "2.0")
+    local last = app:journal_path("b"):match("runs/([^/]+)")
+    refuses(on("a", "abort"), "run " .. id .. " was ended or unlocked by another machine", "run " .. last .. " came after it")
+    assert.same({ "2.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+    for _, verb in ipairs { "resume", "abort" } do refuses(on("a", verb), "no run of shop was interrupted") end
+    contains(on("a", "history").stdout, "superseded")
+    refuses(app:command { "abort", "app.yml", "--force", "--run", id, "--state", app.dir .. "/a" }, "came after it")
+    deploys("a", "4.0")
+    assert.same({ "4.0" }, app:serving())
+  end)
+
+  it("by `unlock` can be aborted until another run took the lock", function()
+    interrupt("a", "2.0")
+    succeeds(on("b", "unlock"))
+    succeeds(on("a", "abort"))
+    assert.same({ "1.0" }, app:serving())
+    local id = interrupt("a", "2.0")
+    succeeds(on("b", "unlock"))
+    deploys("b", "3.0")
+    refuses(on("a", "resume"), "run " .. id, "came after it")
+    assert.same({ "3.0" }, app:serving())
+  end)
 
   it("does not hide the one that holds the lock now", function()
     interrupt("a", "2.0")

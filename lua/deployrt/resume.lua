@@ -25,6 +25,9 @@ local resume = {}
 ---@field header table
 ---@field records table[]  of the journal, without the header
 ---@field abort? boolean
+---@field force? boolean  a person wants it undone from the journal alone
+---@field state deployrt.State
+---@field file string     app.yml as the user named it
 ---@field epoch fun(lines: deployrt.Connection[]): integer
 ---@field go_live fun(run: table)
 
@@ -153,16 +156,52 @@ local function fetch(app, state, wanted, force)
   return id, path, records
 end
 
+--- Whether a run changed anything, or may have: only its journal tells, where hosts still have it.
+local function has_begun(lines, id)
+  local seen = false
+  for _, line in ipairs(lines) do
+    for _, record in ipairs(journal.whole(line:call("run_journal", { id }))) do
+      if record.type == "INTENT" or record.type == "FINISHED" then return true end
+      seen = true
+    end
+  end
+  return not seen
+end
+
+--- What was ended or unlocked elsewhere, and came before what serves now, is not offered again.
+local function refuse_overtaken(past, lines, later)
+  history.learn(past.state, lines)
+  local record = known_run(past.state, past.id)
+  if record and is_unfinished(record) then
+    record.outcome, record.finished, record.error = "superseded", core.time(), ("run %s came after it"):format(later)
+    pcall(past.state.save, past.state, past.id, record) -- a disk that is full does not make it a run to take up
+  end
+  errors.raise("nothing", ("run %s was ended or unlocked by another machine, and run %s came after it: there is nothing to resume or abort"):format(past.id, later))
+end
+
+--- Raises "nothing" when another run came after this one on a host whose lock it does not hold any more: ids sort by time.
+local function check_last(past, lines, holding, later)
+  if not later or holding and (past.force or not has_begun(lines, later)) then return end
+  if not holding then refuse_overtaken(past, lines, later) end
+  errors.raise("nothing", ("run %s still has the lock on %s, but elsewhere it was ended or unlocked, and run %s came after it there: remove the lock with "
+    .. "`deployrt unlock %s`, or undo from the journal alone what the run did with `deployrt abort --force %s`"):format(past.id, holding, later, past.file, past.file))
+end
+
 --- The epoch of this life: one above all that came before.
-local function next_epoch(id, records, file)
+local function next_epoch(past, records)
   return function(lines)
-    local epoch = 1
+    local epoch, holding, later = 1, nil, nil
     for _, record in ipairs(records) do epoch = math.max(epoch, record.epoch or 1) end
     for _, line in ipairs(lines) do
       local held = lock.read(line)
-      if held and (held.run ~= id or not held.dead) then errors.raise("locked", lock.refusal(held, file), { host = line.name }) end
-      if held then epoch = math.max(epoch, held.epoch) end
+      if held and (held.run ~= past.id or not held.dead) then errors.raise("locked", lock.refusal(held, past.file), { host = line.name }) end
+      if held then
+        epoch, holding = math.max(epoch, held.epoch), holding or line.name
+      elseif line.last_run > (later or past.id) then
+        later = line.last_run
+      end
     end
+    check_last(past, lines, holding, later)
     return epoch + 1
   end
 end
@@ -387,9 +426,9 @@ function resume.prepare(app, state, options)
   end
   local header = table.remove(records, 1)
   local then_app, found = (options.restore or restore)(header, state)
+  local past = { id = id, path = path, header = header, records = records, abort = options.abort, force = options.force, state = state, file = app.file }
   if found.by_hand then options = undo_by_hand(id, options, app.file) end
-  local past = { id = id, path = path, header = header, records = records, abort = options.abort, epoch = next_epoch(id, records, app.file) }
-  past.go_live = go_live(past, options)
+  past.epoch, past.go_live = next_epoch(past, records), go_live(past, options)
   found.past, found.kind, found.flags = past, header.kind, header.flags
   if options.force then
     found.proceed = undo_all(records, found.hush)
