@@ -140,6 +140,19 @@ describe("a run", function()
     assert.truthy(run.stderr:find("no host 'elsewhere'", 1, true))
   end)
 
+  it("that is to bring hosts along says how the last one ended when that went on without none", function()
+    local function says(text)
+      local run = app:command { "rolling", "app.yml", "--failed" }
+      assert.equal(2, run.exit)
+      assert.truthy(run.stderr:find(text, 1, true), run.stderr)
+    end
+    says "the last run went on without no host: --failed has nothing to bring along"
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    says "the last run went on without no host"
+    assert.equal(1, app:deploy("rolling", "2.0", { fault = "dies" }).exit)
+    says "ended 'rolled back', and went on without no host: --failed has nothing to bring along; repeat it whole"
+  end)
+
   it("help shows the options of a strategy from its own table", function()
     local text = app:command({ "help", "canary" }).stdout
     assert.truthy(text:find("steps", 1, true))

@@ -30,12 +30,26 @@ local deploy = setmetatable({}, { __call = function(self, command)
   return common.execute(command, app, options)
 end })
 
---- The hosts that the last successful run went on without.
-local function failed_hosts(command)
+--- Why there is no host to bring along, by the last run that changed something.
+local function refuse_none(state)
+  local runs = state:runs()
+  local last = runs[#runs]
+  if last and not last.finished then
+    errors.raise("nothing", ("the last run, %s, has not ended: there is no host that it went on without"):format(last.id))
+  elseif last and last.outcome ~= "succeeded" and last.outcome ~= "unchanged" then
+    errors.raise("nothing", ("the last run, %s, ended '%s', and went on without no host: --failed has nothing to bring along; repeat it whole"):format(
+      last.id, last.outcome:gsub("_", " ")))
+  end
+  errors.raise("nothing", "the last run went on without no host: --failed has nothing to bring along")
+end
+
+--- Has --failed mean the hosts that the last successful run went on without.
+local function narrow(command)
   local app = common.app(command, 2)
-  local last = common.state(command, app):last_success()
-  if not last or not last.failed then errors.raise("nothing", "the last run failed on no host: there is nothing to repeat") end
-  return last.failed
+  local state = common.state(command, app)
+  local last = state:last_success()
+  if not last or not last.failed then refuse_none(state) end
+  command.flags.host = last.failed
 end
 
 --- What the command line says of a run: the application, and what run.execute needs.
@@ -48,7 +62,7 @@ function deploy.prepare(command)
     errors.raise("usage", ("which strategy? For example: deployrt rolling %s"):format(name))
   end
   if not path then errors.raise("usage", ("which app.yml? For example: deployrt %s app.yml"):format(name or "rolling")) end
-  if command.flags.failed then command.flags.host = failed_hosts(command) end
+  if command.flags.failed then narrow(command) end
   local app = common.app(command, 2, true)
   local loaded = common.strategy(command, name, app)
   local values, unused = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name, strategy.is_option)
