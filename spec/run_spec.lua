@@ -153,6 +153,33 @@ describe("a run", function()
     says "ended 'rolled back', and went on without no host: --failed has nothing to bring along; repeat it whole"
   end)
 
+  it("brings hosts along to the release that the others have, and to none else", function()
+    local path = fixture.release "1.0"
+    local function unnamed(release)
+      app:write(release, "1.0")
+      fixture.write(app.file, (fixture.read(app.file):gsub(', version: "1.0"', "")))
+    end
+    unnamed(path)
+    assert.equal(0, app:command({ "rolling", "app.yml", "--release", "1.0" }).exit)
+    local record = fixture.sh(("ls %s/state/shop/runs/*/run.json"):format(app.dir)):gsub("%s+$", "")
+    fixture.write(record, (fixture.read(record):gsub("^{", '{"failed":["local"],'))) -- as if the run had gone on without it
+    local function refuses(text, ...)
+      for _, words in ipairs { { "rolling", "app.yml" }, { "plan", "rolling", "app.yml" } } do
+        local run = app:command(table.move({ "--failed", ... }, 1, 1 + select("#", ...), #words + 1, words))
+        assert.equal(2, run.exit, run.stdout)
+        assert.truthy(run.stderr:find(text, 1, true) and run.stderr:find("give --release 1.0", 1, true), run.stderr)
+      end
+    end
+    refuses("release 2.0 is asked for", "--release", "2.0")
+    unnamed(fixture.release "2.0")
+    refuses "is not what run"
+    refuses("is not what run", "--release", "1.0")
+    unnamed(path)
+    assert.equal(0, app:command({ "rolling", "app.yml", "--failed", "--json" }).exit)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal("1.0\n", fixture.sh(("ls %s/home/.deployrt/shop/releases"):format(app.dir)))
+  end)
+
   it("help shows the options of a strategy from its own table", function()
     local text = app:command({ "help", "canary" }).stdout
     assert.truthy(text:find("steps", 1, true))
