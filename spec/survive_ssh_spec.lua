@@ -83,6 +83,33 @@ describe("over SSH, a run", function()
     end
   end)
 
+  it("that lost its lock on one host is aborted, unless another run took that host meanwhile", function()
+    local _, old = next_version()
+    local function interrupt()
+      assert.equal(137, app:mortal("after", 14, { "rolling", "app.yml" }).exit)
+      bed:exec(1, "rm /home/deploy/.deployrt/shop/lock")
+    end
+    local function on_other(...) return app:command { "rolling", "app.yml", "--state", app.dir .. "/other", ... } end
+    interrupt()
+    assert.equal(4, on_other().exit)
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    deployed(old)
+    interrupt()
+    run = on_other("--host", bed.hosts[1].name, "--force")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    for _, verb in ipairs { "resume", "abort" } do
+      run = app:command { verb, "app.yml" }
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stderr:find("still has the lock on " .. bed.hosts[2].name, 1, true), run.stderr)
+      assert.truthy(run.stderr:find("`deployrt abort --force app.yml`", 1, true), run.stderr)
+    end
+    assert.equal("", bed:exec(1, "ls /home/deploy/.deployrt/shop/lock 2>/dev/null || true"))
+    assert.equal(0, app:command({ "unlock", "app.yml" }).exit)
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+    deployed(tostring(version))
+  end)
+
   it("goes on without a host that it may do without, and --failed brings that one along", function()
     local new = next_version()
     fixture.write(app.dir .. "/own.lua", [[
