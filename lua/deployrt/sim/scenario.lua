@@ -308,10 +308,17 @@ local function takeover_of(world, plan, app)
       if not life.frozen or life.finished or life.dead or world.takeover then return end
       world.takeover, life.overtaken = core.event(), true
       local later = take_up(world, plan, app, state, fault.verb)
-      if later.error then life.overtaken = false else world.later = later end
+      if later.error then life.overtaken, later.resumed, world.hindered = false, true, later else world.later = later end
       world.takeover:set()
     end)
   end
+end
+
+local function is_locked(world)
+  for _, host in ipairs(world.machines) do
+    if host.lock then return true end
+  end
+  return false
 end
 
 --- The life that had the last word: of two controllers, the one that was not refused, or came later. Whoever leaves something
@@ -323,6 +330,7 @@ local function last_of(world, life, see)
   elseif not ended(life) then
     life = see(life)
   end
+  if life.error and world.hindered and is_locked(world) then life = see(world.hindered) end -- it got the lock on some hosts only
   local rival = world.rival
   if not rival then return life end
   if not rival.finished and not rival.dead then rival.ended:wait(longest) end
