@@ -34,9 +34,10 @@ function in_place:replace(old)
 end
 
 function in_place:deploy()
-  local first = self:batches(self.fleet:old(), self.options.batch)()
-  if first and #first == #self.fleet:old() then self:fill(true) end -- what has died is replaced before the last is stopped
-  for batch in self:batches(self.fleet:old(), self.options.batch) do
+  local old = self.fleet:old()
+  local first = self:batches(old, self.options.batch)()
+  if first and #first == #old then self:fill(true) end -- what has died is replaced before the last is stopped
+  for batch in self:batches(old, self.options.batch) do
     self:step(batch.label, function()
       self:each(batch, self.replace)
       self:observe(self.options.settle)

@@ -357,9 +357,10 @@ end
 ---@param on_the_spot? boolean  each in its own slot, whatever is free
 ---@return string?
 function Fleet:gap(batch, on_the_spot)
-  local full = self.balancer:exists() and (on_the_spot or self:full_host())
-  local lacking = #self:old() < self:capacity() -- that is filled first
-  if not full or lacking or #batch < #self:old() or #self:new() > 0 or serves_elsewhere(self) then return nil end
+  local count = #self:old()
+  if not self.balancer:exists() or #batch < count or count < self:capacity() then return nil end -- what is lacking is filled first
+  local full = on_the_spot or self:full_host()
+  if not full or #self:new() > 0 or serves_elsewhere(self) then return nil end
   for _, member in ipairs(batch) do
     if member:is_healthy() then
       return ("%sall that serve (%d) would be replaced together"):format(on_the_spot and "" or full .. " has no free slot, and ", #batch)
