@@ -15,8 +15,7 @@ end
 local function way_back(run)
   local last = run.last
   if not last then return nil end
-  local same = last.launch.release == run.target.release and last.launch.settings == run.target.settings
-  if same then return last.previous_launch end
+  if run.fleet:is_target(last) then return last.previous_launch end
   return last.launch
 end
 

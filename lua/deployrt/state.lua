@@ -129,11 +129,17 @@ end
 
 local by_hand = { stop = true, repl = true } -- what they leave was not deployed
 
---- Whether a run deployed something.
----@param run table  its record
----@return boolean
-function state.deployed(run)
+local function deployed(run)
   return run.outcome == "succeeded" and not by_hand[run.strategy]
+end
+
+--- The last of some runs that deployed something.
+---@param runs table[]  records, oldest first
+---@return table?
+function state.last_success(runs)
+  for i = #runs, 1, -1 do
+    if deployed(runs[i]) then return runs[i] end
+  end
 end
 
 --- The last run that deployed something: what serves now came from it, unless it was stopped by hand.
@@ -142,7 +148,7 @@ function State:last_success()
   local ids = core.fs.list(self.path .. "/runs") or {}
   for i = #ids, 1, -1 do
     local run = record(self, ids[i])
-    if run and state.deployed(run) then return run end
+    if run and deployed(run) then return run end
   end
 end
 

@@ -99,10 +99,7 @@ function State:is_over(id)
 end
 
 function State:last_success()
-  for i = #self.ids, 1, -1 do
-    local run = self.records[self.ids[i]]
-    if files.deployed(run) then return run end
-  end
+  return files.last_success(self:runs())
 end
 
 return memory

@@ -150,10 +150,7 @@ end
 ---@async
 ---@return table?
 function EtcdState:last_success()
-  local runs = self:runs()
-  for i = #runs, 1, -1 do
-    if files.deployed(runs[i]) then return runs[i] end
-  end
+  return files.last_success(self:runs())
 end
 
 --- Writes one chunk of a journal. Chunks count from 1; writing one again is fine when it is the same.
