@@ -68,6 +68,10 @@ function Balancer:agree()
   if self.several then operation.observe { name = "balancer.agree", quiet = true, args = {} } end
 end
 
+local function is_open(state, weight)
+  return state == "ready" and weight > 0
+end
+
 --- Whether there are balancers at all.
 function Balancer:exists()
   return self.configured
@@ -79,7 +83,7 @@ end
 function Balancer:is_serving(instance)
   if self:is_routed(instance) then return true end
   local slot = self.slots[instance.slot]
-  return self.configured and slot ~= nil and slot.state == "ready" and slot.weight > 0
+  return self.configured and slot ~= nil and is_open(slot.state, slot.weight)
 end
 
 --- Whether the instance gets requests that are told apart.
@@ -90,10 +94,6 @@ function Balancer:is_routed(instance)
     if name == instance.slot then return true end
   end
   return false
-end
-
-local function is_open(state, weight)
-  return state == "ready" and weight > 0
 end
 
 --- Whether some slot serves once these changes are made, and others that are under way.

@@ -346,7 +346,7 @@ local function serves_elsewhere(self)
   local own = {}
   for _, host in ipairs(self.hosts) do own[host.name] = true end
   for name, slot in pairs(self.balancer.slots) do
-    if slot.state == "ready" and slot.weight > 0 and slot.up ~= false and not own[name:match("^(.*)%-%d+$")] then return true end
+    if self.balancer:is_serving { slot = name } and slot.up ~= false and not own[name:match("^(.*)%-%d+$")] then return true end
   end
   return false
 end

@@ -29,7 +29,7 @@ function rollout.leave(self, last)
   local left, others = {}, last
   for name, slot in pairs(self.balancer.slots) do
     if slot.left and slot.state == "ready" then left[#left + 1] = { slot = name, label = name } end
-    others = others or not slot.left and slot.state == "ready" and slot.weight > 0
+    others = others or not slot.left and self.balancer:is_serving { slot = name }
   end
   if #left == 0 or not others then return end
   table.sort(left, function(a, b) return a.slot < b.slot end)
