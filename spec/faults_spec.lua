@@ -36,7 +36,7 @@ describe("a release that does not work", function()
 
   it("that exits at once does not pass for healthy, whatever a health command says", function()
     for _, successes in ipairs { 1, 2 } do
-      app.opts.health = ("{command: ['true'], interval: 20ms, successes: %d}"):format(successes)
+      app.opts.health = ("{command: [sleep, '0.1'], interval: 20ms, successes: %d}"):format(successes) -- by then it has exited
       local run = app:deploy("rolling", "2.0", { fault = "dies" })
       app.opts.health = nil
       fails(run, "exited before it was healthy", "fatal: cannot open database")
