@@ -312,6 +312,13 @@ local function want_what_is_there(run, records)
   if ok then context.route = found.route or false end
 end
 
+--- Which slots have the new release: on the way back, that gets no more traffic than it has.
+local function know_the_new(run)
+  for _, member in ipairs(run.fleet.members) do
+    if run.fleet:is_target(member) then run.world.context.new[member.slot] = true end
+  end
+end
+
 --- What happens between the last record and the first new operation.
 local function go_live(past, options)
   return function(run)
@@ -321,6 +328,7 @@ local function go_live(past, options)
     run.journal:write { type = "RESUMED", epoch = run.lock.epoch, user = me.user, controller = me.host, abort = options.abort }
     run.emit { event = "log", message = ("run %s: %d records replayed; %s"):format(past.id, #past.records,
       run.turns.unwinding and "its rollback goes on" or options.abort and "rolling back" or "going on") }
+    if options.abort or run.turns.unwinding then know_the_new(run) end
     if options.force or run.turns.unwinding then want_what_is_there(run, past.records) end
     if options.force then return end
     if not run.turns.unwinding then

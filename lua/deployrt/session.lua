@@ -134,7 +134,11 @@ function Session:new_run(fields)
   }
   for key, value in pairs(fields or {}) do run[key] = value end
   run.world = self.site.world {
-    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted, held_back = {}, kept_open = {}, kept_routed = {}, closed_aside = {}, gone = {}, closed = {},
+    run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted,
+    held_back = {}, -- by slot: what ran there could not be put back, so no traffic goes there
+    kept_open = {}, kept_routed = {}, -- by slot: its traffic could not be taken away, so what runs there is not stopped
+    closed_aside = {}, -- by slot: somebody else had opened it, and it may have got requests
+    gone = {}, closed = {}, new = {}, -- by slot, on a way back that is taken up: stopped already, closed already, of the new release
     behind = {}, has = {}, -- by the balancer's place: why it is away, and the states that it was last known to have
     warn = function(message) run.emit { event = "warning", message = message } end,
     connections = self.connections, controller = self.controller,

@@ -254,17 +254,41 @@ function balancer.slot_of(label)
   return (label:gsub(":(%d+)$", "-%1"))
 end
 
+--- The weights that get traffic as it is now, and with changes: of all slots, and of those that have the new release.
+---@return {all: integer, new: integer} now
+---@return {all: integer, new: integer} after
+local function weigh(context, changes)
+  local now, after, changed = { all = 0, new = 0 }, { all = 0, new = 0 }, {}
+  for _, change in ipairs(changes) do changed[change.slot] = change end
+  local function add(sum, name, weight)
+    sum.all = sum.all + weight
+    if context.new[name] then sum.new = sum.new + weight end
+  end
+  for name, slot in pairs(agreement.read_one(context).slots) do
+    local change = changed[name] or slot
+    add(now, name, slot.state == "ready" and slot.weight or 0)
+    add(after, name, change.state == "ready" and (change.weight or slot.weight) or 0)
+  end
+  return now, after
+end
+
 --- Whether changes would leave nothing that serves, where something does.
 local function ends_service(context, changes)
-  local slots, before, after = agreement.read_one(context).slots, 0, 0
-  local changed = {}
-  for _, change in ipairs(changes) do changed[change.slot] = change end
-  for name, slot in pairs(slots) do
-    local change = changed[name] or slot
-    if slot.state == "ready" and slot.weight > 0 then before = before + 1 end
-    if change.state == "ready" and (change.weight or slot.weight) > 0 then after = after + 1 end
+  local now, after = weigh(context, changes)
+  return now.all > 0 and after.all == 0
+end
+
+--- A rollback that goes on may have been further than its journal tells. A step of it that would give the new release more
+--- than it has now is behind: of that only the closing of slots is left.
+local function without_rise(context, changes)
+  if not next(context.new) then return changes end
+  local now, after = weigh(context, changes)
+  if after.new * now.all <= now.new * after.all then return changes end
+  local closing = {}
+  for _, change in ipairs(changes) do
+    if change.state ~= "ready" then closing[#closing + 1] = change end
   end
-  return before > 0 and after == 0
+  return closing
 end
 
 --- What serves instead of something that could not be put back goes on serving.
@@ -293,6 +317,7 @@ end
 --- any more is drained before the slot is closed.
 function balancer.restore(context, _, args)
   local changes, held = without_held_back(context, args.changes)
+  changes = without_rise(context, changes)
   if next(context.gone) and ends_service(context, changes) then return { skipped = true } end -- a step on the way back to what is there already
   local first, drains, leaving = {}, {}, {}
   for _, change in ipairs(changes) do

@@ -236,7 +236,7 @@ end
 function instance.restore(context, host, args, key)
   local found = instance.show(context, host, args)
   local slot = slot_of(host, args.port)
-  context.gone[slot], context.closed[slot] = nil, nil
+  context.gone[slot], context.closed[slot], context.new[slot] = nil, nil, nil
   if found.state == "running" then
     if not found.ending and is_same(found.launch, args.launch) then return { pid = found.pid } end
     make_room(context, host, args.port, found)
