@@ -69,6 +69,14 @@ describe("the simulator", function()
     end)
   end
 
+  it("takes counters that are no numbers for missing ones", function()
+    local result = inside(function()
+      return sim.play("canary", 4, { fleet = 2, faults = { { kind = "metrics-nan", at = 2, seconds = 60 } } })
+    end)
+    assert.is_nil(result.violation, result.violation and result.violation.message)
+    assert.equal("succeeded", result.outcome)
+  end)
+
   it("lets nobody begin a second run beside the first", function()
     local result = inside(function() return sim.play("rolling", 5, { fleet = 2, faults = { { kind = "second-run", at = 3, seconds = 0 } } }) end)
     assert.is_nil(result.violation, result.violation and result.violation.message)

@@ -337,14 +337,24 @@ function balancer.restore(context, _, args)
   return {}
 end
 
+--- Whether what a driver counted are counts: one that reckons may give NaN or infinity.
+local function is_counted(slot)
+  for _, key in ipairs { "requests", "errors", "latency", "seconds" } do
+    local count = slot[key] or 0
+    if count ~= count or math.abs(count) == math.huge then return false end
+  end
+  return true
+end
+
 --- Requests, errors and mean latency of slots, summed over the balancers: name -> {requests, errors, latency}. `counted`
---- tells which balancers are in a sum, a bit each: sums of others cannot be compared.
+--- tells which balancers are in a sum, a bit each: sums of others cannot be compared. Slots without counts are left out.
 function balancer.stats(context)
   local sums = {}
   for i, driver in ipairs(context.drivers) do
     local ok, stats = pcall(driver.stats, driver)
     if not ok and (#context.drivers == 1 or not errors.is_away(stats)) then error(stats, 0) end
     for name, slot in pairs(ok and stats or {}) do
+      if not is_counted(slot) then goto continue end
       local sum = sums[name] or { requests = 0, errors = 0, latency = 0 }
       sum.requests, sum.errors = sum.requests + slot.requests, sum.errors + slot.errors
       sum.latency = math.max(sum.latency, slot.latency or 0)
@@ -352,6 +362,7 @@ function balancer.stats(context)
       sum.window = #context.drivers == 1 and slot.window or nil
       sum.counted = (sum.counted or 0) | 1 << i
       sums[name] = sum
+      ::continue::
     end
   end
   return sums
