@@ -290,33 +290,41 @@ local function repair(run, abort)
   end
 end
 
---- A rollback that goes on wants of the balancers what is there, until it wants something else: what the strategy wanted
---- last is not to be brought back. What was stopped already is not opened again on the way.
-local function want_what_is_there(run, records)
-  local context, instances, put_back = run.world.context, {}, {}
+--- What a rollback stopped already is not opened again on the way.
+---@return table<string, true> put_back  slots whose process it has put back
+local function recall_rollback(run, records)
+  local gone, instances, put_back = run.world.context.gone, {}, {}
   for _, record in ipairs(records) do
     if record.type == "INTENT" and record.id:find("^undo") then instances[record.id] = record.instance end
     local label = record.type == "DONE" and record.ok and instances[record.id]
     if label and record.op:find("^instance%.") then
       local slot = world_balancer.slot_of(label)
-      context.gone[slot], put_back[slot] = record.op == "instance.stop" or nil, record.op == "instance.restore" or nil
+      gone[slot], put_back[slot] = record.op == "instance.stop" or nil, record.op == "instance.restore" or nil
     end
   end
-  for name in pairs(context.wanted) do context.wanted[name] = nil end
-  local ok, found = pcall(function() return #context.drivers > 0 and world_balancer.read(context) or { slots = {} } end)
-  for name, slot in pairs(ok and found.slots or {}) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
-  for _, member in ipairs(run.fleet.members) do -- the new release gets no traffic again that it has lost already
-    local slot = ok and found.slots[member.slot]
-    if slot and slot.state ~= "ready" and run.fleet:is_target(member) and not put_back[member.slot] then context.closed[member.slot] = true end
-  end
-  if ok then context.route = found.route or false end
+  return put_back
 end
 
---- Which slots have the new release: on the way back, that gets no more traffic than it has.
-local function know_the_new(run)
+--- On the way back the new release gets no more traffic than it has, and none again where it has lost it already.
+local function hold_down_the_new(run, put_back)
+  local context = run.world.context
   for _, member in ipairs(run.fleet.members) do
-    if run.fleet:is_target(member) then run.world.context.new[member.slot] = true end
+    if run.fleet:is_target(member) and not put_back[member.slot] then
+      local wanted = context.wanted[member.slot]
+      context.new[member.slot], context.closed[member.slot] = true, wanted and wanted.state ~= "ready" or nil
+    end
   end
+end
+
+--- A rollback that goes on wants of the balancers what is there, until it wants something else: what the strategy wanted
+--- last is not to be brought back.
+local function want_what_is_there(run)
+  local context = run.world.context
+  for name in pairs(context.wanted) do context.wanted[name] = nil end
+  local ok, found = pcall(function() return #context.drivers > 0 and world_balancer.read(context) or { slots = {} } end)
+  if not ok then return end
+  for name, slot in pairs(found.slots) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
+  context.route = found.route or false
 end
 
 --- What happens between the last record and the first new operation.
@@ -328,8 +336,9 @@ local function go_live(past, options)
     run.journal:write { type = "RESUMED", epoch = run.lock.epoch, user = me.user, controller = me.host, abort = options.abort }
     run.emit { event = "log", message = ("run %s: %d records replayed; %s"):format(past.id, #past.records,
       run.turns.unwinding and "its rollback goes on" or options.abort and "rolling back" or "going on") }
-    if options.abort or run.turns.unwinding then know_the_new(run) end
-    if options.force or run.turns.unwinding then want_what_is_there(run, past.records) end
+    local put_back = recall_rollback(run, past.records)
+    if options.force or run.turns.unwinding then want_what_is_there(run) end
+    if options.abort or run.turns.unwinding then hold_down_the_new(run, put_back) end
     if options.force then return end
     if not run.turns.unwinding then
       local stopping = run.stopping
