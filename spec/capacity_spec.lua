@@ -91,39 +91,6 @@ describe("what serves", function()
     assert.same({ "1.0", "1.0" }, app:serving())
   end)
 
-  it("is told as it is when a strategy commits a part and fails", function()
-    new_app { instances = 2, slots = 4 }
-    local run, errors = run_own [[
-      self:replace(self.fleet:old()[1])
-      self:commit()
-      self:fail "later"]]
-    assert.equal(3, run.exit, run.stdout .. run.stderr)
-    contains(run.stdout .. run.stderr, "the strategy committed", "instance.start local:", "before it failed", "deployrt status")
-    assert.same({ "1.0", "2.0" }, app:serving())
-    assert.same({}, errors)
-    deploy("rolling", "2.0")
-  end)
-
-  it("is what a strategy committed, also when the controller dies and the run is aborted", function()
-    new_app { instances = 2, slots = 4 }
-    app:extend_rolling [[
-      for batch in self:batches(self.fleet:old(), 1) do
-        self:each(batch, self.replace)
-        self:commit()
-      end
-      self:log "now"
-      self:sleep(30)]]
-    app:write(fixture.release "2.0", "2.0")
-    local log = app.dir .. "/log"
-    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
-    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 20, "the sleep")
-    fixture.signal(pid, "KILL")
-    local run = app:command { "abort", "app.yml" }
-    assert.equal(3, run.exit, run.stdout .. run.stderr)
-    contains(run.stdout .. run.stderr, "the strategy committed")
-    assert.same({ "2.0", "2.0" }, app:serving())
-  end)
-
   it("is not all replaced together without leave; with it, it is", function()
     new_app { instances = 1, slots = 1 }
     local run = app:deploy("rolling", "2.0")

@@ -62,7 +62,9 @@ end
 
 --- Waits until the journal is exhausted. When it tells of a rollback, the strategy itself does nothing new any more: what
 --- ended it left perhaps no record.
-local function go_on_live(run)
+---@async
+function operation.await_live()
+  local run = operation.current()
   run.turns:await_live()
   operation.checkpoint()
   if run.turns.unwinding and not core.locals().undoing then errors.raise("unwinding", "the run was being rolled back already") end
@@ -141,7 +143,7 @@ operation.observe = exempt(function(spec)
   local id = scope:next_id()
   local _, done = recall(run, spec, id)
   if done and (done.ok or not operation.is_undoing()) then return hand_back(run, spec, id, done) end -- on the way back it is asked again
-  go_on_live(run)
+  operation.await_live()
   return act(run, spec, id)
 end)
 
@@ -152,7 +154,7 @@ end)
 function operation.compensation(intent, host)
   local back = intent.undo
   return back and {
-    label = intent.op, host = intent.host, instance = intent.instance, back = back.name,
+    id = intent.id, label = intent.op, host = intent.host, instance = intent.instance, back = back.name,
     run = function()
       operation.effect { name = back.name, kind = back.kind or "repeat", host = host, instance = intent.instance,
         args = back.args, note = back.note, undoes = intent.id }
@@ -206,7 +208,7 @@ operation.effect = exempt(function(spec)
   local intent, done = recall(run, spec, id)
   local in_doubt = intent ~= nil and done == nil
   if not intent then
-    go_on_live(run)
+    operation.await_live()
     intent = intend(run, spec, id)
   end
   local undoing = core.locals().undoing
@@ -238,7 +240,7 @@ local function pass(name, fields, wait)
   if done then
     result = hand_back(run, { name = name, args = {} }, id, done)
   else
-    go_on_live(run)
+    operation.await_live()
     if not begun then
       begun = { type = "WAIT", id = id, op = name }
       for key, value in pairs(fields) do begun[key] = value end
@@ -248,7 +250,6 @@ local function pass(name, fields, wait)
     take_turn(run, id)
     run.journal:write { type = "DONE", id = id, op = name, at = run.clock:now(), ok = true, result = result }
   end
-  operation.checkpoint()
   return result
 end
 
@@ -261,6 +262,7 @@ operation.sleep = exempt(function(seconds)
   pass("sleep", { till = run.world:wall() + seconds }, function(_, begun)
     rest(run, math.max(0, math.min(seconds, begun.till - run.world:wall())))
   end)
+  operation.checkpoint()
 end)
 
 --- Waits for a person.
@@ -270,7 +272,9 @@ end)
 ---@return string? answer
 operation.gate = exempt(function(question, answers)
   refuse_in_check(operation.current(), "approve")
-  return pass("gate", { question = question }, function(run) return run.control:gate(run, question, answers) end)
+  local answer = pass("gate", { question = question }, function(run) return run.control:gate(run, question, answers) end)
+  operation.checkpoint()
+  return answer
 end)
 
 --- The run's time in seconds: it moves when an operation ends, and is the same in a replay.
@@ -285,12 +289,23 @@ local function hold_back(run, entry)
   if context and entry.instance then context.held_back[entry.instance:gsub(":(%d+)$", "-%1") .. ""] = true end
 end
 
---- Forgets how to undo what was done so far. A run that fails later says what that was.
-function operation.commit()
-  local run, scope = operation.current()
+--- What these have done stays. A run that fails later says what that was.
+---@param run table
+---@param compensations table[]
+function operation.let_stand(run, compensations)
   run.committed = run.committed or {}
-  for _, entry in ipairs(scope:commit()) do run.committed[#run.committed + 1] = entry end
+  table.move(compensations, 1, #compensations, #run.committed + 1, run.committed)
 end
+
+--- Forgets how to undo what was done so far.
+---@async
+operation.commit = exempt(function()
+  local run, scope = operation.current()
+  refuse_in_check(run, "commit")
+  pass("commit", {}, function() return { beside = scope:beside() } end)
+  operation.let_stand(run, scope:commit())
+  operation.checkpoint()
+end)
 
 --- Undoes a scope now; whatever stops the run does not stop this.
 ---@async

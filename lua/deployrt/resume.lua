@@ -383,6 +383,22 @@ local function restore(header, state)
   return app, { strategy = loaded, values = (schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name, strategy.is_option)) }
 end
 
+local function is_below(id, path)
+  return id:find("^[/#]", #path + 1) ~= nil and id:sub(1, #path) == path
+end
+
+--- What had been committed is not undone, but for what ran beside that.
+---@param beside {all: string, but: string}[]  paths
+local function let_stand(run, scope, beside)
+  local settled = {}
+  for _, entry in ipairs(scope:commit()) do
+    local open = false
+    for _, each in ipairs(beside) do open = open or is_below(entry.id, each.all) and not is_below(entry.id, each.but) end
+    if open then scope:push(entry) else settled[#settled + 1] = entry end
+  end
+  operation.let_stand(run, settled)
+end
+
 --- Undoes what a journal tells without running the strategy: one operation after the other, from the last to the first.
 ---@param records table[]
 ---@param hush? fun(run: table)  keeps the run from telling others
@@ -398,8 +414,8 @@ local function undo_all(records, hush)
     end
     for _, record in ipairs(records) do
       local host = hosts[record.host or ""]
-      if record.type == "COMMIT" then
-        operation.commit()
+      if record.op == "commit" and record.type == "DONE" then
+        let_stand(run, scope, record.result.beside)
       elseif record.type == "INTENT" and record.id:sub(1, 1) == "/" then
         if done[record.id] and done[record.id].ok then run.world:recall { name = record.op, host = host, args = record.args } end
         local compensation = operation.compensation(record, host)

@@ -59,16 +59,43 @@ local function flatten(entries, list)
   end
 end
 
---- Forgets everything up to now, in this scope and above.
+--- What a commit here concerns: for this scope and each above it, what it holds but for the one below.
+---@return fun(): deployrt.Scope?, table[], deployrt.Scope?  scope, its other entries, the scope below
+local function upwards(self)
+  local scope, below = self, nil
+  return function()
+    local here, rest, under = scope, {}, below
+    for _, entry in ipairs(here and here.entries or {}) do
+      if entry ~= under then rest[#rest + 1] = entry end
+    end
+    below, scope = here, here and here.parent
+    return here, rest, under
+  end
+end
+
+--- Forgets what was done so far: in this scope, and before it above. What runs beside it is still to be undone.
 ---@return table[] forgotten  compensations
 function Scope:commit()
-  local scope, forgotten = self, {}
-  while scope do
-    if not scope.parent then flatten(scope.entries, forgotten) end
-    scope.entries = {}
-    scope = scope.parent
+  local forgotten = {}
+  for scope, rest, below in upwards(self) do
+    if not scope.parallel then
+      local before = {}
+      flatten(rest, before)
+      table.move(forgotten, 1, #forgotten, #before + 1, before)
+      forgotten, scope.entries = before, { below }
+    end
   end
   return forgotten
+end
+
+--- What runs beside this scope, as paths: what is below `all`, and not below `but`.
+---@return {all: string, but: string}[]
+function Scope:beside()
+  local list = {}
+  for scope, _, below in upwards(self) do
+    if scope.parallel then list[#list + 1] = { all = scope.path, but = below and below.path or scope.path } end
+  end
+  return list
 end
 
 --- Whether this scope or one above it was given up because a sibling failed.

@@ -269,10 +269,9 @@ function verbs:undo(fn)
   scope:push { label = "the strategy's own undo", run = function() operation.within(own, sandbox.call, held) end }
 end
 
---- Forgets how to undo what was done so far.
+--- Forgets how to undo what was done so far: by this task, and before its `each` began. Tasks beside it can still be undone.
+---@async
 function verbs:commit()
-  local run = operation.current()
-  if run.turns.live then run.journal:write { type = "COMMIT" } end
   operation.commit()
 end
 

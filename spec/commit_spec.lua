@@ -1,0 +1,93 @@
+-- commit_spec.lua -- What a strategy commits stays, what it does afterwards is undone, and a failure is told as it is.
+local fixture = require "spec.support.fixture"
+
+describe("what a strategy commits", function()
+  local app
+
+  local function contains(text, ...)
+    for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
+  end
+
+  --- Deploys 2.0 over 1.0 by a strategy whose deploy() is the text, under load that sees no error, and returns what it said.
+  local function run_own(text, exit)
+    app:extend_rolling(text)
+    local load = app:load { rate = 200 }
+    local run = app:deploy("./own.lua", "2.0")
+    assert.same({}, load:stop().errors)
+    assert.equal(exit, run.exit, run.stdout .. run.stderr)
+    return run.stdout .. run.stderr
+  end
+
+  --- Begins the same in the background, and ends its controller when it says "now".
+  local function killed(text)
+    app:extend_rolling(text)
+    app:write(fixture.release "2.0", "2.0")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 20, "the sleep")
+    fixture.signal(pid, "KILL")
+  end
+
+  before_each(function()
+    app = fixture.app { instances = 2, slots = 4, yaml = "strategy: {settle: 0}" }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+
+  after_each(function()
+    app:stop()
+    assert.same({}, app:leftovers())
+    fixture.cleanup()
+  end)
+
+  it("is told as it is when the run fails", function()
+    local said = run_own([[
+      self:replace(self.fleet:old()[1])
+      self:commit()
+      self:fail "later"]], 3)
+    contains(said, "the strategy committed", "instance.start local:", "before it failed", "deployrt status")
+    assert.same({ "1.0", "2.0" }, app:serving())
+    assert.equal(0, app:deploy("rolling", "2.0").exit)
+  end)
+
+  it("in a step is told, too, and what the step did afterwards is undone", function()
+    local said = run_own([[
+      self:step("both", function()
+        local old = self.fleet:old()
+        self:replace(old[1])
+        self:commit()
+        self:replace(old[2])
+        self:fail "later"
+      end)]], 3)
+    contains(said, "the strategy committed", "instance.start local:")
+    assert.same({ "1.0", "2.0" }, app:serving())
+    assert.equal(2, #app:status().instances)
+  end)
+
+  it("beside others is its own: what those did is undone", function()
+    run_own([[
+      local old = self.fleet:old()
+      self:each(old, function(_, each)
+        self:replace(each)
+        if each ~= old[1] then self:sleep(0.5) self:fail "later" end
+        self:commit()
+      end)]], 3)
+    assert.same({ "1.0", "2.0" }, app:serving())
+    assert.equal(2, #app:status().instances)
+  end)
+
+  for verb, flags in pairs { abort = { "abort", "app.yml" }, ["abort --force"] = { "abort", "app.yml", "--force" } } do
+    it("stays when the controller dies and the run is taken back: " .. verb, function()
+      killed [[
+        local old = self.fleet:old()
+        self:each(old, function(_, each)
+          self:replace(each)
+          if each ~= old[1] then self:sleep(0.5) self:log "now" self:sleep(30) end
+          self:commit()
+        end)]]
+      local run = app:command(flags)
+      assert.equal(3, run.exit, run.stdout .. run.stderr)
+      contains(run.stdout .. run.stderr, "the strategy committed")
+      assert.same({ "1.0", "2.0" }, app:serving())
+    end)
+  end
+end)
