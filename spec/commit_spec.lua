@@ -90,4 +90,16 @@ describe("what a strategy commits", function()
       assert.same({ "1.0", "2.0" }, app:serving())
     end)
   end
+
+  it("is what a rollback takes back", function()
+    assert.equal(0, app:deploy("rolling", "0.9").exit)
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    run_own([[
+      self:each(self.fleet:old(), self.replace)
+      self:commit()
+      self:fail "later"]], 3)
+    assert.same({ "2.0", "2.0" }, app:serving())
+    assert.equal(0, app:command({ "rollback", "app.yml" }).exit)
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
 end)

@@ -58,10 +58,12 @@ function rollback:deploy()
   end)
 end
 
---- The last run that succeeded: a deployment, a rollback, or a stop.
+local changes = { succeeded = true, needs_attention = true }
+
+--- The last run that changed what serves, a deployment, a rollback, or a stop: one that needs attention did so in part.
 local function last_change(runs)
   for i = #runs, 1, -1 do
-    if runs[i].outcome == "succeeded" and runs[i].strategy ~= "repl" then return runs[i] end
+    if changes[runs[i].outcome] and runs[i].strategy ~= "repl" then return runs[i] end
   end
 end
 
@@ -72,10 +74,10 @@ end
 function rollback.target(state, version)
   local runs = state:runs()
   local last = last_change(runs)
-  if not last then errors.raise("nothing", "there is no successful run to roll back: see `deployrt history`") end
+  if not last then errors.raise("nothing", "there is no run to roll back: see `deployrt history`") end
   if not version then
     if last.previous_launch then return last.previous_launch end
-    errors.raise("nothing", ("nothing served before the last successful run (%s): there is nothing to go back to"):format(last.id))
+    errors.raise("nothing", ("nothing served before the last run that changed something (%s): there is nothing to go back to"):format(last.id))
   end
   for i = #runs, 1, -1 do
     for _, launch in ipairs { runs[i].launch or false, runs[i].previous_launch or false } do
