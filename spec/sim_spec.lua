@@ -77,6 +77,21 @@ describe("the simulator", function()
     assert.equal("succeeded", result.outcome)
   end)
 
+  for verb, outcome in pairs { resume = "succeeded", abort = "rolled_back" } do
+    it(("takes up at once what died before it could say that all was done: %s"):format(verb), function()
+      local last
+      for record = 60, 90 do
+        local fault = { kind = "crash", record = record, when = "before", pause = 40, verb = verb }
+        local result = inside(function() return sim.play("rolling", 1, { fleet = 2, faults = { fault } }) end)
+        assert.is_nil(result.violation, result.violation and result.violation.message)
+        if result.events[#result.events].at < 30 then break end -- there are fewer records, so it did not die
+        last = result
+      end
+      assert.equal(outcome, last.outcome)
+      assert.is_true(last.events[#last.events].at < 300, "it waited for the run's timeout")
+    end)
+  end
+
   it("lets nobody begin a second run beside the first", function()
     local result = inside(function() return sim.play("rolling", 5, { fleet = 2, faults = { { kind = "second-run", at = 3, seconds = 0 } } }) end)
     assert.is_nil(result.violation, result.violation and result.violation.message)

@@ -198,6 +198,7 @@ local function attempt(self, options)
   local ok, cause = pcall(function()
     happy_path(self)
     finish_well(self)
+    if self.resumed then operation.await_live() end -- all was done already, and the journal may tell what ended it
   end)
   if self.turns.failed then error(self.turns.failed, 0) end -- nothing was done, so nothing is undone
   if ok then return "succeeded", 0, {} end

@@ -125,7 +125,7 @@ end
 --- Waits until the journal is exhausted: what comes now has not happened before.
 ---@async
 function Turns:await_live()
-  if not self.live then self.going_live:wait() end -- set for good
+  if not self.live then errors.check(self.going_live:wait()) end -- set for good
   raise_failure(self)
 end
 
