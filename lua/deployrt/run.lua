@@ -78,6 +78,7 @@ local function check(self)
   if self.kind ~= "stop" then self.fleet:check_ports() end
   adoption.look(self)
   check_content(self)
+  if self.without_script then return end
   self.checking = true
   local ok, err = pcall(script.call, self, "check")
   self.checking = false
@@ -163,6 +164,8 @@ end
 --- The picture after a rollback is of what was found, not of what was meant.
 local function look_again(self)
   if not pcall(self.fleet.discover, self.fleet) then return end
+  local serving = self.fleet:old()[1]
+  self.previous = self.previous or serving and serving.release -- a later life that replays nothing found a fleet in between
   if #self.session.drivers > 0 then self.report_traffic() end
 end
 
@@ -227,7 +230,7 @@ end
 --- Everything after the checks: from the lock to its release.
 local function execute(self, options)
   local started = core.now()
-  if self.turns.live then announce(self) end
+  if not self.resumed then announce(self) end
   local watching = core.spawn(options.unwatched and function() end or monitor.watch, self, self.world.context)
   local timing = stopping.limit(self, self.script.options.timeout or 3600)
   local ended = core.event()
@@ -296,7 +299,7 @@ local function new_run(opened, options)
   opened.fleet.target = target
   local self = opened:new_run {
     id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
-    resumed = past ~= nil, has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
+    resumed = past ~= nil, without_script = past and past.force, has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
     turns = turns.new(past and past.records), root = undo.root(), stop = stopping.stop, control = control.new(options.yes),
     last = previous.last(options),
   }

@@ -203,8 +203,9 @@ local function served(event)
   return (", %s, %d failed"):format(text.count(math.floor(sum(event.requests)), "request"), event.failed or 0)
 end
 
-local function restored(run)
-  return run.previous and text.line(run.previous) .. " serves as before" or "nothing serves, as before"
+local function restored(run, event)
+  local previous = event.previous or run.previous
+  return previous and text.line(previous) .. " serves as before" or "nothing serves, as before"
 end
 
 local headlines = {}
@@ -219,12 +220,12 @@ end
 
 function headlines.rolled_back(self, event)
   local how = event.exit == 0 and "rolled back, as was asked" or "failed and rolled back"
-  return event.exit == 0 and "success" or "failure", ("%s: %s%s"):format(how, restored(self.run), served(event))
+  return event.exit == 0 and "success" or "failure", ("%s: %s%s"):format(how, restored(self.run, event), served(event))
 end
 
 function headlines.interrupted(self, event)
   local restoring = (event.exit or 130) == 130
-  if restoring then return "failure", "interrupted and rolled back: " .. restored(self.run) end
+  if restoring then return "failure", "interrupted and rolled back: " .. restored(self.run, event) end
   return "failure", "interrupted in the middle: `deployrt resume` carries on, `deployrt abort` rolls back"
 end
 
