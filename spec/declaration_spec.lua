@@ -50,11 +50,12 @@ describe("what a script declares", function()
     refused("`options` is a table of declarations by name", "options = 5")
     refused("`options` is a table of declarations by name, not 5", "", "own.options = 5")
     refused("`needs` is a list such as { \"share\" }", "needs = 'share'")
-    refused("option 'timeout' is the runtime's own, a duration: it may have another default, but no other type",
+    refused("option 'timeout' is the runtime's own, of type duration: it may have another default, but no other type",
       "options = { timeout = { type = 'string', default = 'never' } }")
-    refused("option 'timeout' is the runtime's own, a duration: it may have another default, but no other type", "",
+    refused("option 'timeout' is the runtime's own, of type duration: it may have another default, but no other type", "",
       "own = strategy.extend('rolling', { name = 'own', options = { timeout = { type = 'any' } } })")
-    refused("option 'route' is the runtime's own, a list: it may have another default, but no other type", "options = { route = { type = 'string' } }")
+    refused("option 'route' is the runtime's own, of type list: it may have another default, but no other type", "options = { route = { type = 'string' } }")
+    refused("option 'tolerate' is the runtime's own, of type amount: it may have another default, but no other type", "options = { tolerate = { type = 'integer' } }")
     refused("api is a number: say api = 1", "api = '1'")
   end)
 end)

@@ -110,24 +110,23 @@ describe("over SSH, a run", function()
     deployed(tostring(version))
   end)
 
-  it("goes on without a host that it may do without, and --failed brings that one along", function()
-    local new = next_version()
-    fixture.write(app.dir .. "/own.lua", [[
-      local strategy = require "deployrt.strategy"
-      local own = strategy.extend("rolling", { name = "own" })
-      function own:deploy()
-        self:log("now") self:sleep(3)
-        self:each(self.fleet:old(), self.replace, { tolerate = 1 })
-      end
-      return own]])
+  --- Runs own.lua, a rolling deployment with options and a deploy() of its own, and has a host lose its network once it says something.
+  ---@return string exit, string text
+  local function lose_web3(text, moment, path)
+    fixture.write(app.dir .. "/own.lua", 'local strategy = require "deployrt.strategy"\n' .. text .. "\nreturn own\n")
     local log = app.dir .. "/log"
-    local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
-      "--state", app.dir .. "/state", "./own.lua", "app.yml" }, { log = log })
-    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 20, "the sleep")
+    local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home",
+      "PATH=" .. (path or "") .. os.getenv "PATH", fixture.deployrt(), "--state", app.dir .. "/state", "./own.lua", "app.yml" }, { log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find(moment, 1, true) end, 20, moment)
     bed:cut(3)
     fixture.eventually(function() return not fixture.alive(pid) end, 120, "end of the run")
-    local text = fixture.read(log)
-    assert.equal("0", text:match("exit (%d+)"), text)
+    local said = fixture.read(log)
+    return said:match "exit (%d+)", said
+  end
+
+  --- The run went on without it, and says so; --failed brings it along.
+  local function catches_up(exit, text, new)
+    assert.equal("0", exit, text)
     assert.truthy(text:find("tolerated, unreachable: web3", 1, true), text)
     assert.truthy(text:find("without 0 that failed and 1 that cannot be reached", 1, true), text)
     assert.truthy(text:find("; web3 left as before: --failed brings them along", 1, true), text)
@@ -139,6 +138,27 @@ describe("over SSH, a run", function()
     deployed(new)
     assert.is_false(app:status().mixed)
     assert.equal(2, app:command({ "rolling", "app.yml", "--failed" }).exit)
+  end
+
+  it("goes on without a host that it may do without, and --failed brings that one along", function()
+    local new = next_version()
+    local exit, text = lose_web3([[
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:deploy()
+        self:log("now") self:sleep(3)
+        self:each(self.fleet:old(), self.replace, { tolerate = 1 })
+      end]], "now")
+    catches_up(exit, text, new)
+  end)
+
+  it("goes on without a host that is lost during the upload, where the strategy's options tolerate that", function()
+    local new = next_version()
+    fixture.sh(("chmod 755 %s"):format(fixture.write(app.dir .. "/bin/tar", "#!/bin/sh\n/bin/tar \"$@\" && sleep 2\n")))
+    local exit, text = lose_web3([[
+      local own = strategy.extend("rolling", { name = "own", options = { tolerate = { type = "amount", default = 1 } } })
+      function own:deploy() self:each(self.fleet:old(), self.replace, { tolerate = self.options.tolerate }) end]],
+      "== upload", app.dir .. "/bin:")
+    catches_up(exit, text, new)
   end)
 
   it("that loses a host says what is left; when the host is back, abort brings it to all-old", function()

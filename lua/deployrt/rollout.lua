@@ -36,7 +36,8 @@ function rollout.leave(self, last)
   verbs.step(self, "leave", function() self.balancer:detach(left) end)
 end
 
---- Brings the release to every host that does not have it; undone by removing it again.
+--- Brings the release to every host that does not have it; undone by removing it again. A strategy that may do without some
+--- hosts says so with its option `tolerate`: those that are lost here are lost to all that follows.
 ---@async
 function rollout.upload(self, run)
   if not run.has_archive then return end
@@ -50,7 +51,7 @@ function rollout.upload(self, run)
     verbs.each(self, missing, function(_, host)
       local args = { release = run.target.release, sha256 = run.target.sha256 }
       operation.effect { name = "release.upload", host = host, args = args, undo = { name = "release.remove", args = args } }
-    end)
+    end, { tolerate = self.options.tolerate })
   end)
 end
 
@@ -68,11 +69,13 @@ local function close_dead_slots(self)
   self.balancer:set(changes, "slots without a process")
 end
 
---- What an earlier run left without traffic makes room, unless it is what is wanted now, and healthy.
+--- What an earlier run left without traffic makes room, unless it is what is wanted now, and healthy. A host that was given up
+--- is left as it is.
 local function clear_idle(self)
   local idle = {}
   for _, member in ipairs(self.fleet:idle()) do
-    if not (self.fleet:is_target(member) and member:is_healthy()) then idle[#idle + 1] = member end
+    local wanted = self.fleet.given_up[member.host.name] or self.fleet:is_target(member) and member:is_healthy()
+    if not wanted then idle[#idle + 1] = member end
   end
   if #idle == 0 then return end
   verbs.step(self, "make room", function()

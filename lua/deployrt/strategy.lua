@@ -207,14 +207,16 @@ local function functions_of(value)
   return found
 end
 
+local heeded = { tolerate = { type = "amount" } } -- options that the runtime goes by where a strategy has them
+
 --- Options that the runtime itself looks at: a strategy may declare them with another default, and not as something else.
 local function keep_own(options, name)
   if type(options) ~= "table" then return end
   for key, spec in pairs(options_of_all()) do options[key] = options[key] or spec end
-  for key, spec in pairs(together(options_of_all(), route.options)) do
+  for key, spec in pairs(together(together(options_of_all(), route.options), heeded)) do
     local option = options[key]
     if type(option) == "table" and option.type ~= spec.type then
-      errors.raise("strategy", ("strategy '%s': option '%s' is the runtime's own, a %s: it may have another default, but no other type"):format(
+      errors.raise("strategy", ("strategy '%s': option '%s' is the runtime's own, of type %s: it may have another default, but no other type"):format(
         name, key, spec.type))
     end
     if type(option) == "table" then option.of = spec.of end
