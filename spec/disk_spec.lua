@@ -61,7 +61,7 @@ describe("a full disk", function()
   after_each(function()
     for _, path in ipairs(disks) do make_room(path) end
     app:stop()
-    for _, path in ipairs(disks) do fixture.sh("umount -l " .. path) end
+    for i = #disks, 1, -1 do fixture.sh("umount -l " .. disks[i]) end
     fixture.cleanup()
   end)
 
@@ -109,6 +109,34 @@ describe("a full disk", function()
     assert.equal(cjson.null, app:status().lock)
     make_room(disk)
     assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+  end)
+
+  it("on a host is noticed by check --connect, which says how much is free, and so is one that cannot be written", function()
+    local disk = host_disk()
+    local function check(directory)
+      local run = app:command { "check", "app.yml", "--connect", "--set", "process.adopt=true", "--set", ("hosts=[{name: local, dir: %s}]"):format(directory) }
+      return run.exit, run.stderr
+    end
+    for _, directory in ipairs { disk .. "/..", disk .. "/not/there" } do
+      local before = fixture.sh("find " .. disk)
+      assert.equal(0, check(directory))
+      assert.equal(before, fixture.sh("find " .. disk))
+      fill(disk)
+      local exit, text = check(directory)
+      assert.equal(2, exit, text)
+      contains(text, "local: ", "0 KB are free", "make room there")
+      make_room(disk)
+      fixture.sh(("mount --bind %s %s && mount -o remount,bind,ro %s"):format(disk, disk, disk))
+      exit, text = check(directory)
+      fixture.sh("umount " .. disk)
+      assert.equal(2, exit, text)
+      contains(text, "local: ", "Read-only file system", "or give the host another `dir`")
+    end
+    small_disk(disk .. "/releases", "2m")
+    fill(disk .. "/releases")
+    local exit, text = check(disk .. "/..")
+    assert.equal(2, exit, text)
+    contains(text, "shop/releases", "0 KB are free")
   end)
 
   it("on a host before a command is an error at once, and the command is not begun", function()

@@ -5,6 +5,7 @@ local core = require "deployrt.core"
 local deploy = require "deployrt.cli.run"
 local driver = require "deployrt.balancer.driver"
 local errors = require "deployrt.errors"
+local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
 local plan = require "deployrt.plan"
 
@@ -22,6 +23,29 @@ local function check_release(app)
   errors.raise("config", message, { problems = { message } })
 end
 
+local least_room = 1024 -- KB: less has no room for the files of a run, whatever the release needs
+
+--- Tries to write where the application's files are, or will be, and leaves nothing there. Parts may be on disks of their own.
+local room_library = [[
+room_check() { # KB
+  at=$root
+  while [ ! -e "$at" ]; do at=${at%/*} at=${at:-/}; done
+  for place in "$at" "$root/releases" "$root/instances" "$root/logs" "$root/runs"; do
+    [ -d "$place" ] || [ "$place" = "$at" ] || continue
+    room=$(df -Pk "$place" 2>/dev/null | { read -r _; read -r _ total _ room _; [ "$total" -gt 0 ] && echo "$room"; } 2>/dev/null)
+    [ "${room:-$1}" -ge "$1" ] || { fail full "$room KB are free at $place: make room there"; return 1; }
+    message=$({ printf '%4096s' '' > "$place/.room.$$"; } 2>&1) && rm -f "$place/.room.$$" && continue
+    rm -f "$place/.room.$$" 2>/dev/null
+    fail system "cannot write: $message: have $(id -un) write to $place, or give the host another \`dir\`"
+    return 1
+  done
+}]]
+
+--- Raises for each host whose disk is full, or where the application's directory cannot be written.
+local function check_room(opened)
+  fleet.together(opened:lines(), function(line) line:call("with", { room_library, "room_check", tostring(least_room) }) end)
+end
+
 return function(command)
   local app, options = read(command)
   if command.flags.connect or options.kind then check_release(app) end
@@ -30,6 +54,7 @@ return function(command)
   local found = command.flags.connect and common.look(command, function(opened, run)
     local lines = driver.check_all(opened.drivers)
     for i, note in ipairs(lines) do lines[i] = "warning: " .. note end
+    check_room(opened)
     opened.fleet:discover()
     opened.fleet:check_ports()
     adoption.look(run)
