@@ -112,6 +112,18 @@ describe("logs and answers", function()
     assert.same({ 1, "local ! signal KILL\n" }, { run.exit, run.stderr })
   end)
 
+  it("ends a command on this machine when it is interrupted, also one that lives through a hangup", function()
+    local log = app.dir .. "/interrupted"
+    for _, words in ipairs { { "sleep", "599.5" }, { "nohup", "sleep", "599.5" } } do
+      local pid = app:command({ "exec", "app.yml", "--", table.unpack(words) }, { background = true, log = log })
+      local function running() return fixture.sh("pgrep -fx 'sleep 599.5' || true") ~= "" end
+      fixture.eventually(running, 5, "the command")
+      fixture.signal(pid, "TERM")
+      fixture.eventually(function() return not fixture.alive(pid) and not running() end, 5, "the end of both")
+      assert.truthy(fixture.read(log):find("interrupted by SIGTERM: the command was ended on local", 1, true), fixture.read(log))
+    end
+  end)
+
   it("says so where there is no host to ask", function()
     local none = 'hosts={command: "false", release: "true"}'
     for _, argv in ipairs { { "exec", "app.yml", "--set", none, "--", "true" }, { "logs", "app.yml", "--set", none }, { "logs", "app.yml", "--follow", "--set", none } } do

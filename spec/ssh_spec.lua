@@ -141,6 +141,27 @@ describe("over SSH", function()
     contains(run.stderr, "signal KILL")
   end)
 
+  it("exec that is interrupted ends the command on all hosts, and says so", function()
+    local log = app.dir .. "/log"
+    local function running(i) return bed:exec(i, "pgrep -x sleep | wc -l") end
+    local function interrupt(signal, meanwhile)
+      local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home",
+        fixture.deployrt(), "exec", "app.yml", "--", "sh", "-c", "sleep 600; echo done" }, { log = log })
+      for i = 1, 4 do fixture.eventually(function() return running(i) == "1\n" end, 5, "the command") end
+      if meanwhile then meanwhile() end
+      fixture.signal(fixture.sh("pgrep -P " .. pid):match "%d+", signal)
+      fixture.eventually(function() return not fixture.alive(pid) end, 10, "the end")
+      return fixture.read(log)
+    end
+    for _, signal in ipairs { "INT", "TERM" } do
+      contains(interrupt(signal), "exit 130", "interrupted by SIG" .. signal .. ": the command was ended on web1, web2, web3, web4")
+      for i = 1, 4 do fixture.eventually(function() return running(i) == "0\n" end, 2, "the end of the command") end
+    end
+    contains(interrupt("INT", function() bed:cut(2) end), "exit 130", "the command was ended on web1, web3, web4; it may run still on web2")
+    bed:mend(2)
+    bed:exec(2, "pkill -x sleep")
+  end)
+
   it("logs show each instance's output", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
     local run = app:command { "logs", "app.yml" }

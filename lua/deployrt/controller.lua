@@ -2,6 +2,7 @@
 local connection = require "deployrt.connection"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local stopping = require "deployrt.stopping"
 
 local controller = {}
 
@@ -9,16 +10,9 @@ controller.longest = 3600 -- seconds that a command may take
 
 --- Does `action()`, and gives it up at SIGINT or SIGTERM: what it started on this machine is ended with it.
 local function until_signal(what, action)
-  local signal
   local work = core.spawn(action)
-  local listening = core.spawn(function()
-    local signals <close> = core.signals("INT", "TERM")
-    signal = signals:next()
-    if signal then work:cancel() end
-  end)
+  local signal = stopping.until_signal { work }
   local ok, result = work:wait()
-  listening:cancel()
-  listening:wait()
   if signal then errors.raise("interrupted", ("%s was interrupted by SIG%s: nothing was changed"):format(what, signal)) end
   if not ok then error(result, 0) end
   return result

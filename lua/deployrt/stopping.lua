@@ -1,4 +1,5 @@
--- stopping.lua -- What ends a run before its time: signals, its timeout, an abort. What is in flight finishes first.
+-- stopping.lua -- What ends a run before its time: signals, its timeout, an abort. What is in flight finishes first. Other work is
+-- given up at once.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 
@@ -56,6 +57,25 @@ function stopping.limit(run, seconds)
       stopping.stop(run, errors.new("timeout", ("the run took longer than its timeout of %gs"):format(seconds)))
     end
   end)
+end
+
+--- Waits until tasks have ended. SIGINT or SIGTERM cancels them; one more ends us as it ends others.
+---@async
+---@param tasks table[]
+---@param stopped? table  an event, which is set then: a cancellation may be swallowed by the wait that it ends
+---@return "INT"|"TERM"|nil signal  that came meanwhile
+function stopping.until_signal(tasks, stopped)
+  local signal
+  local listening = core.spawn(function()
+    local signals <close> = core.signals("INT", "TERM")
+    signal = signals:next()
+    if signal and stopped then stopped:set() end
+    for _, task in ipairs(signal and tasks or {}) do task:cancel() end
+  end)
+  for _, task in ipairs(tasks) do task:wait() end
+  listening:cancel()
+  listening:wait()
+  return signal
 end
 
 return stopping

@@ -1,9 +1,10 @@
 -- cli/exec.lua -- deployrt exec APP.yml -- COMMAND
 local common = require "deployrt.cli.common"
 local connection = require "deployrt.connection"
+local core = require "deployrt.core"
 local errors = require "deployrt.errors"
-local fleet = require "deployrt.fleet"
 local json = require "deployrt.progress.json"
+local stopping = require "deployrt.stopping"
 
 local function show(command, name, width, text)
   for line in text:gmatch("([^\n]*)\n?") do
@@ -35,20 +36,56 @@ local function report(command, name, width, result, err)
   end
 end
 
+local mark = "DEPLOYRT_EXEC" -- a variable of the command and of all that it starts, by which they are found when they are to end
+
+local ending = 'for each in $(grep -ls "$1" /proc/[0-9]*/environ); do each=${each%/*}; kill -s TERM "${each##*/}"; done; exit 0'
+
+--- Runs the command on a host. When it is canceled, what runs there is told to end: sshd does not say that its channel is closed.
+---@return table? result
+---@return deployrt.Error? err
+---@return "ended"|"left"|nil cut  whether it could be told
+local function ask(app, entry, argv, stopped)
+  local key = core.sha256(("%s %s %s"):format(core.time(), core.whoami().pid, entry.name)):sub(1, 16)
+  local each <close> = setmetatable({ line = connection.new(entry, app.app) }, { __close = function(self) self.line:close() end })
+  local link, err = each.line:link()
+  if not link or stopped:is_set() then return nil, err end
+  local result, problem = link:exec(argv, { env = { [mark] = key } })
+  if result or problem.code ~= "canceled" then return result, problem end
+  local told = link:exec({ "sh", "-c", ending, "sh", mark .. "=" .. key }, { timeout = 5 })
+  return nil, problem, told and told.status == 0 and "ended" or "left"
+end
+
+--- Waits until all hosts have answered; raises when we were interrupted, and says what became of the command where it ran still.
+local function await(tasks, stopped, cut)
+  local signal = stopping.until_signal(tasks, stopped)
+  for _, task in ipairs(tasks) do
+    local ok, err = task:wait()
+    if not ok then error(err, 0) end
+  end
+  if not signal then return end
+  local parts = {}
+  for _, each in ipairs { { cut.ended, "the command was ended on " }, { cut.left, "it may run still on " } } do
+    table.sort(each[1])
+    if #each[1] > 0 then parts[#parts + 1] = each[2] .. table.concat(each[1], ", ") end
+  end
+  errors.raise("interrupted", ("interrupted by SIG%s: %s"):format(signal, #parts > 0 and table.concat(parts, "; ") or "the command runs nowhere"))
+end
+
 return function(command)
   local app = common.app(command)
   if not command.rest or #command.rest == 0 then errors.raise("usage", "which command? deployrt exec APP.yml -- COMMAND") end
   if #app.hosts == 0 then command.write_error(("deployrt: %s has no hosts now: nothing was run\n"):format(app.file)) end
-  local width, failed = 0, 0
+  local width, failed, tasks, stopped, cut = 0, 0, {}, core.event(), { ended = {}, left = {} }
   for _, entry in ipairs(app.hosts) do width = math.max(width, #entry.name) end
-  fleet.together(app.hosts, function(entry)
-    local each = connection.new(entry, app.app)
-    local link, err = each:link()
-    local result
-    if link then result, err = link:exec(command.rest, {}) end
-    if err or result.status ~= 0 or result.signal then failed = failed + 1 end
-    report(command, entry.name, width, result, result == nil and err or nil)
-    each:close()
-  end)
+  for i, entry in ipairs(app.hosts) do
+    tasks[i] = core.spawn(function()
+      local result, err, state = ask(app, entry, command.rest, stopped)
+      if state then table.insert(cut[state], entry.name) end
+      if stopped:is_set() and not result then return end
+      if err or result.status ~= 0 or result.signal then failed = failed + 1 end
+      report(command, entry.name, width, result, err)
+    end)
+  end
+  await(tasks, stopped, cut)
   return failed == 0 and 0 or 1
 end
