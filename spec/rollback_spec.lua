@@ -101,19 +101,47 @@ describe("rollback", function()
     return
   end
 
-  it("keeps all hosts serving where they have groups, and all of them served", function()
-    local bed = hosts.up(2)
-    app = fixture.app { slots = 2, yaml = "strategy: {settle: 0}" }
-    app.ports, app.opts.hosts = { 8080, 8081 }, bed:yaml()
-    for i, group in ipairs { "eu", "us" } do
-      local from, to = app.opts.hosts:find(("address: %s"):format(bed.hosts[i].address), 1, true)
-      app.opts.hosts = app.opts.hosts:sub(1, from - 1) .. ("group: %s, "):format(group) .. app.opts.hosts:sub(from, to) .. app.opts.hosts:sub(to + 1)
-    end
-    for _, version in ipairs { "1.0", "2.0" } do deploy(version) end
-    rollback()
-    assert.same({ "1.0", "1.0" }, app:serving())
-    app:stop()
-    bed:down()
-    fixture.cleanup()
+  describe("with groups of hosts", function()
+    local bed
+
+    setup(function()
+      bed = hosts.up(2)
+      bed.hosts[1].group, bed.hosts[2].group = "eu", "us"
+    end)
+    teardown(function() bed:down() end)
+
+    before_each(function()
+      app = fixture.app { slots = 2, yaml = "strategy: {settle: 0}" }
+      app.ports, app.opts.hosts = { 8080, 8081 }, bed:yaml()
+    end)
+    after_each(function()
+      app:stop()
+      for i = 1, 2 do bed:exec(i, "rm -rf /home/deploy/.deployrt") end
+      fixture.cleanup()
+    end)
+
+    it("keeps all hosts serving where all of them served", function()
+      for _, version in ipairs { "1.0", "2.0" } do deploy(version) end
+      rollback()
+      assert.same({ "1.0", "1.0" }, app:serving())
+    end)
+
+    it("goes back to those that served, where the run brought the release to all, and to all from there", function()
+      for _, ports in ipairs { { 8080, 8081 }, { 8080 } } do
+        app.ports = ports
+        for _, version in ipairs { "1.0", "2.0" } do ok(app:deploy("blue_green", version)) end
+        deploy("3.0", { "--set", "strategy.allow_gap=true" })
+        assert.same({ "3.0", "3.0" }, app:serving())
+        local load = app:load()
+        rollback()
+        assert.same({ "2.0" }, app:serving())
+        assert.equal("web2", app:status().instances[1].host)
+        rollback()
+        assert.same({ "3.0", "3.0" }, app:serving())
+        assert.same({}, load:stop().errors)
+        app:stop()
+        for i = 1, 2 do bed:exec(i, "rm -rf /home/deploy/.deployrt") end
+      end
+    end)
   end)
 end)

@@ -268,21 +268,47 @@ local function in_group(self, group, wanted)
   return list
 end
 
---- Has only one group of hosts serve, the one that does so now or the first, where hosts have groups, and not several serve.
-function Fleet:use_groups()
-  local group, serves = self.hosts[1].group, false
-  for _, member in ipairs(self:instances()) do
+--- The group of hosts that alone serves: false when several do, nil when none does or there are no groups.
+---@return string|false|nil
+function Fleet:serving_group()
+  local group
+  for _, member in ipairs(self.members) do
+    local own = member.host.group or false
     if member.state == "serving" then
-      if serves and member.host.group ~= group then return end
-      group, serves = member.host.group, true
+      if group ~= nil and own ~= group then return false end
+      group = own
     end
   end
-  if group and #in_group(self, group, false) > 0 then self.active, self.group = in_group(self, group, true), group end
+  return group ~= nil and #in_group(self, group or nil, false) > 0 and group or nil
+end
+
+--- Has only one group of hosts serve, the one that does so now or the first, where hosts have groups, and not several serve. A
+--- rollback goes by where its release served before: in one group, which it does not leave or comes back to, or in several.
+function Fleet:use_groups()
+  local group, back = self:serving_group(), self.target.group
+  if back and #in_group(self, back, true) == 0 then back = nil end
+  if back and (not group or group == back) then
+    self.active = in_group(self, back, true)
+  elseif group ~= false and back ~= false then
+    group = group or self.hosts[1].group
+    if not group or #in_group(self, group, false) == 0 then return end
+    self.active, self.standby = in_group(self, group, true), in_group(self, back or group, back ~= nil)
+  end
 end
 
 --- The other group's hosts: {} when groups are not in use.
 function Fleet:standby_hosts()
-  return self.group and in_group(self, self.group, false) or {}
+  return self.standby or {}
+end
+
+--- Those of some instances that are on hosts which are to serve.
+---@param list deployrt.Instance[]
+---@return deployrt.Instance[]
+function Fleet:on_active_hosts(list)
+  local active, found = {}, {}
+  for _, host in ipairs(self:active_hosts()) do active[host] = true end
+  for _, member in ipairs(list) do found[#found + 1] = active[member.host] and member or nil end
+  return found
 end
 
 --- Whether the release being deployed can run there: what was adopted once knows only the port that it had.
@@ -383,7 +409,7 @@ function Fleet:lacking_slots()
   if #self:old() == 0 or #self:standby_hosts() > 0 then return nil end
   local need = {}
   for _, member in ipairs(self:old()) do need[member.host] = (need[member.host] or 0) + 1 end
-  for _, host in ipairs(self.hosts) do
+  for _, host in ipairs(self:active_hosts()) do
     local room = 0
     for _, port in ipairs(self.process.ports) do
       local member = self:at(host, port)
@@ -406,7 +432,7 @@ function Fleet:second_set(old)
     end
     return set
   end
-  for _, member in ipairs(old) do set[#set + 1] = self:candidate(member.host) end
+  for _, member in ipairs(self:on_active_hosts(old)) do set[#set + 1] = self:candidate(member.host) end
   return set
 end
 

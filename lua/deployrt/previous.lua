@@ -19,6 +19,14 @@ local function way_back(run)
   return last.launch
 end
 
+--- What serves, and the group of hosts in which it does: a rollback goes back to that one.
+local function launch_of(fleet, member)
+  local launch = {}
+  for key, value in pairs(member.launch) do launch[key] = value end
+  launch.group = fleet:serving_group()
+  return launch
+end
+
 --- Notes what the run found: what serves, what the balancer forgot, all releases that run, and what is current where.
 ---@param run table
 function previous.find(run)
@@ -26,7 +34,7 @@ function previous.find(run)
   local old = run.fleet:old()[1] or run.forgotten[1]
   if old and run.fleet:is_target(old) then old = nil end
   run.previous = old and old.release
-  run.previous_launch = old and old.launch or way_back(run)
+  run.previous_launch = old and launch_of(run.fleet, old) or way_back(run)
   run.found_releases, run.found_current, run.found = {}, {}, {}
   for _, host in ipairs(run.fleet.hosts) do run.found_current[host.name] = host.current end
   for _, member in ipairs(run.fleet.members) do

@@ -43,9 +43,11 @@ end
 
 function rollback:deploy()
   local old = self.fleet:old()
-  if #old == 0 then return end
+  local staying = self.fleet:on_active_hosts(old)
+  if #staying == 0 then return end -- the runtime fills those hosts, and takes the others out of service
   if self.fleet:lacking_slots() then
-    for batch in self:batches(old, "50%") do
+    if #staying == 1 then self:fill(true) end -- whoever else is to serve does so before the last is stopped
+    for batch in self:batches(staying, "50%") do
       self:step(batch.label, function() self:each(batch, replace) end)
     end
     return
