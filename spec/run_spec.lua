@@ -180,6 +180,39 @@ describe("a run", function()
     assert.equal("1.0\n", fixture.sh(("ls %s/home/.deployrt/shop/releases"):format(app.dir)))
   end)
 
+  it("brings hosts along only with what the others were started with: command, environment and secrets", function()
+    local path, secret = fixture.release "1.0", app.dir .. "/secret"
+    fixture.write(secret, "first")
+    local function write(settings)
+      app.opts.process = "  stop: {timeout: 3s}\n  " .. settings
+      app:write(path, "1.0")
+    end
+    local given = "env: {MODE: 1}\n  secrets: {KEY: '${file:secret}'}"
+    write(given)
+    assert.equal(0, app:command({ "rolling", "app.yml", "--force" }).exit)
+    local record = fixture.sh(("ls %s/state/shop/runs/*/run.json"):format(app.dir)):gsub("%s+$", "")
+    fixture.write(record, (fixture.read(record):gsub("^{", '{"failed":["local"],'))) -- as if the run had gone on without it
+    local function refuses(text)
+      local run = app:command { "rolling", "app.yml", "--failed" }
+      assert.equal(2, run.exit, run.stdout)
+      for _, part in ipairs { text, "is not what run", "deploy what is new on all hosts" } do assert.truthy(run.stderr:find(part, 1, true), run.stderr) end
+    end
+    write(given:gsub("MODE: 1", "MODE: 2"))
+    refuses "process.env"
+    write(given)
+    app.opts.command = '  command: [./server, "--port=${port}"]'
+    write(given)
+    refuses "process.command"
+    app.opts.command = nil
+    write(given)
+    fixture.write(secret, "second")
+    refuses "process.secrets"
+    fixture.write(secret, "first")
+    assert.equal(0, app:command({ "rolling", "app.yml", "--failed" }).exit)
+    app.opts.process = nil
+    app:write(path, "1.0")
+  end)
+
   it("help shows the options of a strategy from its own table", function()
     local text = app:command({ "help", "canary" }).stdout
     assert.truthy(text:find("steps", 1, true))

@@ -10,6 +10,7 @@ local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
+local launch = require "deployrt.launch"
 local leftover = require "deployrt.leftover"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
@@ -18,33 +19,12 @@ local pretend = require "deployrt.world.pretend"
 local previous = require "deployrt.previous"
 local rollout = require "deployrt.rollout"
 local script = require "deployrt.script"
-local secrets = require "deployrt.secrets"
 local session = require "deployrt.session"
 local stopping = require "deployrt.stopping"
 local turns = require "deployrt.turns"
 local undo = require "deployrt.undo"
 
 local run = {}
-
---- The settings that make an instance new when they change.
-local function settings_of(app, opened, sha256)
-  local values = {}
-  for name in pairs(app.process.secrets or {}) do values[name] = opened.secrets:value(name) end
-  return core.sha256(journal.canonical { app.process.command, app.process.env or {}, values, sha256 or "" }):sub(1, 16)
-end
-
---- What is to be started: release, command and environment, as they are kept with each instance.
-local function launch_of(app, opened, force)
-  local process, release = app.process, app.release or {}
-  if release.path then opened.archive = archive.open(release.path, opened.controller) end
-  local sha256 = opened.archive and opened.archive.sha256
-  local settings = settings_of(app, opened, sha256)
-  return {
-    release = release.version or (sha256 or settings):sub(1, 12), sha256 = sha256, packed = opened.archive ~= nil,
-    command = process.command, env = process.env or {}, secrets = secrets.references(process.secrets),
-    settings = force and settings .. "-" .. core.sha256(tostring(core.time())):sub(1, 6) or settings,
-  }
-end
 
 local function check_content(self)
   self.releases = {}
@@ -294,7 +274,7 @@ end
 local function new_run(opened, options)
   local past = options.past
   local id = past and past.id or options.state:create()
-  local target = past and past.header.launch or options.target and options.target(opened) or launch_of(opened.app, opened, options.force)
+  local target = past and past.header.launch or options.target and options.target(opened) or launch.of(opened.app, opened, options.force)
   if past then reopen_archive(opened.app, opened, past.header) end
   opened.fleet.target = target
   local self = opened:new_run {
@@ -376,7 +356,7 @@ end
 function run.rehearse(app, options)
   local opened = session.open(app, { secrets = options.kind ~= "stop" })
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
-  local target = options.target and options.target(opened) or launch_of(app, opened, options.force)
+  local target = options.target and options.target(opened) or launch.of(app, opened, options.force)
   opened.fleet.target = target
   local self = opened:new_run {
     id = "plan", rehearsing = true, session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
@@ -457,7 +437,7 @@ function run.is_needed(app, state, force)
   if #app.hosts == 0 then return true end
   local opened = session.open(app, { secrets = true })
   local closing <close> = setmetatable({}, { __close = function() opened:close() end })
-  opened.fleet.target = launch_of(app, opened, false)
+  opened.fleet.target = launch.of(app, opened, false)
   return opened:with_run({}, function(self)
     if state then lock.refuse_held(opened:lines(), app.file, function(id) return state:is_over(id) end) end
     if force then return true end

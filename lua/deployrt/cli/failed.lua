@@ -1,9 +1,8 @@
 -- cli/failed.lua -- What --failed means: the hosts that the last successful run went on without, and its release.
-local archive = require "deployrt.archive"
 local common = require "deployrt.cli.common"
 local connection = require "deployrt.connection"
 local errors = require "deployrt.errors"
-local journal = require "deployrt.journal"
+local launch = require "deployrt.launch"
 local secrets = require "deployrt.secrets"
 
 local failed = {}
@@ -21,28 +20,26 @@ local function refuse_none(state)
   errors.raise("nothing", "the last run went on without no host: --failed has nothing to bring along")
 end
 
---- Whether app.yml has what a run started: the files, or without any the command and what it is given.
-local function is_same(app, launch)
-  local path, process = app.release and app.release.path, app.process
-  if path then
-    local here = connection.new({ name = "local" }, app.app)
-    local closing <close> = setmetatable({}, { __close = function() here:close() end })
-    return archive.open(path, here).sha256 == launch.sha256
-  end
-  return not launch.packed and journal.canonical { process.command, process.env or {}, secrets.references(process.secrets) }
-    == journal.canonical { launch.command, launch.env or {}, launch.secrets or {} }
+--- What app.yml says is to be started.
+local function launch_here(app)
+  local here = connection.new({ name = "local" }, app.app)
+  local closing <close> = setmetatable({}, { __close = function() here:close() end })
+  return launch.of(app, { controller = here, secrets = secrets.read(app.process.secrets, app.dir, here) })
 end
 
---- Keeps to the release that the others have: a version that is not named is that one, and nothing else is brought along.
+--- Keeps to the release that the others have: a version that is not named is that one, and nothing else is brought along, nor
+--- started otherwise.
 local function keep_release(command, app, last)
   local release = app.release or {}
   if release.version and release.version ~= last.release then
     errors.raise("usage", ("release %s is asked for, and run %s deployed %s: --failed gives hosts what the others have; give --release %s, or deploy %s on all hosts"):format(
       release.version, last.id, last.release, last.release, release.version))
   end
-  if (release.path or not release.version) and last.launch and not is_same(app, last.launch) then
-    errors.raise("usage", ("%s is not what run %s deployed as release %s: --failed gives hosts what the others have; give --release %s and its files, "
-      .. "or deploy what is new on all hosts"):format(release.path or "what app.yml starts", last.id, last.release, last.release))
+  local key = last.launch and launch.difference(launch_here(app), last.launch)
+  if key then
+    errors.raise("usage", ("%s is not what run %s deployed as release %s: --failed gives hosts what the others have; give --release %s and %s, "
+      .. "or deploy what is new on all hosts"):format(key == "release.path" and release.path or key, last.id, last.release, last.release,
+      key == "release.path" and "its files" or "the settings of then"))
   end
   command.flags.release = last.release
 end
