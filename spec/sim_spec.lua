@@ -92,6 +92,19 @@ describe("the simulator", function()
     end)
   end
 
+  for _, fault in ipairs { "host-off", "never-ready" } do
+    it("holds where a strategy tolerates failures, whatever becomes of the hosts it goes on without: " .. fault, function()
+      local file = script [[
+        local strategy = require "deployrt.strategy"
+        local own = strategy.extend("rolling", { name = "own", options = { tolerate = { type = "amount", default = "50%" } } })
+        function own:deploy() self:each(self.fleet:old(), self.replace, { max = 1, tolerate = self.options.tolerate }) end
+        return own]]
+      local summary = inside(function() return sim.test(file, { seeds = 100, fault = fault }) end)
+      assert.equal("", text_of(summary))
+      assert.is_true(summary.outcomes.succeeded > 50)
+    end)
+  end
+
   it("lets nobody begin a second run beside the first", function()
     local result = inside(function() return sim.play("rolling", 5, { fleet = 2, faults = { { kind = "second-run", at = 3, seconds = 0 } } }) end)
     assert.is_nil(result.violation, result.violation and result.violation.message)

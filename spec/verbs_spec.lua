@@ -80,10 +80,16 @@ describe("a script that is wrong about its verbs", function()
       ['self.fleet.hosts[1]:run({ "ls" }, { env = { [1] = "x" } })'] = "an environment has names and texts",
       ["self.fleet:candidate(self.fleet.hosts[1], -1)"] = "process.ports has no port -1",
       ["self:each({ 1 }, print, { tolerat = 1 })"] = "each has no option 'tolerat' (did you mean 'tolerate'?); there are: max, tolerate",
+      ["self:each({ 1 }, print, { tolerate = -1 })"] = "each tolerates an amount of failures: expected an amount such as 2 or 25%, got '-1'",
       ["self:each({ 1 }, print, 2)"] = "each takes its options in a table, not 2",
       ['self.fleet.hosts[1]:run({ "ls" }, { time = 5 })'] = "run has no option 'time'; there are: cwd, env, stdin, timeout",
       ["self:analyse { second = 5, new = {}, old = {} }"] = "analyse has no option 'second' (did you mean 'seconds'?)",
     } do fails(1, ("function s:deploy() %s end"):format(code), "own.lua:3", what) end
+  end)
+
+  it("tolerates no failure where none is allowed, nor what ends the run on purpose", function()
+    fails(1, 'function s:deploy() self:each({ 1 }, function(s) s:fail("one") end, { tolerate = 0 }) end', "one")
+    fails(0, 'function s:deploy() self:each({ 1 }, function(s) s:withdraw("no more") end, { tolerate = 1 }) self:fail("on") end', "no more")
   end)
 
   it("runs no code of its own where its limits do not hold", function()

@@ -39,7 +39,7 @@ local function text_of(value)
   return #value > longest and value:sub(1, longest) .. "..." or value
 end
 
-local own = { interrupted = true, withdrawn = true, superseded = true, abandoned = true, unwinding = true } -- codes that decide how a run ends
+local own = { interrupted = true, withdrawn = true, superseded = true, abandoned = true, given_up = true, unwinding = true } -- codes that decide how a run ends
 
 --- The code of an error table, unless it was made by hand and claims what only the runtime says.
 local function code_of(raised)

@@ -202,12 +202,17 @@ local function select(self, accept)
   return list
 end
 
+--- Whether an instance serves, as far as the run is about it.
+local function serves(self, member)
+  return member.state == "serving" and not self.given_up[member.host.name]
+end
+
 --- The instances that serve and are to be replaced: first those that the balancer finds down; hosts take turns, so that a batch
 --- spreads over them.
 ---@return deployrt.Instance[]
 function Fleet:old()
   local down, up = {}, {}
-  for _, member in ipairs(select(self, function(m) return not self:is_target(m) and m.state == "serving" end)) do
+  for _, member in ipairs(select(self, function(m) return not self:is_target(m) and serves(self, m) end)) do
     local slot = self.balancer.slots[member.slot]
     table.insert(slot and slot.up == false and down or up, member)
   end
@@ -217,7 +222,7 @@ end
 --- The instances of the release being deployed that serve.
 ---@return deployrt.Instance[]
 function Fleet:new()
-  return select(self, function(m) return self:is_target(m) and m.state == "serving" end)
+  return select(self, function(m) return self:is_target(m) and serves(self, m) end)
 end
 
 --- The instances that run without traffic.

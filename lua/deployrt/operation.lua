@@ -94,10 +94,8 @@ local function take_turn(run, id)
   run.clock:tick()
 end
 
---- Passes an operation to the world and records its outcome.
-local function act(run, spec, id)
-  local started = core.now()
-  local ok, result = pcall(run.world.perform, run.world, spec, id)
+--- Records what came of an operation, and hands it on.
+local function conclude(run, spec, id, started, ok, result)
   result = ok and plain(run, result) or not ok and run.mask(errors.wrap(result)) or nil
   if not ok and result.code == "superseded" then run.leave(result) end
   take_turn(run, id)
@@ -109,6 +107,11 @@ local function act(run, spec, id)
   announce(run, spec, started, ok, result)
   if not ok then error(result, 0) end
   return result
+end
+
+--- Passes an operation to the world.
+local function act(run, spec, id)
+  return conclude(run, spec, id, core.now(), pcall(run.world.perform, run.world, spec, id))
 end
 
 --- The result that the journal has. It is handed out in the order in which it came then.
@@ -167,9 +170,23 @@ local function refuse_in_check(run, name)
   if run.checking then errors.raise("usage", ("check runs before anything is touched, and %s changes something: do that in deploy"):format(name)) end
 end
 
+--- What is there before an effect. When that cannot be told, the effect has failed before it began.
+local function find(run, spec, id)
+  local started = core.now()
+  local ok, found = pcall(run.world.perform, run.world, { name = spec.find, host = spec.host, args = spec.args }, id)
+  return ok and plain(run, found) or conclude(run, spec, id, started, false, found)
+end
+
+--- A host that the run goes on without is left as it is.
+local function refuse_given_up(run, host)
+  if host and run.fleet.given_up[host.name] and not core.locals().undoing then
+    errors.raise("given_up", ("the run goes on without %s"):format(host.name), { host = host.name })
+  end
+end
+
 --- Begins an effect: what is there is recorded first, and the intent is on the disk before the effect.
 local function intend(run, spec, id)
-  local found = spec.find and plain(run, run.world:perform({ name = spec.find, host = spec.host, args = spec.args }, id))
+  local found = spec.find and find(run, spec, id)
   local back = spec.undo
   if type(back) == "function" then back = back(found) end
   local intent = {
@@ -204,17 +221,19 @@ operation.effect = exempt(function(spec)
   operation.checkpoint()
   local run, scope = operation.current()
   refuse_in_check(run, spec.name)
+  refuse_given_up(run, spec.host)
   local id = spec.undoes and "undo" .. spec.undoes or scope:next_id()
   local intent, done = recall(run, spec, id)
-  local in_doubt = intent ~= nil and done == nil
+  local in_doubt, undoing = intent ~= nil and done == nil, core.locals().undoing
+  if done and not (intent or undoing) then return hand_back(run, spec, id, done) end -- it failed before it began
   if not intent then
     operation.await_live()
     intent = intend(run, spec, id)
   end
-  local undoing = core.locals().undoing
   if intent.undo and not undoing then scope:push(operation.compensation(intent, spec.host)) end
   run.changed = true
-  if done and (done.ok or not undoing) then return hand_back(run, spec, id, done) end -- what could not be undone is tried again
+  local again = undoing and run.turns.live -- what could not be undone is tried again
+  if done and (done.ok or not again) then return hand_back(run, spec, id, done) end
   if in_doubt then settle(run, spec, id) end
   if done then spec = what_is_left(run, spec, id) end
   return spec and act(run, spec, id) or {}
@@ -283,10 +302,10 @@ function operation.now()
   return operation.current().clock:now()
 end
 
---- A slot whose process could not be put back gets no traffic back either: that compensation fails, too.
-local function hold_back(run, entry)
+--- A slot whose process could not be put back gets no traffic back either, until it is put back: that compensation fails, too.
+local function hold_back(run, entry, is_held)
   local context = run.world.context
-  if context and entry.instance then context.held_back[entry.instance:gsub(":(%d+)$", "-%1") .. ""] = true end
+  if context and entry.instance then context.held_back[entry.instance:gsub(":(%d+)$", "-%1") .. ""] = is_held or nil end
 end
 
 --- What these have done stays. A run that fails later says what that was.
@@ -317,9 +336,8 @@ function operation.unwind(scope)
   locals.undoing = true
   undo.unwind(scope, function(entry)
     local ok, err = pcall(entry.run)
-    if ok then return end
-    hold_back(run, entry)
-    error(err, 0)
+    hold_back(run, entry, not ok)
+    if not ok then error(err, 0) end
   end, failures)
   locals.undoing = before
   return failures

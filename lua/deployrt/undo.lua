@@ -148,7 +148,7 @@ end
 ---@async
 ---@param scope deployrt.Scope
 ---@param run fun(compensation: table)  performs one compensation, raises when it fails
----@param failures table[]              {label, error} of each that failed
+---@param failures table[]              {label, host, error, entry} of each that failed
 function undo.unwind(scope, run, failures)
   if scope.parallel then return unwind_parallel(scope, run, failures) end
   while #scope.entries > 0 do
@@ -157,7 +157,7 @@ function undo.unwind(scope, run, failures)
       undo.unwind(entry, run, failures)
     else
       local ok, err = pcall(run, entry)
-      if not ok then failures[#failures + 1] = { label = entry.label, host = entry.host, error = errors.wrap(err) } end
+      if not ok then failures[#failures + 1] = { label = entry.label, host = entry.host, error = errors.wrap(err), entry = entry } end
     end
   end
 end

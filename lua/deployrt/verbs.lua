@@ -40,37 +40,66 @@ function verbs:step(label, fn, ...)
   return table.unpack(result, 2, result.n)
 end
 
-local function start_child(self, group, item, fn, failures)
-  local scope, caller = group:child(), coroutine.running()
+local each_takes = { max = true, tolerate = true }
+
+--- How many of so many may fail.
+local function tolerated(value, count)
+  if value == nil or value == 0 then return 0 end
+  local amount, problem = units.amount(value)
+  if not amount then errors.raise("usage", "each tolerates an amount of failures: " .. problem) end
+  return units.resolve_amount(amount, count)
+end
+
+--- Goes on without a part that failed: it is undone at once, and its host is left as it was; the next run, or `--failed`, sees
+--- to it. What cannot be undone now is tried again if the run is rolled back.
+local function give_up(run, scope, err)
+  run.emit { event = "warning", message = ("tolerated%s: %s"):format(errors.is_gone(err) and ", unreachable" or "", errors.text(err)) }
+  if err.host then run.fleet.given_up[err.host] = true end
+  local failures = operation.unwind(scope)
+  for i = #failures, 1, -1 do
+    local failure = failures[i]
+    run.emit { event = "warning", message = ("%s is left as it is: %s"):format(failure.host or failure.label, errors.text(failure.error)) }
+    scope:push(failure.entry)
+  end
+end
+
+--- A child has failed: the run goes on without it, or its siblings give up, too. Nothing is tolerated that ends the run on
+--- purpose; and a host counts once, whatever else there was to be done on it.
+local function fail_child(run, group, scope, err)
+  if err.code == "abandoned" and #group.failures > 0 then return end
+  if err.code == "given_up" then return operation.unwind(scope) end
+  table.insert(group.failures, err)
+  group.abandoned = group.abandoned or run.stopping ~= nil or err.code == "withdrawn" or #group.failures > group.tolerates
+  if not group.abandoned then give_up(run, scope, err) end
+end
+
+--- Whether an item is a host that the run goes on without, or an instance there.
+local function is_given_up(run, item)
+  local host = type(item) == "table" and (rawget(item, "host") or item)
+  return type(host) == "table" and run.fleet.given_up[rawget(host, "name") or ""]
+end
+
+local function start_child(self, group, item, fn)
+  local run, scope, caller = operation.current(), group:child(), coroutine.running()
+  group.running = group.running + 1
   return core.spawn(function()
     trace.called_from(caller)
     scope:mark "began"
     local ok, err = pcall(operation.within, scope, fn, self, item)
+    if not ok then fail_child(run, group, scope, errors.wrap(err)) end
     scope:mark "ended"
-    if ok then return end
-    err = errors.wrap(err)
-    if err.code == "abandoned" and #failures > 0 then return end
-    failures[#failures + 1], failures[err] = err, scope
+    group.running = group.running - 1
+    group.freed:set()
   end)
 end
 
---- What the run goes on without: each failed part is undone at once, and its host is left as it was. Hosts that are away
---- are told apart from those where something failed; the next run, or `--failed`, sees to them.
-local function give_up(run, failures)
+--- How many failed, those whose hosts are away apart from those where something went wrong.
+local function tell_of(run, failures)
   if #failures == 0 then return end
   local unreachable = 0
-  for _, err in ipairs(failures) do
-    if errors.is_gone(err) then unreachable = unreachable + 1 end
-    run.emit { event = "warning", message = ("tolerated%s: %s"):format(errors.is_gone(err) and ", unreachable" or "", errors.text(err)) }
-    if err.host then run.fleet.given_up[err.host] = true end
-    for _, failure in ipairs(operation.unwind(failures[err])) do
-      run.emit { event = "warning", message = ("%s is left as it is: %s"):format(failure.host or failure.label, errors.text(failure.error)) }
-    end
-  end
+  for _, err in ipairs(failures) do unreachable = unreachable + (errors.is_gone(err) and 1 or 0) end
   run.emit { event = "log", message = ("going on without %d that failed and %d that cannot be reached"):format(#failures - unreachable, unreachable) }
 end
-
-local each_takes = { max = true, tolerate = true }
 
 --- Calls `fn(self, item)` for all items side by side, and waits for all of them. Raises their errors together.
 ---@async
@@ -85,31 +114,19 @@ function verbs:each(list, fn, opts)
     errors.raise("usage", ("each does at most `max` at a time: a whole number from 1 on, not %s"):format(tostring(opts.max)))
   end
   local run, scope = operation.current()
-  local group, failures = scope:child(true), {}
-  local tolerate = opts.tolerate and units.resolve_amount(units.amount(opts.tolerate), #list) or 0
-  local running, tasks = 0, {}
-  local freed = core.event()
+  local group, tasks = scope:child(true), {}
+  group.tolerates, group.failures, group.running, group.freed = tolerated(opts.tolerate, #list), {}, 0, core.event()
   for i, item in ipairs(list) do
-    while opts.max and running >= opts.max do
-      freed:clear()
-      freed:wait()
+    while opts.max and group.running >= opts.max do
+      group.freed:clear()
+      group.freed:wait()
     end
-    if #failures > tolerate then break end
-    running = running + 1
-    tasks[i] = start_child(self, group, item, function(...)
-      local ok, err = xpcall(fn, trace.handler, ...)
-      running = running - 1
-      if not ok then
-        failures.count = (failures.count or 0) + 1
-        if failures.count > tolerate then group.abandoned = true end
-      end
-      freed:set()
-      if not ok then error(err, 0) end
-    end, failures)
+    if group.abandoned then break end
+    tasks[i] = not is_given_up(run, item) and start_child(self, group, item, fn) or nil
   end
   for _, task in pairs(tasks) do task:wait() end
-  if #failures > tolerate then error(errors.several(failures), 0) end
-  give_up(run, failures)
+  if group.abandoned then error(errors.several(group.failures), 0) end
+  tell_of(run, group.failures)
   operation.checkpoint()
 end
 

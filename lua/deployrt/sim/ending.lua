@@ -44,14 +44,23 @@ local function is_taken_over(world)
   return false
 end
 
+--- The hosts that a run did not go on without.
+local function kept(world, without)
+  local left, list = {}, {}
+  for _, name in ipairs(without or {}) do left[name] = true end
+  for _, host in ipairs(world.machines) do list[#list + 1] = not left[host.name] and host or nil end
+  return list
+end
+
 --- Why the world is not all-new; nil when it is. `spared` are hosts that faults took instances of.
 ---@param world deployrt.sim.World
 ---@param spared table<string, boolean>
+---@param without? string[]  hosts that the run says it went on without
 ---@return string?
-function ending.not_new(world, spared)
+function ending.not_new(world, spared, without)
   if world.balancer.route then return "requests are still told apart" end
   local taken_over = is_taken_over(world)
-  for _, host in ipairs(world.machines) do
+  for _, host in ipairs(kept(world, without)) do
     local serving = 0
     for _, port in ipairs(world.ports) do
       local slot = world.balancer.named[host.name .. "-" .. port]

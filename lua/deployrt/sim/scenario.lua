@@ -123,7 +123,7 @@ local function hear(world, life)
       end
       world:note("rollback", { text = event.reason, overtaken = life.overtaken })
     elseif event.event == "run.finished" then
-      life.outcome, life.left = event.outcome, event.left
+      life.outcome, life.left, life.without = event.outcome, event.left, event.without
       world:note("finished", { text = ("%s, exit %d"):format(event.outcome, event.exit), left = event.left })
     elseif event.event == "warning" then
       world:note("warning", { text = event.message })
@@ -242,7 +242,7 @@ local function check_end(world, life)
   local outcome, unheard = life.outcome, life.error and life.error.code == "nothing"
   if unheard and not ending.not_new(world, spared(world)) then return end -- it had ended, and died before it said so
   if outcome == "succeeded" then
-    local why = ending.not_new(world, spared(world))
+    local why = ending.not_new(world, spared(world), life.without)
     if why then world:violate("the end is all-new or all-old", "it succeeded, but " .. why) end
   else
     local first = ending.not_old(world, spared(world))[1]
