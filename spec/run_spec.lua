@@ -213,6 +213,18 @@ describe("a run", function()
     app:write(path, "1.0")
   end)
 
+  it("brings no host along when all was stopped since", function()
+    app:write(fixture.release "1.0", "1.0")
+    assert.equal(0, app:command({ "rolling", "app.yml", "--force" }).exit)
+    local record = fixture.sh(("ls %s/state/shop/runs/*/run.json"):format(app.dir)):gsub("%s+$", "")
+    fixture.write(record, (fixture.read(record):gsub("^{", '{"failed":["local"],'))) -- as if the run had gone on without it
+    assert.equal(0, app:command({ "stop", "app.yml" }).exit)
+    local run = app:command { "rolling", "app.yml", "--failed" }
+    assert.equal(2, run.exit, run.stdout)
+    assert.truthy(run.stderr:find("stopped the application after run", 1, true), run.stderr)
+    assert.same({}, app:status().instances)
+  end)
+
   it("help shows the options of a strategy from its own table", function()
     local text = app:command({ "help", "canary" }).stdout
     assert.truthy(text:find("steps", 1, true))

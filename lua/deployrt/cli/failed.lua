@@ -44,6 +44,16 @@ local function keep_release(command, app, last)
   command.flags.release = last.release
 end
 
+--- After a stop the others have nothing.
+local function refuse_stopped(state, last)
+  for _, run in ipairs(state:runs()) do
+    if run.id > last.id and run.kind == "stop" and run.outcome == "succeeded" then
+      errors.raise("nothing", ("run %s stopped the application after run %s deployed it: --failed would start it on %s alone; deploy it on all hosts"):format(
+        run.id, last.id, table.concat(last.failed, ", ")))
+    end
+  end
+end
+
 --- Has --failed mean the hosts that the last successful run went on without, and its release.
 ---@param command deployrt.Command
 --- Raises deployrt.Error: "nothing", "usage".
@@ -52,6 +62,7 @@ function failed.narrow(command)
   local state = common.state(command, app)
   local last = state:last_success()
   if not last or not last.failed then refuse_none(state) end
+  refuse_stopped(state, last)
   keep_release(command, app, last)
   command.flags.host = last.failed
 end
