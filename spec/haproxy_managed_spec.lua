@@ -252,3 +252,71 @@ describe("HAProxy run by deployrt where few files may be open", function()
     assert.same({}, app:stop())
   end)
 end)
+
+describe("HAProxy run by deployrt, whose controller dies between its configuration and its reload", function()
+  local app, stats, config
+
+  --- Runs rolling with `stats:`, and ends it when the new configuration is on the disk.
+  local function dies(release, version)
+    app.opts.balancer = ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", stats: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(app.listen, stats)
+    app:write(release, version)
+    local bin, real = app.dir .. "/bin", fixture.sh("PATH=$PATH:/usr/sbin command -v haproxy"):match("%S+")
+    fixture.write(bin .. "/haproxy", ([[#!/bin/sh
+if [ "$1" = -c ]; then
+  while [ ! -s '%s/pid' ]; do sleep 0.01; done
+  kill -s STOP "$(cat '%s/pid')"
+fi
+exec %s "$@"
+]]):format(bin, bin, real))
+    fixture.sh("chmod +x " .. bin .. "/haproxy")
+    local pid = app:command({ "rolling", "app.yml" }, { background = true, env = { PATH = bin .. ":" .. os.getenv("PATH") } })
+    fixture.write(bin .. "/pid", pid .. "\n")
+    fixture.eventually(function() return fixture.read(config):find("deployrt-stats", 1, true) end, 10, "the new configuration")
+    fixture.signal(pid, "KILL")
+    app:await_end(pid)
+    assert.is_false(fixture.is_listened(stats))
+  end
+
+  local function exits(code, ...)
+    local run = app:command { ..., "app.yml" }
+    assert.equal(code, run.exit, run.stdout .. run.stderr)
+  end
+
+  before_each(function()
+    app, stats = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }, fixture.free_port()
+    config = app.dir .. "/home/.deployrt/shop/balancer/haproxy.cfg"
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  it("has its old configuration after abort, and the next run's new one", function()
+    dies(fixture.release("2.0"), "2.0")
+    exits(0, "abort")
+    assert.falsy(fixture.read(config):find("deployrt-stats", 1, true))
+    app:write(fixture.release("1.0"), "1.0")
+    exits(0, "rolling")
+    assert.is_true(fixture.is_listened(stats))
+  end)
+
+  it("has its old configuration after resume when the release fails", function()
+    dies(fixture.release("2.0", { fault = "dies" }), "2.0")
+    exits(1, "resume")
+    assert.falsy(fixture.read(config):find("deployrt-stats", 1, true))
+    fixture.eventually(function() return not fixture.is_listened(stats) end, 5, "the end of its statistics")
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("gets the new one from the next run that succeeds when somebody has unlocked the hosts", function()
+    dies(fixture.release("1.0"), "1.0")
+    exits(0, "unlock")
+    app:write(fixture.release("2.0", { fault = "dies" }), "2.0")
+    exits(1, "rolling")
+    assert.falsy(fixture.read(config):find("deployrt-stats", 1, true))
+    app:write(fixture.release("1.0"), "1.0")
+    exits(0, "rolling")
+    assert.is_true(fixture.is_listened(stats))
+  end)
+end)

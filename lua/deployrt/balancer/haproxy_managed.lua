@@ -232,7 +232,9 @@ function haproxy_managed.check(driver)
   local notes = running and check_dropped(driver)
   local same = running and running.description == config.fingerprint(text)
   if not same then check_listen(driver, running) end
-  driver.outdated = running and not same and config.settings(text) ~= config.settings(driver.host:read(driver.paths.config) or "")
+  local on_disk = driver.host:read(driver.paths.config) or ""
+  driver.outdated = running and not same and (running.description ~= config.fingerprint(on_disk) -- who wrote it died before the reload
+    or config.settings(text) ~= config.settings(on_disk))
   return notes
 end
 
@@ -341,10 +343,23 @@ local function before_file(driver, run)
   return ("%s.before-%s"):format(driver.paths.config, run)
 end
 
---- Keeps the configuration that a run found, for its way back; an earlier run's is of no use any more.
-local function keep_before(driver, run, text)
+--- The configuration that runs: on the disk is another one when who wrote it died before the reload. What he found is there, too.
+local function text_running(driver, seen, on_disk)
+  if config.fingerprint(on_disk) == seen.description then return on_disk end
+  local found = shell(driver.host, 'cat -- "$1".before-*', driver.paths.config).stdout
+  return config.fingerprint(found) == seen.description and found or on_disk
+end
+
+--- Keeps the configuration that a run found, for its way back; an earlier run's is of no use any more. An earlier life of
+--- this run may have kept it already.
+---@return string text  what the run found
+local function keep_before(driver, run, seen, on_disk)
+  local kept = driver.host:read(before_file(driver, run))
+  if kept then return kept end
+  local text = text_running(driver, seen, on_disk)
   shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
   driver.host:write(before_file(driver, run), text, "600")
+  return text
 end
 
 ---@param driver deployrt.HAProxy
@@ -359,8 +374,7 @@ function haproxy_managed.prepare(driver, run)
     check_listen(driver, nil)
     bring_up(driver, text)
   elseif seen.description ~= config.fingerprint(text) then
-    if run then keep_before(driver, run, old_text) end
-    reload(driver, seen, text, old_text)
+    reload(driver, seen, text, run and keep_before(driver, run, seen, old_text) or old_text)
   else
     return
   end
@@ -380,6 +394,8 @@ function haproxy_managed.unprepare(driver, run)
     bring_up(driver, text)
   elseif seen.description ~= config.fingerprint(text) then
     reload(driver, seen, text, driver.host:read(driver.paths.config) or "")
+  else
+    driver.host:write(driver.paths.config, text, "600") -- the other one may have been written, and not loaded yet
   end
   shell(driver.host, 'rm -f -- "$1"', before_file(driver, run))
 end
