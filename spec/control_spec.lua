@@ -2,6 +2,7 @@
 -- weight: 8
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
 
 local function contains(text, ...)
   for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
@@ -144,5 +145,64 @@ describe("a run that another machine ended", function()
     assert.same({ "3.0" }, app:serving())
     assert.falsy(on("a", "history").stdout:find("running", 1, true))
     refuses(on("a", "resume"), "no run of shop was interrupted")
+  end)
+end)
+
+if not hosts.possible() then
+  print("control_spec: skipped: a run on some of the hosts, because test hosts need root, iproute2 and sshd")
+  return
+end
+
+describe("a run on some of the hosts", function()
+  local bed, app, pid
+
+  setup(function() bed = hosts.up(2) end)
+  teardown(function() bed:down() end)
+
+  before_each(function()
+    app = fixture.app { slots = 1, yaml = "strategy: {settle: 0}", hosts = bed:yaml() }
+    app.ports = { 8080 }
+    assert.equal(0, app:deploy("in_place", "1.0").exit)
+    app:write(fixture.release("2.0"), "2.0")
+    fixture.write(app.dir .. "/own.lua", [[
+      local own = require("deployrt.strategy").extend("in_place", { name = "own" })
+      function own:deploy()
+        for i = 1, 100 do self:step("step " .. i, function() self:sleep(0.2) end) end
+        self.super.deploy(self)
+      end
+      return own]])
+  end)
+  after_each(function()
+    if pid then fixture.stop(pid) end
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  it("that is not the first of them is seen under way, held, let go and rolled back", function()
+    local log, name = app.dir .. "/log", bed.hosts[2].name
+    pid = app:begin({ "./own.lua", "app.yml", "--host", name }, log)
+    local status = app:status()
+    assert.same({ name, false, "running" }, { status.lock.host, status.lock.dead, status.run.outcome })
+    contains(app:command({ "status", "app.yml", "--host", bed.hosts[1].name }).stdout, "under way")
+    assert.equal(0, app:command({ "pause", "app.yml" }).exit)
+    fixture.eventually(function() return fixture.read(log):find("paused before", 1, true) end, 8, "the pause")
+    contains(app:command({ "approve", "app.yml" }).stdout, "goes on")
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, "is under way: it was asked to roll back", ": interrupted\n")
+    app:await_end(pid)
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
+  it("is under way although one that was interrupted has left its lock on another", function()
+    local dead = app:begin({ "./own.lua", "app.yml", "--host", bed.hosts[1].name })
+    fixture.signal(dead, "KILL")
+    app:await_end(dead)
+    pid = app:command({ "./own.lua", "app.yml", "--host", bed.hosts[2].name, "--state", app.dir .. "/other" }, { background = true })
+    fixture.eventually(function() return app:status().lock.host == bed.hosts[2].name end, 5, "its lock")
+    assert.equal("unfinished", app:status().run.outcome)
+    assert.equal(0, app:command({ "pause", "app.yml" }).exit)
+    fixture.stop(pid)
+    assert.equal(0, app:command({ "abort", "app.yml" }).exit)
   end)
 end)

@@ -88,6 +88,29 @@ function lock.read(host)
   return nil
 end
 
+--- Hosts in the order in which a run takes them: it listens to the first that it has.
+local function by_name(connections)
+  local sorted = table.move(connections, 1, #connections, 1, {})
+  table.sort(sorted, function(a, b) return a.name < b.name end)
+  return sorted
+end
+
+--- Who holds the lock of some of the hosts, and the host that he listens to; a run that is under way before one that was interrupted.
+---@async
+---@param connections deployrt.Connection[]
+---@return deployrt.LockState? held  nil: nobody
+---@return deployrt.Connection? line
+function lock.find(connections)
+  local sorted, first = by_name(connections), nil
+  local states = fleet.together(sorted, lock.read)
+  for i, line in ipairs(sorted) do
+    local held = states[i]
+    if held and not held.dead then return held, line end
+    first = first or held and i
+  end
+  return states[first], sorted[first]
+end
+
 --- What to say to somebody who finds the lock taken.
 ---@param state deployrt.LockState
 ---@param file string  app.yml as the user named it
@@ -161,13 +184,12 @@ end
 ---@return deployrt.Lock
 --- Raises deployrt.Error: "locked" with what is known of the holder.
 function lock.take(connections, opts)
-  local me, sorted = core.whoami(), table.move(connections, 1, #connections, 1, {})
-  table.sort(sorted, function(a, b) return a.name < b.name end)
+  local me = core.whoami()
   local self = setmetatable({
     run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(),
     connections = {}, step = "", told = core.event(), beaten = core.now(), confirmed = core.now(),
   }, Lock)
-  for _, host in ipairs(sorted) do
+  for _, host in ipairs(by_name(connections)) do
     local ok, err = pcall(take_one, self, host, opts.is_over)
     if ok then
       self.connections[#self.connections + 1] = host

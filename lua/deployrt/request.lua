@@ -5,28 +5,23 @@ local lock = require "deployrt.lock"
 
 local request = {}
 
---- The run that is under way, and the host that it listens to: the first by name.
+--- The run that is under way, and the host that it listens to.
 ---@async
 ---@param opened deployrt.Session
 ---@return deployrt.LockState? held  nil: none is
----@return deployrt.Connection? line  nil: there are no hosts yet
+---@return deployrt.Connection? line
 function request.live_run(opened)
-  local line = opened:lines()[1]
-  for _, each in ipairs(opened:lines()) do
-    if each.name < line.name then line = each end
-  end
-  local held = line and lock.read(line)
-  return held and not held.dead and held or nil, line
+  local held, line = lock.find(opened:lines())
+  if held and not held.dead then return held, line end
 end
 
 --- The same; without one it is an error.
 --- Raises deployrt.Error: "nothing"; "locked" when the run was interrupted.
 function request.check_live(opened)
-  local held, line = request.live_run(opened)
-  if held then return held, line end
-  held = line and lock.read(line)
-  if held then errors.raise("locked", lock.refusal(held, opened.app.file)) end
-  errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app))
+  local held, line = lock.find(opened:lines())
+  if not held then errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app)) end
+  if held.dead then errors.raise("locked", lock.refusal(held, opened.app.file)) end
+  return held, line
 end
 
 --- Asks.

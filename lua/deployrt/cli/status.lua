@@ -61,9 +61,15 @@ local function summary(rows)
   return best, kinds > 1
 end
 
+--- Whether somebody works on a run: its lock says so, or its controller, which runs here. It may be at work on other hosts.
+local function is_under_way(run, held)
+  if held and held.run == run.id then return not held.dead end
+  return run.life ~= nil and lock.is_here(run.life) and not lock.is_gone(run.life)
+end
+
 --- The outcome of the last run; one whose controller is gone is unfinished.
 local function outcome_of(last, held)
-  if last.outcome == "running" and not (held and not held.dead) then return "unfinished" end
+  if last.outcome == "running" and not is_under_way(last, held) then return "unfinished" end
   return last.outcome
 end
 
@@ -110,7 +116,7 @@ local function gather(command, app, opened, problem)
   local rows = rows_of(opened)
   probe(opened, rows)
   local release, mixed = summary(rows)
-  local held = lines[1] and lock.read(lines[1]) or state.read_lock and state:read_lock() or nil
+  local held = lock.find(lines) or state.read_lock and state:read_lock() or nil
   local runs = state:runs()
   local last = runs[#runs]
   return {
