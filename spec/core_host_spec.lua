@@ -19,6 +19,23 @@ local function read(path)
   return text
 end
 
+--- All variables of host.sh, and those that a shell has of its own.
+local function variables()
+  local names, seen = { "IFS", "CDPATH", "PS1", "OLDPWD" }, { PWD = true }
+  for name in read("src/host.sh"):gmatch("%f[%w_]([%a_][%w_]*)=") do
+    if not seen[name] and name ~= "IFS" and name ~= "NAME" then names[#names + 1] = name end
+    seen[name] = true
+  end
+  return names
+end
+
+--- That each of these variables has its own name for a value, as env(1) prints it.
+local function has_each(text, names)
+  for _, name in ipairs(names) do
+    assert.truthy(("\n" .. text):find(("\n%s=(%s)\n"):format(name, name), 1, true), name .. " in:\n" .. text)
+  end
+end
+
 local function exists(path)
   return core.fs.stat(path) ~= nil
 end
@@ -220,6 +237,31 @@ for _, candidate in ipairs(shells) do
       local found = assert(link:exec { "grep", "-rlF", secret, root })
       assert.equal("", found.stdout)
       assert.is_nil(read("/proc/" .. pid:match("%d+") .. "/cmdline"):find(secret, 1, true))
+    end))
+
+    it("gives a process and a command variables of any name", with_link(function()
+      local port, names, exports, words = free_port(), variables(), {}, {}
+      local half = #names // 2
+      for turn, first in ipairs { 1, half + 1 } do
+        local last = turn == 1 and half or #names
+        for i, name in ipairs(names) do
+          local is_secret = i >= first and i <= last
+          exports[#exports + 1] = is_secret and ("export %s='(%s)'\n"):format(name, name) or nil
+          words[#words + 1] = not is_secret and ("%s=(%s)"):format(name, name) or nil
+        end
+        words[#words + 1], words[#words + 2] = "--", "env"
+        local answer, status = call("process_start", port, "k" .. turn, directory, "the record", table.concat(exports), table.unpack(words))
+        assert.same({ 0, "" }, { status, (answer:gsub("^%d+\n", "")) })
+        local log = root .. "/logs/" .. port .. ".log"
+        eventually(function() return exists(log) and select(2, read(log):gsub("\nroot=", "")) == turn end, "its environment")
+        has_each(read(log), names)
+        exports, words = {}, {}
+      end
+      start(port, "k3", "A=", "--", "sh", "-c", 'echo "$#:$1:$2"', "sh", "", "--")
+      eventually(function() return read(root .. "/logs/" .. port .. ".log"):find("\n2::--\n", 1, true) end, "its arguments")
+      for i, name in ipairs(names) do words[i] = ("%s=(%s)"):format(name, name) end
+      words[#words + 1], words[#words + 2] = "--", "env"
+      has_each(call("operation_run", "run/names", root, "", table.unpack(words)), names)
     end))
 
     it("says why nothing can be started", with_link(function()

@@ -272,40 +272,37 @@ process_alive() { # pid start boot
   [ "$3" = "$boot" ] && process_stat "$1" && [ "$s_state" != Z ] && [ "$s_state" != X ] && [ "$s_start" = "$2" ]
 }
 
-process_since() { # the fields of /proc/<pid>/stat after the name
-  start_launcher=$2
-  shift 19
-  start_since=$1
-}
-
 # A copy of this shell records itself, tells its pid, and becomes the process: each program that it need not run on the
-# way is a millisecond less. What it exports may have any name, so afterwards only names of its own count. It ends its
-# launcher, which would wait for it: what a shell starts with & ignores INT and QUIT ever after. Its log stays private.
+# way is a millisecond less. What it exports may have any name, so all that is needed afterwards is put between the names
+# and the command. It ends its launcher, which would wait for it: what a shell starts with & ignores INT and QUIT ever
+# after. Its log stays private.
 process_become() { # NAME=value... -- command...
-  read -r start_stat < /proc/self/stat
-  # shellcheck disable=SC2086
-  process_since ${start_stat##*) }
+  process_stat self
   start_offset=0
   [ ! -s "$start_log" ] || start_offset=$(wc -c < "$start_log")
-  printf '%s\t%s\t%s\t%s\t%s\n%s\n' "$start_key" "${start_stat%% *}" "$start_since" "$boot" "$start_offset" "$start_text" \
+  printf '%s\t%s\t%s\t%s\t%s\n%s\n' "$start_key" "${stat%% *}" "$s_start" "$boot" "$start_offset" "$start_text" \
     > "$record.part" && mv "$record.part" "$record" || exit 1
-  if [ -e "$record.secrets" ]; then
-    # shellcheck source=/dev/null
-    . "$record.secrets"
-    rm -f "$record.secrets"
-  fi
   cd "$start_directory" || exit 1
+  start_passed=
+  for start_word do
+    shift
+    set -- "$@" "$start_word"
+    [ "$start_passed$start_word" = -- ] || continue
+    start_passed=yes
+    set -- "$@" "${stat%% *}" "$start_log" "$s_parent" "$login_umask" "$start_setsid"
+  done
+  eval "$start_secrets"
   while [ "$1" != -- ]; do
     # shellcheck disable=SC2163 # NAME=value
     export "$1"
     shift
   done
-  shift
-  printf '%s\n' "${start_stat%% *}"
-  exec >> "$start_log" 2>&1
-  kill -s KILL "$start_launcher"
-  umask "$login_umask"
-  exec "$start_setsid" "$@"
+  printf '%s\n' "$2"
+  exec >> "$3" 2>&1
+  kill -s KILL "$4"
+  umask "$5"
+  shift 5
+  exec "$@"
 }
 
 process_start() { # port key directory record secrets NAME=value... -- command... : prints the pid
@@ -322,14 +319,12 @@ process_start() { # port key directory record secrets NAME=value... -- command..
   [ -z "$owner" ] || { fail stranger "$owner"; return 1; }
   [ -d "$3" ] || { fail missing "$3: no such directory"; return 1; }
   record=$root/instances/$1
-  [ -z "$5" ] || message=$({ printf '%s' "$5" > "$record.secrets"; } 2>&1) ||
-    { unwritten "$record.secrets" "$message"; rm -f "$record.secrets"; return 1; }
-  start_log=$root/logs/$1.log start_key=$2 start_directory=$3 start_text=$4
+  start_log=$root/logs/$1.log start_key=$2 start_directory=$3 start_text=$4 start_secrets=$5
   [ "${start_setsid:-}" ] || start_setsid=$(command -v setsid)
   shift 5
   { pid=$({ (process_become "$@") && :; } < /dev/null 2>&1); } 2>/dev/null # where the shell tells of the launcher
   case $pid in
-    '' | *[!0-9]*) rm -f "$record.secrets" "$record.part"; unstarted "$record" "$pid" ;;
+    '' | *[!0-9]*) rm -f "$record.part"; unstarted "$record" "$pid" ;;
     *) printf '%s\n' "$pid" ;;
   esac
 }
@@ -380,7 +375,7 @@ process_forget() { # port pid -- what it left of its group goes, and the record;
   if process_read "$1" && [ "$i_pid" = "$2" ]; then
     process_alive "$i_pid" "$i_start" "$i_boot" && echo running && return 0
     [ "$i_boot" != "$boot" ] || [ -d "/proc/$2" ] || kill -s KILL -- "-$2" 2>/dev/null
-    rm -f "$root/instances/$1" "$root/instances/$1.secrets" "$root/instances/$1.told"
+    rm -f "$root/instances/$1" "$root/instances/$1.told"
   fi
   return 0
 }
@@ -440,12 +435,15 @@ printf "%s\n" $$ > pid.part && mv pid.part pid
 out=$PWD/out err=$PWD/err in=$PWD/in marker=$PWD
 {
   cd "$directory" || echo "cd: $directory" >&2
-  while [ "$1" != -- ]; do
-    export "$1"
+  (
+    umask "$login_umask" || exit
+    while [ "$1" != -- ]; do
+      export "$1"
+      shift
+    done
     shift
-  done
-  shift
-  (umask "$login_umask" && exec "$@") < "$in" > "$out" 2> "$err"
+    exec "$@"
+  ) < "$in" > "$out" 2> "$err"
   status=$?
 } 2> "$marker/shell"
 signal=
