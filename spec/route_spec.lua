@@ -87,6 +87,53 @@ describe("traffic that is told apart", function()
     assert.same({ ["1.0"] = 20 }, ask(20, "-H", "X-Canary: 1"))
   end)
 
+  it("does not go to who hangs, and status says so", function()
+    local run = begin '{share: 30%, sticky: false, route: [{header: "X-Canary: 1"}]}'
+    local held = {}
+    local function hold(release)
+      for _, each in ipairs(app:status().instances) do
+        if each.release == release and not held[each.pid] then
+          held[each.pid] = true
+          return fixture.signal(each.pid, "STOP")
+        end
+      end
+    end
+    --- Shares in percent by pid, the held ones apart.
+    local function shares()
+      local sums = {}
+      for _, each in ipairs(app:status().instances) do
+        assert.equal("serving", each.state)
+        local key = each.release .. (held[each.pid] and " held" or "")
+        sums[key] = (sums[key] or 0) + math.floor(100 * each.share + 0.5)
+      end
+      return sums
+    end
+    local function become(wanted)
+      local seen
+      local ok = pcall(fixture.eventually, function()
+        seen = shares()
+        for key, value in pairs(wanted) do
+          if seen[key] ~= value then return false end
+        end
+        return true
+      end, 5)
+      if not ok then assert.same(wanted, seen) end
+    end
+    become { ["1.0"] = 70, ["2.0"] = 30 }
+    hold "1.0"
+    become { ["1.0"] = 70, ["1.0 held"] = 0, ["2.0"] = 30 }
+    hold "2.0"
+    become { ["1.0"] = 70, ["1.0 held"] = 0, ["2.0"] = 30, ["2.0 held"] = 0 }
+    local tally = ask(200)
+    assert.equal(200, tally["1.0"] + tally["2.0"])
+    hold "2.0"
+    become { ["1.0"] = 100, ["2.0 held"] = 0 }
+    assert.same({ ["1.0"] = 200 }, ask(200))
+    for pid in pairs(held) do fixture.signal(pid, "CONT") end
+    become { ["1.0 held"] = 35, ["2.0 held"] = 30 }
+    finish(run, "old")
+  end)
+
   it("is refused beforehand where a rule is malformed", function()
     for rule, place in pairs { ['{header: "X Y: 1"}'] = "header", ["{path: beta}"] = "path", ["{source: here}"] = "source", ["{host: a}"] = "host" } do
       app.opts.yaml = ("strategy: {route: [%s]}"):format(rule)

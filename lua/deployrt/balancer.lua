@@ -176,6 +176,9 @@ local function set_route(self, wanted, note)
     end,
   }
   self.route = wanted
+  for _, name in ipairs(wanted and wanted.slots or {}) do
+    if self.slots[name] then self.slots[name].up = true end
+  end
   operation.current().report_traffic()
 end
 

@@ -18,21 +18,30 @@ local function releases_by_slot(run)
   return map
 end
 
+--- Routed slots that get requests: a balancer sends none to one that it finds down.
+local function routed_slots(balancer)
+  local names = {}
+  for _, name in ipairs(balancer.route and balancer.route.slots or {}) do
+    local slot = balancer.slots[name]
+    if not slot or slot.up ~= false then names[#names + 1] = name end
+  end
+  return names
+end
+
 --- The share of each slot in the traffic, from 0 to 1: by weight, and for routed slots by the percentage that goes to them.
+--- Who is down gets none, as the balancer sees it; what is left of the routed requests is for the others.
 ---@param balancer deployrt.Balancer
 ---@return table<string, number>
 function monitor.slot_shares(balancer)
-  local parts, total, routed = {}, 0, balancer.route
+  local parts, total, routed = {}, 0, routed_slots(balancer)
+  local part = #routed > 0 and balancer.route.percent / 100 or 0
   for _, slot in pairs(balancer.slots) do
-    if slot.state == "ready" then total = total + slot.weight end
+    if slot.state == "ready" and slot.up ~= false then total = total + slot.weight end
   end
-  local rest = routed and 1 - routed.percent / 100 or 1
   for name, slot in pairs(balancer.slots) do
-    if slot.state == "ready" and slot.weight > 0 then parts[name] = rest * slot.weight / total end
+    if slot.state == "ready" and slot.up ~= false and slot.weight > 0 then parts[name] = (1 - part) * slot.weight / total end
   end
-  for _, name in ipairs(routed and routed.slots or {}) do
-    parts[name] = (parts[name] or 0) + routed.percent / 100 / #routed.slots
-  end
+  for _, name in ipairs(routed) do parts[name] = (parts[name] or 0) + part / #routed end
   return parts
 end
 

@@ -139,13 +139,14 @@ function haproxy_route.commands(backend, map, rows, wanted)
   return commands
 end
 
---- Adds what the routed backend knows of a slot to what the other one does.
+--- Adds what the routed backend knows of a slot to what the other one does. It is up where requests come from.
 ---@param row deployrt.HAProxyServer
 ---@param routed? deployrt.HAProxyServer
 ---@return deployrt.HAProxyServer
 function haproxy_route.merge(row, routed)
   if not routed then return row end
   local sum = setmetatable({ sessions = row.sessions + routed.sessions, queue = row.queue + routed.queue, stat = {} }, { __index = row })
+  if routed.state == "ready" and row.state ~= "ready" then sum.up = routed.up end
   for column, value in pairs(row.stat) do sum.stat[column] = value end
   for _, column in ipairs { "stot", "hrsp_5xx", "econ", "eresp", "hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_other" } do
     sum.stat[column] = tostring(runtime.number(row.stat, column) + runtime.number(routed.stat, column))
