@@ -279,6 +279,22 @@ describe("what goes wrong in a run", function()
     contains(run.stderr, "the undo is broken")
   end)
 
+  it("traffic does not go back to what could not be put back", function()
+    strategy [[function own:deploy()
+      self.super.deploy(self)
+      self:log("now") self:sleep(1)
+      self:fail("too late")
+    end]]
+    app:write(fixture.release("2.0"), "2.0")
+    local log = app.dir .. "/log"
+    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
+    fixture.eventually(function() return fixture.read(log):find("now", 1, true) end, 10, "the sleep")
+    fixture.sh(("rm -r %s/home/.deployrt/shop/releases/1.0"):format(app.dir))
+    app:await_end(pid)
+    assert.matches("balancer.apply: local%-%d+[^\n]*: traffic was not put back there, because what was done there could not be undone", fixture.read(log))
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
   it("SIGINT rolls back and exits 130; a second run may follow", function()
     strategy 'function own:deploy() self:each(self.fleet:old(), self.replace); self:sleep(30) end'
     app:write(fixture.release("2.0"), "2.0")

@@ -135,7 +135,7 @@ function Session:new_run(fields)
   for key, value in pairs(fields or {}) do run[key] = value end
   run.world = self.site.world {
     run_id = run.id .. "/op", app = self.app, secrets = self.secrets, drivers = self.drivers, wanted = self.wanted,
-    held_back = {}, -- by slot: what ran there could not be put back, so no traffic goes there
+    held_back = {}, -- by slot: what was done there could not be undone, so traffic is not put back there
     kept_open = {}, kept_routed = {}, -- by slot: its traffic could not be taken away, so what runs there is not stopped
     closed_aside = {}, -- by slot: somebody else had opened it, and it may have got requests
     gone = {}, closed = {}, new = {}, -- by slot, on a way back that is taken up: stopped already, closed already, of the new release

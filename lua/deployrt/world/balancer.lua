@@ -244,7 +244,7 @@ local function raise_held(slots)
   local names = {}
   for name in pairs(slots) do names[#names + 1] = name end
   table.sort(names)
-  errors.raise("held", ("%s: no traffic goes there, because what ran there could not be started again"):format(table.concat(names, ", ")))
+  errors.raise("held", ("%s: traffic was not put back there, because what was done there could not be undone"):format(table.concat(names, ", ")))
 end
 
 --- The name of an instance's slot.
