@@ -154,6 +154,25 @@ describe("logs and answers", function()
     end
   end)
 
+  it("gives machines help as an object: what there is, and what it takes", function()
+    local function help(...)
+      local run = app:command { "help", "--json", ... }
+      local list = objects(run.stdout)
+      assert.same({ 0, 1, "help" }, { run.exit, #list, list[1].event })
+      assert.equal(app:command({ "help", ... }).stdout, list[1].message .. "\n")
+      return list[1]
+    end
+    local all = help()
+    assert.same({ "run", "STRATEGY APP.yml" }, { all.commands[1].name, all.commands[1].operands })
+    assert.same({ "VERSION", { "rollback" } }, { all.options.to.value, all.options.to.commands })
+    assert.truthy(table.concat(all.strategies, " "):find("rolling", 1, true) and table.concat(all.balancers, " "):find("nginx", 1, true))
+    local one = help "logs"
+    assert.same({ "logs", "N", true, nil }, { one.name, one.options.lines.value, one.options.host.list, one.options.to })
+    local rolling = help "rolling"
+    assert.same({ "rolling", "amount", "25%" }, { rolling.name, rolling.options.batch.type, rolling.options.batch.default })
+    assert.equal("nginx", help("nginx").name)
+  end)
+
   it("says why a command was refused as an object too, each problem with its place", function()
     fixture.write(app.dir .. "/wrong.yml", "app: shop\nproces: {}\nprocess:\n  command: [a]\n  ports: many\n")
     local run = app:command { "check", "wrong.yml", "--json" }

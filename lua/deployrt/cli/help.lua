@@ -3,19 +3,35 @@ local arguments = require "deployrt.arguments"
 local driver = require "deployrt.balancer.driver"
 local text = require "deployrt.progress.text"
 
---- What flags do: those of a command, or all.
-local function flags_text(command)
-  local names, lines = {}, {}
+--- The flags of a command, or all, by name.
+local function flags_of(command)
+  local names = {}
   for name, flag in pairs(arguments.flags) do
     if not command or arguments.is_known(flag, command) then names[#names + 1] = name end
   end
   table.sort(names)
-  for _, name in ipairs(names) do
+  return names
+end
+
+--- What flags do: those of a command, or all.
+local function flags_text(command)
+  local lines = {}
+  for _, name in ipairs(flags_of(command)) do
     local flag = arguments.flags[name]
     local only = not command and flag.of and table.concat(flag.of, ", ") .. ": " or ""
     lines[#lines + 1] = ("  --%-20s %s%s%s"):format(name .. (flag.value and " " .. flag.value or ""), only, flag.doc, flag.list and " (repeatable)" or "")
   end
   return table.concat(lines, "\n")
+end
+
+--- The same for machines.
+local function flags_data(command)
+  local map = {}
+  for _, name in ipairs(flags_of(command)) do
+    local flag = arguments.flags[name]
+    map[name] = { doc = flag.doc, value = flag.value, list = flag.list, commands = not command and flag.of or nil }
+  end
+  return map
 end
 
 local function overview()
@@ -30,7 +46,13 @@ local function overview()
   lines[#lines + 1] = "\nOptions, anywhere on the line:\n" .. flags_text()
   lines[#lines + 1] = "\nExit: 0 done; 1 failed, and rolled back; 2 wrong usage, file or host: nothing changed; 3 rollback incomplete;\n"
     .. "4 another run holds the lock; 130 interrupted, and rolled back."
-  return table.concat(lines, "\n") .. "\n"
+  return table.concat(lines, "\n")
+end
+
+local function overview_data()
+  local commands = {}
+  for i, each in ipairs(require("deployrt.cli").commands) do commands[i] = { name = each[1], operands = each[2], doc = each[3] } end
+  return { commands = commands, options = flags_data(), strategies = require("deployrt.strategy").names(), balancers = driver.names() }
 end
 
 local function sorted(map)
@@ -72,25 +94,35 @@ local function strategy_text(loaded)
       lines[#lines + 1] = ("    %-10s %-9s %s"):format(text.line(key), option.of.keys[key].type or "any", described(option.of.keys[key]))
     end
   end
-  return table.concat(lines, "\n") .. "\n"
+  return table.concat(lines, "\n")
+end
+
+local function strategy_data(loaded)
+  local map = {}
+  for name, option in pairs(loaded.options) do
+    map[name] = { type = option.type or "any", default = option.default, doc = option.doc, values = option.values }
+  end
+  return { name = loaded.name, doc = loaded.summary, options = map }
 end
 
 return function(command)
   local name = command.operands[1]
   if not name then
-    command.write(overview())
+    command.say("help", overview(), command.flags.json and overview_data() or nil) -- help is to start fast
     return 0
   end
   for _, each in ipairs(require("deployrt.cli").commands) do
     if each[1] == name then
-      command.write(("deployrt %s %s\n  %s\n\n%s\n"):format(each[1], each[2], each[3], flags_text(each[1])))
+      command.say("help", ("deployrt %s %s\n  %s\n\n%s"):format(each[1], each[2], each[3], flags_text(each[1])),
+        { name = name, operands = each[2], doc = each[3], options = flags_data(name) })
       return 0
     end
   end
   if driver.help(name) then
-    command.write(driver.help(name))
+    command.say("help", driver.help(name):gsub("\n$", ""), { name = name })
     return 0
   end
-  command.write(strategy_text(require("deployrt.cli.common").strategy(command, name)))
+  local loaded = require("deployrt.cli.common").strategy(command, name)
+  command.say("help", strategy_text(loaded), strategy_data(loaded))
   return 0
 end
