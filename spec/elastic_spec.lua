@@ -169,6 +169,26 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     end
   end)
 
+  it("that served are the ones that serve again when the run is aborted that had decided otherwise", function()
+    local first = app:deploy("blue_green", "1")
+    assert.equal(0, first.exit, first.stdout .. first.stderr)
+    local before = pool_state()
+    for _, again in ipairs { false, 1, 2 } do
+      app:write(fixture.release "2", "2")
+      assert.equal(137, app:mortal("group", 4, { "blue_green", "app.yml" }).exit)
+      if again then assert.equal(137, app:mortal("group", again, { "abort", "app.yml" }).exit) end
+      local run = app:command { "abort", "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.same({ "1", "1" }, app:serving())
+      assert.equal(2, app:command({ "abort", "app.yml" }).exit)
+      assert.same(before, pool_state())
+    end
+    local run = app:deploy("blue_green", "3")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1\n2", "3\n4" }, pool_state())
+    assert.equal("1", groups())
+  end)
+
   it("that could not be given back, or that nobody came to use, are given back after the next run", function()
     local first = app:deploy("blue_green", "1")
     assert.equal(0, first.exit, first.stdout .. first.stderr)

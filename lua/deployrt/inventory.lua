@@ -292,20 +292,22 @@ function Groups:clear(warn)
   return count
 end
 
---- Notes how the run ended, before anybody is told: which group serves from now on, and which are left.
+--- Notes how the run ended, before anybody is told: which group serves from now on, and which are left. An earlier life may
+--- have died when it had decided otherwise. What serves is saved before what leaves, so that one group does at each moment.
 ---@param outcome string
 function Groups:decide(outcome)
-  local new, well = self.new, outcome == "succeeded"
+  local new, well, decided = self.new, outcome == "succeeded", {}
   if not new then return end
   new.unsettled = outcome == "needs_attention" or nil
   new.status = new.unsettled and new.status or well and "serving" or "leaving"
-  self.state:save_group(new)
-  for _, group in ipairs(well and self.known or {}) do
+  for _, group in ipairs(self.known) do
     if not is_in_hand(group) then
-      group.status = "leaving"
-      self.state:save_group(group)
+      group.status = well and "leaving" or group.status
+      decided[#decided + 1] = group
     end
   end
+  table.insert(decided, well and 1 or #decided + 1, new)
+  for _, group in ipairs(decided) do self.state:save_group(group) end
 end
 
 --- Gives back the hosts of the groups that are left.

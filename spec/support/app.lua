@@ -44,7 +44,7 @@ end
 
 --- The same, dying by SIGKILL before or after its n-th operation. With `when` "count" it lives, and the number of its
 --- operations is returned too, and a list of them: {name, looks}.
----@param when "before"|"after"|"count"|"end"|"lock"
+---@param when "before"|"after"|"count"|"end"|"lock"|"group"
 ---@param n? integer
 function App:mortal(when, n, argv, stdin)
   local counted = self.dir .. "/operations"

@@ -1,8 +1,8 @@
 -- mortal.lua -- The command, and its death by SIGKILL at one operation.
---   lua5.4 mortal.lua before|after|count|end|lock N ARGUMENT...
+--   lua5.4 mortal.lua before|after|count|end|lock|group N ARGUMENT...
 -- before: the intent is on the disk, and nothing was done; after: it was done, and nobody wrote so; end: the journal says
--- that the run is over, and nothing else does; lock: N hosts have its lock, and the others not yet. With count it lives, and writes to the file N which operations there were:
--- "look NAME" or "effect NAME", a line each.
+-- that the run is over, and nothing else does; lock: N hosts have its lock, and the others not yet; group: groups of hosts were saved N
+-- times. With count it lives, and writes to the file N which operations there were: "look NAME" or "effect NAME", a line each.
 local core = require "deployrt.core"
 local lock = require "deployrt.lock"
 local state = require "deployrt.state"
@@ -39,12 +39,17 @@ function world.real(context)
   return inner
 end
 
-local open = state.open
+local open, groups = state.open, 0
 function state.open(...)
   local opened = open(...)
   function opened:save(id, record)
     if when == "end" and record.finished then die() end
     return getmetatable(self).__index.save(self, id, record)
+  end
+  function opened:save_group(group)
+    getmetatable(self).__index.save_group(self, group)
+    groups = groups + 1
+    if when == "group" and groups == tonumber(limit) then die() end
   end
   return opened
 end
