@@ -1,6 +1,7 @@
 -- elastic_spec.lua -- Hosts that a command gives: an inventory, or a group of its own for each deployment, given back later.
 -- weight: 4
 local cjson = require "cjson"
+local etcd = require "spec.support.etcd"
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
 
@@ -31,6 +32,7 @@ echo "release $GROUP $RELEASE $(cat)" >> calls
 [ ! -e stuck ] || { echo "the cloud is down" >&2; exit 9; }
 for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; done
 [ ! -d "use/$GROUP" ] || rmdir "use/$GROUP"
+[ ! -e doomed ] || kill -KILL $(cat doomed)
 ]]
 
   local function pool_state()
@@ -300,5 +302,35 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     end
     app.opts.hosts = ("{command: 'cat %s/free/1 %s/free/2 | paste -s -d, | sed \"s/.*/[&]/\"'}"):format(pool, pool)
     app:write(fixture.release "2", "2")
+  end)
+
+  describe("and are known to a team", function()
+    local cluster
+
+    setup(function() cluster = etcd.start(1) end)
+    teardown(function() cluster:stop() end)
+
+    before_each(function()
+      app.opts.yaml = ("strategy: {settle: 0}\nstate: {etcd: [%s]}"):format(cluster.endpoints[1])
+      local first = app:deploy("blue_green", "1")
+      assert.equal(0, first.exit, first.stdout .. first.stderr)
+    end)
+
+    it("are not gone back to after they were given back, whatever the copy of the journal has", function()
+      app:write(fixture.release "2", "2")
+      local pid = app:command({ "blue_green", "app.yml" }, { background = true, log = app.dir .. "/log" })
+      fixture.write(pool .. "/doomed", tostring(pid))
+      fixture.eventually(function() return not fixture.alive(pid) end, 20)
+      os.remove(pool .. "/doomed")
+      assert.equal(1, calls "release")
+      os.execute(("rm -rf %s/state"):format(app.dir)) -- as if on another machine
+      local run = app:command { "abort", "app.yml" }
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stdout:find("had ended already: succeeded", 1, true), run.stdout .. run.stderr)
+      assert.same({ "2", "2" }, app:serving())
+      assert.same({ "1\n2", "3\n4" }, pool_state())
+      run = app:deploy("blue_green", "3")
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+    end)
   end)
 end)

@@ -91,9 +91,14 @@ local function look_elsewhere(app, state, wanted)
   return id, best, length
 end
 
-local function finished(records)
+--- How a run ended for good: as its journal has it, or the history, where that is a copy which lags. What it left must not
+--- be taken up then, nor gone back to. One that was overtaken may still have something to undo.
+---@return table? ending  with outcome and exit; nil: it did not
+local function ending_of(state, id, records)
   local last = records[#records]
-  return last and last.type == "FINISHED" and last.outcome ~= "needs_attention"
+  if last.type == "FINISHED" and last.outcome ~= "needs_attention" then return last end
+  local record = known_run(state, id)
+  return record and not is_unfinished(record) and record.outcome ~= "superseded" and record or nil
 end
 
 local function nothing(app, id)
@@ -114,11 +119,10 @@ end
 
 --- Does what a controller had no time for that died when its run was over: the history has how it ended, and no host is locked.
 ---@return {text: string, exit: integer, outcome: string}?  how the run ended; nil when no host was locked by it any more
-local function bury(app, state, id, last)
+local function bury(app, state, id, ending)
   local record, locked = known_run(state, id), 0
-  local unknown = record ~= nil and not record.finished
-  if unknown then
-    for _, key in ipairs { "outcome", "exit", "finished", "failed", "error" } do record[key] = last[key] end
+  if record and not record.finished then
+    for _, key in ipairs { "outcome", "exit", "finished", "failed", "error" } do record[key] = ending[key] end
     record.finished = record.finished or core.time()
     state:save(id, record)
   end
@@ -135,8 +139,8 @@ local function bury(app, state, id, last)
   if team and team.run == id and team.dead then state:break_lock(team) end
   if app.groups then app.groups:give_back(function() end) end
   if locked == 0 then return nil end
-  local text = ("run %s had ended already: %s, exit %d; its controller died before it said so"):format(id, last.outcome:gsub("_", " "), last.exit)
-  return { run = id, text = text, exit = math.tointeger(last.exit), outcome = last.outcome }
+  local text = ("run %s had ended already: %s, exit %d; its controller died before it said so"):format(id, ending.outcome:gsub("_", " "), ending.exit)
+  return { run = id, text = text, exit = math.tointeger(ending.exit), outcome = ending.outcome }
 end
 
 --- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.
@@ -452,8 +456,9 @@ end
 ---@return table options        for run.execute; else {text, exit, outcome}
 function resume.prepare(app, state, options)
   local id, path, records = fetch(app, state, options.run, options.force)
-  if finished(records) then
-    local over = bury(app, state, id, records[#records]) or nothing(app, id)
+  local ending = ending_of(state, id, records)
+  if ending then
+    local over = bury(app, state, id, ending) or nothing(app, id)
     if options.abort then over.exit = over.outcome == "succeeded" and 2 or 0 end -- rolled back is what was asked for
     return nil, over
   end
