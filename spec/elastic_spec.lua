@@ -30,6 +30,7 @@ set -e
 cd POOL
 echo "release $GROUP $RELEASE $(cat)" >> calls
 [ ! -e stuck ] || { echo "the cloud is down" >&2; exit 9; }
+while [ -e linger ]; do sleep 0.05; done
 for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; done
 [ ! -d "use/$GROUP" ] || rmdir "use/$GROUP"
 [ ! -e doomed ] || kill -KILL $(cat doomed)
@@ -189,6 +190,22 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     assert.same({ "1\n2", "3\n4" }, pool_state())
     assert.equal("1", groups())
+  end)
+
+  it("are given back by the run itself as long as its controller lives", function()
+    local first = app:deploy("blue_green", "1")
+    assert.equal(0, first.exit, first.stdout .. first.stderr)
+    app:write(fixture.release "2", "2")
+    fixture.write(pool .. "/linger", "")
+    local pid = app:command({ "blue_green", "app.yml" }, { background = true, log = app.dir .. "/log" })
+    fixture.eventually(function() return calls "release" == 1 end, 20, "hosts.release")
+    local run = app:command { "resume", "app.yml" }
+    os.remove(pool .. "/linger")
+    app:await_end(pid)
+    assert.equal(4, run.exit, run.stdout .. run.stderr)
+    assert.truthy(run.stderr:find("is under way", 1, true), run.stderr)
+    assert.equal(1, calls "release")
+    assert.same({ "1\n2", "3\n4" }, pool_state())
   end)
 
   it("that could not be given back, or that nobody came to use, are given back after the next run", function()

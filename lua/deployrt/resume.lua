@@ -117,28 +117,37 @@ local function read_here(path, disk, force)
   return records.records
 end
 
+--- The hosts that a dead controller's run left locked.
+--- Raises deployrt.Error: "locked" when it lives: it does itself what is still to be done.
+local function left_locked(app, opened, id)
+  local left = {}
+  for _, line in ipairs(opened:lines()) do
+    local held = lock.read(line)
+    if held and held.run == id then
+      if not held.dead then errors.raise("locked", lock.refusal(held, app.file), { host = line.name, lock = held }) end
+      left[#left + 1] = line
+    end
+  end
+  return left
+end
+
 --- Does what a controller had no time for that died when its run was over: the history has how it ended, and no host is locked.
 ---@return {text: string, exit: integer, outcome: string}?  how the run ended; nil when no host was locked by it any more
 local function bury(app, state, id, ending)
-  local record, locked = known_run(state, id), 0
+  local record = known_run(state, id)
   if record and not record.finished then
     for _, key in ipairs { "outcome", "exit", "finished", "failed", "error" } do record[key] = ending[key] end
     record.finished = record.finished or core.time()
     state:save(id, record)
   end
   local opened = session.open(app)
-  for _, line in ipairs(opened:lines()) do
-    local held = lock.read(line)
-    if held and held.run == id and held.dead then
-      locked = locked + 1
-      line:call("lock_release", { id })
-    end
-  end
-  opened:close()
+  local closing <close> = setmetatable({}, { __close = function() opened:close() end })
+  local locked = left_locked(app, opened, id)
+  for _, line in ipairs(locked) do line:call("lock_release", { id }) end
   local team = state.read_lock and state:read_lock()
   if team and team.run == id and team.dead then state:break_lock(team) end
   if app.groups then app.groups:give_back(function() end) end
-  if locked == 0 then return nil end
+  if #locked == 0 then return nil end
   local text = ("run %s had ended already: %s, exit %d; its controller died before it said so"):format(id, ending.outcome:gsub("_", " "), ending.exit)
   return { run = id, text = text, exit = math.tointeger(ending.exit), outcome = ending.outcome }
 end
