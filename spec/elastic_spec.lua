@@ -208,6 +208,21 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     assert.same({ "1\n2", "3\n4" }, pool_state())
   end)
 
+  it("are given back later when the history could not be told that the run is over", function()
+    local first = app:deploy("blue_green", "1")
+    assert.equal(0, first.exit, first.stdout .. first.stderr)
+    app.opts.yaml = "strategy: {settle: 0}\nhooks: {after: 'cd $(ls -d state/shop/runs/* | tail -n 1) && rm run.json && mkdir run.json'}"
+    local run = app:deploy("blue_green", "2")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.truthy(run.stdout:find("the history lacks this run, and hosts that it left are given back with the next one", 1, true), run.stdout)
+    assert.equal(0, calls "release")
+    app.opts.yaml = "strategy: {settle: 0}"
+    run = app:deploy("blue_green", "3")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.equal(2, calls "release")
+    assert.equal("1", groups())
+  end)
+
   it("that could not be given back, or that nobody came to use, are given back after the next run", function()
     local first = app:deploy("blue_green", "1")
     assert.equal(0, first.exit, first.stdout .. first.stderr)

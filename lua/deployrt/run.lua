@@ -192,7 +192,8 @@ local function attempt(self, options)
   return outcome, exit, left, cause
 end
 
---- The run is over: its journal says so before anybody else does. A record that cannot be written does not change the outcome.
+--- The run is over: its journal says so before anybody else does. A record that cannot be written does not change the outcome;
+--- but then nobody else knows it, and would go back to hosts that it gives back.
 local function conclude(self, outcome, exit, cause)
   local groups = self.app.groups
   self.root:commit()
@@ -203,8 +204,12 @@ local function conclude(self, outcome, exit, cause)
   self.journal:write { type = "FINISHED", outcome = outcome, exit = exit, finished = record.finished, failed = record.failed, error = record.error, record = record }
   self.journal:sync()
   local ok, err = pcall(self.state.save, self.state, self.id, record)
-  if not ok then self.emit { event = "warning", message = "the history lacks this run: " .. errors.text(errors.wrap(err)) } end
-  if groups then groups:give_back(function(message) self.emit { event = "warning", message = message } end) end
+  local function warn(message) self.emit { event = "warning", message = message } end
+  if not ok then
+    warn(("the history lacks this run%s: %s"):format(groups and ", and hosts that it left are given back with the next one" or "", errors.text(errors.wrap(err))))
+  elseif groups then
+    groups:give_back(warn)
+  end
 end
 
 --- Everything after the checks: from the lock to its release.
