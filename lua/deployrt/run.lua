@@ -347,6 +347,7 @@ end
 
 --- Something broke in the runtime itself: how far the run is, only its journal tells. So it stays an interrupted run.
 local function break_off(self, err)
+  if self.team_lock then self.team_lock:stop() end
   if self.copy then self.copy:close() end
   if self.lock then self.lock:stop() end
   return errors.new("unfinished", ("%s\nthe run is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(

@@ -326,12 +326,18 @@ function EtcdLock:is_held()
   return self.active
 end
 
---- Gives the lock back; nothing happens to one that another controller took over. When etcd is away, it goes with its lease.
+--- Gives no more signs of life: the lock goes with its lease.
 ---@async
-function EtcdLock:release()
+function EtcdLock:stop()
   self.active = false
   self.task:cancel()
   self.task:wait()
+end
+
+--- Gives the lock back; nothing happens to one that another controller took over. When etcd is away, it goes with its lease.
+---@async
+function EtcdLock:release()
+  self:stop()
   pcall(self.state.client.revoke, self.state.client, self.lease, release_time)
   if self.state.held and self.state.held.value == self.value then self.state.held = nil end
 end
