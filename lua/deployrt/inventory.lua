@@ -206,8 +206,11 @@ local function give_back(self, group, warn)
   local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = env, stdin = encode(group) })
   local how = not ok and errors.text(errors.wrap(result)) or ok and controller.failure(result)
   if not how then
-    self.state:forget_group(group.name)
-    return true
+    local forgotten, err = pcall(self.state.forget_group, self.state, group.name)
+    if not forgotten then
+      warn(("group %s was given back, and is still remembered: hosts.release gets it again with the next run: %s"):format(group.name, errors.text(errors.wrap(err))))
+    end
+    return forgotten
   end
   local said = ok and (result.stdout .. result.stderr):sub(-1000):gsub("%s+$", "") or ""
   warn(("hosts.release for group %s %s: its hosts are still there; it is tried again with the next run%s"):format(group.name, how, said ~= "" and "\n" .. said or ""))
