@@ -119,6 +119,9 @@ function lock.refusal(state, file)
   local place = state.place or "on " .. state.host
   if state.over and state.left then
     return ("run %s of %s, begun %s, has ended, and its lock is still %s: it goes by itself within %ds"):format(state.run, state.owner, since, place, state.left)
+  elseif state.over and state.dead then
+    return ("run %s of %s, begun %s, has ended, and its controller died: `deployrt resume %s` does what it had left to do, and removes the lock %s"):format(
+      state.run, state.owner, since, file, place)
   elseif state.dead then
     return ("run %s of %s, begun %s, was interrupted%s and left the lock %s: finish it with `deployrt resume %s`, "
       .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, place, file, file)

@@ -121,7 +121,8 @@ local function gather(command, app, opened, problem)
   local last = runs[#runs]
   return {
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
-    lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step } or nil,
+    lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step,
+      over = held.dead and state:is_over(held.run) or nil } or nil,
     run = last and run_of(last, held) or nil,
     strangers = strangers(opened), left = left(opened), balancer = trouble_of(opened, problem, rows),
   }
