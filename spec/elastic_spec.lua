@@ -1,5 +1,5 @@
 -- elastic_spec.lua -- Hosts that a command gives: an inventory, or a group of its own for each deployment, given back later.
--- weight: 4
+-- weight: 15
 local cjson = require "cjson"
 local etcd = require "spec.support.etcd"
 local fixture = require "spec.support.fixture"
