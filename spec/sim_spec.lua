@@ -105,6 +105,20 @@ describe("the simulator", function()
     end)
   end
 
+  it("holds where a run fails after it tolerated something", function()
+    local file = script [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("rolling", { name = "own" })
+      function own:deploy()
+        self:each(self.fleet:old(), self.replace, { max = 1, tolerate = "50%" })
+        if #self.fleet:kept_hosts() < #self.fleet.hosts then self:fail "enough" end
+      end
+      return own]]
+    local summary = inside(function() return sim.test(file, { seeds = 100, fault = "host-off" }) end)
+    assert.equal("", text_of(summary))
+    assert.is_true(summary.outcomes.rolled_back > 20)
+  end)
+
   it("lets nobody begin a second run beside the first", function()
     local result = inside(function() return sim.play("rolling", 5, { fleet = 2, faults = { { kind = "second-run", at = 3, seconds = 0 } } }) end)
     assert.is_nil(result.violation, result.violation and result.violation.message)

@@ -62,6 +62,11 @@ function membrane.import(value, depth)
   return out
 end
 
+--- The object that a view shows; other values as they are, and uncopied.
+function membrane.behind(value)
+  return objects[value] or value
+end
+
 local function import_all(...)
   local list = table.pack(...)
   for i = 1, list.n do list[i] = membrane.import(list[i]) end

@@ -50,11 +50,8 @@ local function tolerated(value, count)
   return units.resolve_amount(amount, count)
 end
 
---- Goes on without a part that failed: it is undone at once, and its host is left as it was; the next run, or `--failed`, sees
---- to it. What cannot be undone now is tried again if the run is rolled back.
-local function give_up(run, scope, err)
-  run.emit { event = "warning", message = ("tolerated%s: %s"):format(errors.is_gone(err) and ", unreachable" or "", errors.text(err)) }
-  if err.host then run.fleet.given_up[err.host] = true end
+--- Undoes what a child did, at once. What cannot be undone now is tried again if the run is rolled back.
+local function take_back(run, scope)
   local failures = operation.unwind(scope)
   for i = #failures, 1, -1 do
     local failure = failures[i]
@@ -63,11 +60,18 @@ local function give_up(run, scope, err)
   end
 end
 
+--- Goes on without a part that failed: its host is left as it was; the next run, or `--failed`, sees to it.
+local function give_up(run, scope, err)
+  run.emit { event = "warning", message = ("tolerated%s: %s"):format(errors.is_gone(err) and ", unreachable" or "", errors.text(err)) }
+  if err.host then run.fleet.given_up[err.host] = true end
+  take_back(run, scope)
+end
+
 --- A child has failed: the run goes on without it, or its siblings give up, too. Nothing is tolerated that ends the run on
 --- purpose; and a host counts once, whatever else there was to be done on it.
 local function fail_child(run, group, scope, err)
   if err.code == "abandoned" and #group.failures > 0 then return end
-  if err.code == "given_up" then return operation.unwind(scope) end
+  if err.code == "given_up" then return take_back(run, scope) end
   table.insert(group.failures, err)
   group.abandoned = group.abandoned or run.stopping ~= nil or err.code == "withdrawn" or #group.failures > group.tolerates
   if not group.abandoned then give_up(run, scope, err) end
@@ -75,7 +79,8 @@ end
 
 --- Whether an item is a host that the run goes on without, or an instance there.
 local function is_given_up(run, item)
-  local host = type(item) == "table" and (rawget(item, "host") or item)
+  local object = membrane.behind(item)
+  local host = type(object) == "table" and (rawget(object, "host") or object)
   return type(host) == "table" and run.fleet.given_up[rawget(host, "name") or ""]
 end
 
