@@ -69,6 +69,26 @@ describe("an application that moved", function()
     app:command { "stop", "app.yml", "--yes", "--set", "hosts=[{name: a, dir: on-a}]" }
   end)
 
+  it("to a host of another name is the same: with a new release, with a reload, and with nothing else", function()
+    app.opts.instances = 2
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", "hosts=[local]" }).exit)
+    local load = app:load { rate = 200 }
+    local renamed = { "--set", "hosts=[{name: other, transport: local}]" }
+    local run = app:deploy("rolling", "1.0", nil, renamed)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "nothing to change")
+    run = app:deploy("rolling", "2.0", nil, renamed)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.is_nil((run.stdout .. run.stderr):find("warning", 1, true), run.stdout .. run.stderr)
+    local status = app:command(table.move(renamed, 1, 2, 3, { "status", "app.yml" }))
+    assert.equal(0, status.exit, status.stdout .. status.stderr)
+    local _, serving = status.stdout:gsub("other:%d+ +2%.0 +serving", "")
+    assert.equal(2, serving, status.stdout)
+    assert.equal(0, app:deploy("rolling", "3.0", nil, { "--set", "hosts=[local]" }).exit)
+    assert.same({}, load:stop().errors)
+    assert.same({ "3.0", "3.0" }, app:serving())
+  end)
+
   it("away from its balancer is replaced without a gap once that is started again, and can be rolled back to", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
     local pids = fixture.sh(("cat %s/home/.deployrt/shop/balancer/haproxy.pid"):format(app.dir)):match("%d+")

@@ -86,6 +86,14 @@ function Balancer:is_serving(instance)
   return self.configured and slot ~= nil and is_open(slot.state, slot.weight)
 end
 
+--- Whether something gets traffic that app.yml does not name any more.
+function Balancer:has_left()
+  for _, slot in pairs(self.slots) do
+    if slot.left and slot.state == "ready" then return true end
+  end
+  return false
+end
+
 --- Whether the instance gets requests that are told apart.
 ---@param instance deployrt.Instance
 ---@return boolean

@@ -67,6 +67,7 @@ end
 
 local function nothing_to_do(self)
   if self.balancer.down or self.balancer.differ or self.balancer.outdated then return false end
+  if self.balancer:has_left() then return false end
   local fresh, active = {}, self.fleet:active_hosts()
   for _, member in ipairs(self.fleet.members) do
     if not self.fleet:is_target(member) and not member.kept and member.state == "serving" then return false end

@@ -108,11 +108,10 @@ end
 
 --- What a managed HAProxy that does not run has in its configuration: it comes up with that.
 local function nothing_runs(self)
-  local slots, kept = {}, managed.kept(self)
+  local slots, kept = {}, managed.kept_slots(self)
   for _, slot in ipairs(self.context.slots) do
-    local server = config.identifier(slot.name)
-    local state = kept[server] or { state = "maint", weight = 0 }
-    slots[slot.name] = { server = server, state = state.state, up = false, weight = state.weight, sessions = 0, queue = 0 }
+    local state = kept[slot.name] or { state = "maint", weight = 0 }
+    slots[slot.name] = { server = config.identifier(slot.name), state = state.state, up = false, weight = state.weight, sessions = 0, queue = 0 }
   end
   return { slots = slots, instance = "none", down = true }
 end

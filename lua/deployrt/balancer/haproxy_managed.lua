@@ -186,43 +186,59 @@ local function text_of(driver, wanted)
   }, driver.context.slots, wanted)
 end
 
+--- Servers of a configuration that are slots: by address, for a host may have another name by now, else by name.
+---@param slots deployrt.Slot[]
+---@param kept table<string, {state: string, weight: integer, address: string, port: integer}>
+---@return table<string, table> found  of `kept`, by slot
+---@return table<string, true> known   names in `kept`
+local function servers_of(slots, kept)
+  local names, found, known = {}, {}, {}
+  for name, server in pairs(kept) do names[config.endpoint(server)] = name end
+  for _, slot in ipairs(slots) do
+    local name = names[config.endpoint(slot)] or config.identifier(slot.name)
+    found[slot.name], known[name] = kept[name], true
+  end
+  return found, known
+end
+
+--- What gets traffic although app.yml does not name it any more.
+local function dropped(slots, kept)
+  local _, known = servers_of(slots, kept)
+  local names, others = {}, false
+  for name, server in pairs(kept) do
+    local serves = server.state == "ready" and server.weight > 0
+    others = others or serves and known[name]
+    if serves and not known[name] then names[#names + 1] = name end
+  end
+  table.sort(names)
+  return names, others
+end
+
 --- Servers that get traffic although app.yml does not name them any more stay known, until a run has taken their traffic away.
 ---@param driver deployrt.HAProxy
 function haproxy_managed.keep_left(driver)
   if driver.left or not driver.context.alone then return end
-  local slots, known, kept, names = table.move(driver.context.slots, 1, #driver.context.slots, 1, {}), {}, haproxy_managed.kept(driver), {}
-  for _, slot in ipairs(slots) do known[config.identifier(slot.name)] = true end
-  for name, state in pairs(kept) do
-    if state.state == "ready" and state.weight > 0 and not known[name] then names[#names + 1] = name end
-  end
-  table.sort(names)
+  local kept = haproxy_managed.kept(driver)
+  local named = driver.context.slots
+  local slots = table.move(named, 1, #named, 1, {})
   driver.left = {}
-  for _, name in ipairs(names) do
+  for _, name in ipairs(dropped(named, kept)) do
     driver.left[name], slots[#slots + 1] = true, { name = name, address = kept[name].address, port = kept[name].port }
   end
-  driver.context = setmetatable({ slots = slots }, { __index = driver.context })
+  driver.named, driver.context = named, setmetatable({ slots = slots }, { __index = driver.context })
 end
 
 --- What app.yml does not name any more loses its traffic: not while it is all that serves.
 ---@return string[] notes
 local function check_dropped(driver)
-  local known, dropped, others = {}, {}, false
-  for _, slot in ipairs(driver.context.slots) do
-    known[config.identifier(slot.name)] = not (driver.left and driver.left[slot.name])
-  end
-  for name, state in pairs(haproxy_managed.kept(driver)) do
-    local serves = state.state == "ready" and state.weight > 0
-    others = others or serves and known[name]
-    if serves and not known[name] then dropped[#dropped + 1] = name end
-  end
-  if #dropped == 0 then return {} end
-  table.sort(dropped)
+  local names, others = dropped(driver.named or driver.context.slots, haproxy_managed.kept(driver))
+  if #names == 0 then return {} end
   if others then
     return { ("app.yml does not name %s any more: it gets no traffic from now on, and what runs there goes on until somebody stops it"):format(
-      table.concat(dropped, ", ")) }
+      table.concat(names, ", ")) }
   end
   driver:fail(("all of its traffic goes to %s, which app.yml does not name any more: keep those hosts and ports beside the new ones until a deployment has replaced what runs there"):format(
-    table.concat(dropped, ", ")))
+    table.concat(names, ", ")))
 end
 
 ---@param driver deployrt.HAProxy
@@ -278,18 +294,23 @@ end
 
 --- States and weights by slot: what runs, and for slots that do not, what the configuration on the disk says.
 local function current_wanted(driver, seen, text)
-  local on_disk, wanted = config.wanted(text), {}
-  for _, slot in ipairs(driver.context.slots) do
-    wanted[slot.name] = seen and seen.slots[slot.name] or on_disk[config.identifier(slot.name)]
-  end
+  local wanted = servers_of(driver.context.slots, config.wanted(text))
+  for name, row in pairs(seen and seen.slots or {}) do wanted[name] = row end
   return wanted
 end
 
 --- States and weights in the configuration on the disk, by server; {} where there is none.
 ---@param driver deployrt.HAProxy
----@return table<string, {state: string, weight: integer}>
+---@return table<string, {state: string, weight: integer, address: string, port: integer}>
 function haproxy_managed.kept(driver)
   return config.wanted(driver.host:read(driver.paths.config) or "")
+end
+
+--- The same by slot: what a HAProxy that does not run comes up with.
+---@param driver deployrt.HAProxy
+---@return table<string, {state: string, weight: integer}>
+function haproxy_managed.kept_slots(driver)
+  return (servers_of(driver.context.slots, haproxy_managed.kept(driver)))
 end
 
 --- Ends the process, softly at first, and by force when `patience` is over.
@@ -302,13 +323,14 @@ local function put_down(driver, patience)
   driver:fail("it does not end, not even when killed", "see " .. paths.pid)
 end
 
---- Sets what ran before: a configuration knows servers in service and out of it, and none that drain.
+--- Sets what ran before: a configuration knows servers in service and out of it, and none that drain. A server may have
+--- another name now.
 local function restore(driver, seen)
-  local commands = {}
-  for _, row in pairs(seen.slots) do
-    local where = driver.backend .. "/" .. row.server
+  local commands, now = {}, driver:look().slots
+  for name, row in pairs(seen.slots) do
+    local where = now[name] and driver.backend .. "/" .. now[name].server
     local command = "set server %s weight %d;set server %s state %s"
-    commands[#commands + 1] = command:format(where, row.weight, where, row.state)
+    if where then commands[#commands + 1] = command:format(where, row.weight, where, row.state) end
   end
   table.sort(commands)
   if #commands > 0 then driver:ask(commands) end
