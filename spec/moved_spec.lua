@@ -1,8 +1,9 @@
 -- moved_spec.lua -- What serves and what app.yml says have come apart: other ports, other hosts, a balancer that is gone.
 local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
 
 describe("an application that moved", function()
-  local app
+  local app, bed
 
   before_each(function()
     app = fixture.app { instances = 1, slots = 4, yaml = "strategy: {settle: 0}" }
@@ -10,6 +11,8 @@ describe("an application that moved", function()
   end)
   after_each(function()
     assert.same({}, app:stop())
+    if bed then bed:down() end
+    bed = nil
     fixture.cleanup()
   end)
 
@@ -194,5 +197,26 @@ describe("an application that moved", function()
     run = app:command { "rollback", "app.yml" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     contains(answer(), "hello from 2.0")
+  end)
+
+  if not hosts.possible() then
+    print("moved_spec: skipped: over SSH, because test hosts need root, iproute2 and sshd")
+    return
+  end
+
+  it("off a host takes its traffic away from there, also with nothing else to change", function()
+    bed = hosts.up(2)
+    app.opts.slots, app.ports, app.opts.hosts = 2, { 8080, 8081 }, bed:yaml()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local load = app:load { rate = 100 }
+    app.opts.hosts = bed:yaml { bed.hosts[1] }
+    local run = app:deploy("rolling", "1.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, "app.yml does not name web2-8080 any more", "== leave")
+    assert.same({}, load:stop().errors)
+    local rows = fixture.sh(("echo 'show stat shop 4 -1' | socat - %s/home/.deployrt/shop/balancer/haproxy.sock"):format(app.dir))
+    assert.truthy(rows:find("shop,web2%-8080,[^\n]*,MAINT,") or not rows:find("web2-8080", 1, true), rows)
+    app.opts.hosts = bed:yaml()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
   end)
 end)
