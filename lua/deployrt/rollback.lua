@@ -60,9 +60,10 @@ function rollback:deploy()
   end)
 end
 
-local changes = { succeeded = true, needs_attention = true }
+local changes = { succeeded = true, needs_attention = true, running = true }
 
---- The last run that changed what serves, a deployment, a rollback, or a stop: one that needs attention did so in part.
+--- The last run that changed what serves, a deployment, a rollback, or a stop: one that needs attention did so in part, and
+--- one whose controller died perhaps.
 local function last_change(runs)
   for i = #runs, 1, -1 do
     if changes[runs[i].outcome] and runs[i].strategy ~= "repl" then return runs[i] end

@@ -76,7 +76,9 @@ local function nothing_to_do(self)
     end
   end
   for _, host in ipairs(active) do
-    if fresh[host.name] ~= self.app.process.instances then return false end
+    local target = self.fleet.target
+    local is_current = not target.packed or host.current == target.release
+    if fresh[host.name] ~= self.app.process.instances or not is_current then return false end
   end
   return true
 end
@@ -145,8 +147,9 @@ end
 --- The picture after a rollback is of what was found, not of what was meant.
 local function look_again(self)
   if not pcall(self.fleet.discover, self.fleet) then return end
-  local serving = self.fleet:old()[1]
-  self.previous = self.previous or serving and serving.release -- a later life that replays nothing found a fleet in between
+  for _, member in ipairs(self.fleet:instances()) do -- what was to be deployed may have served before
+    self.previous = self.previous or member.state == "serving" and member.release or nil
+  end
   if #self.session.drivers > 0 then self.report_traffic() end
 end
 

@@ -10,17 +10,17 @@ local function refuse_live(command, held, file)
 end
 
 local function remove_from_hosts(command, opened)
-  local removed = 0
+  local removed, dead = 0, nil
   for _, host in ipairs(opened:lines()) do
     local held = lock.read(host)
     if held then
       refuse_live(command, held, opened.app.file)
       host:call("lock_break", { held.run })
       command.say("unlocked", ("%s: removed the lock of run %s"):format(host.name, held.run), { run = held.run, host = host.name })
-      removed = removed + 1
+      removed, dead = removed + 1, held.dead and not held.over and held.run or dead
     end
   end
-  return removed
+  return removed, dead
 end
 
 --- What a team's lock is; nothing where the state has none.
@@ -38,12 +38,16 @@ return function(command)
     local state = common.state(command, opened.app)
     local held, problem = look_at_team(state)
     if held then refuse_live(command, held, opened.app.file) end -- before anything is removed elsewhere
-    local removed = remove_from_hosts(command, opened)
+    local removed, dead = remove_from_hosts(command, opened)
     if held then
       state:break_lock(held)
       command.say("unlocked", ("etcd: removed the lock of run %s"):format(held.run), { run = held.run })
     elseif removed == 0 and not problem then
       command.say("unlocked", "there is no lock")
+    end
+    if dead and not state:is_over(dead) then
+      command.say("log", ("run %s is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(
+        dead, opened.app.file, opened.app.file), { run = dead })
     end
     return problem
   end)
