@@ -1,12 +1,12 @@
--- force_spec.lua -- `abort --force` undoes what the journal tells, without the strategy.
+-- abort_spec.lua -- What served when a run began serves again after `abort`, and after `abort --force`, which asks no strategy.
 local fixture = require "spec.support.fixture"
 
-describe("abort --force", function()
+describe("abort", function()
   local app
 
   before_each(function()
-    app = fixture.app { instances = 2, slots = 3, yaml = "strategy: {steps: [50%, 100%], hold: 30s, latency: 1000}" }
-    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", "strategy={settle: 0}" }).exit)
+    app = fixture.app { instances = 2, slots = 3, yaml = "strategy: {settle: 0}" }
+    assert.equal(0, app:deploy("rolling", "1.0", { start_delay = 1500 }).exit) -- what goes back takes its time
   end)
 
   after_each(function()
@@ -15,21 +15,52 @@ describe("abort --force", function()
     fixture.cleanup()
   end)
 
-  it("asks no strategy whether it could begin now, and tells what serves in the end", function()
-    app:write(fixture.release "2.0", "2.0")
+  --- Deploys, and ends the controller when it says what is waited for.
+  local function killed(argv, version, text)
+    if version ~= "1.0" then app:write(fixture.release(version), version) end
     local log = app.dir .. "/log"
-    local pid = app:command({ "canary", "app.yml" }, { background = true, log = log })
-    fixture.eventually(function() return (fixture.read(log) or ""):find("50%% to the new") end, 20, "the first share")
+    local pid = app:command(argv, { background = true, log = log })
+    fixture.eventually(function() return (fixture.read(log) or ""):find(text, 1, true) end, 20, text)
     fixture.signal(pid, "KILL")
+  end
+
+  --- Aborts under load that sees no error, and returns what was said.
+  local function abort(...)
     local load = app:load { rate = 200 }
-    local run = app:command { "abort", "app.yml", "--force" }
+    local run = app:command { "abort", "app.yml", ... }
     assert.same({}, load:stop().errors)
     assert.equal(0, run.exit, run.stdout .. run.stderr)
-    local said = run.stdout .. run.stderr
+    return run.stdout .. run.stderr
+  end
+
+  it("gives traffic back to what served already and is of the release that was being deployed", function()
+    app:extend_rolling 'self.balancer:drain(self.fleet:new()[1]) self:log "now" self:sleep(30)'
+    killed({ "./own.lua", "app.yml", "--set", "process.instances=3" }, "1.0", "now")
+    local said = abort()
+    assert.same({ "1.0", "1.0" }, app:serving())
+    assert.truthy(said:find("1.0 serves as before", 1, true), said)
+  end)
+
+  it("--force asks no strategy whether it could begin now, and tells what serves in the end", function()
+    killed({ "canary", "app.yml", "--set", "strategy={steps: [50%, 100%], hold: 30s, latency: 1000}" }, "2.0", "50% to the new")
+    local said = abort "--force"
     assert.truthy(said:find("1.0 serves as before", 1, true), said)
     local _, announced = said:gsub("deploy    shop", "")
     assert.equal(1, announced, said)
     assert.same({ "1.0", "1.0" }, app:serving())
     assert.equal("rolled_back", app:status().run.outcome)
+  end)
+
+  it("--force leaves what a rollback that died had put back already", function()
+    app:extend_rolling [[
+      local old = self.fleet:old()
+      self:replace(old[1])
+      self:undo(function() self:log "now" self:sleep(30) end)
+      self:replace(old[2])
+      self:fail "later"]]
+    killed({ "./own.lua", "app.yml" }, "2.0", "now")
+    assert.same({ "1.0", "2.0" }, app:serving())
+    abort "--force"
+    assert.same({ "1.0", "1.0" }, app:serving())
   end)
 end)

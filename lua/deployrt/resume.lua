@@ -245,7 +245,8 @@ local function missing_instances(run, only_old)
   for _, intent in ipairs(run.turns:in_doubt()) do doubtful[intent.instance or ""] = true end
   for _, member in ipairs(run.fleet.members) do
     local adopted = not member.stranger or member.recorded -- before that the process is none of ours to look after
-    local known = adopted and not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
+    local kept = adopted and not run.fleet.given_up[member.host.name]
+    local known = kept and not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
     local found = known and run.world:perform({ name = "instance.show", host = member.host, args = { port = member.port } }, "")
     if found and found.state == "running" and was_mended(run, member, found) then member.pid = found.pid end
     local unknown = found and found.state == "running" and found.pid ~= member.pid
@@ -318,11 +319,14 @@ local function recall_rollback(run, records)
   return put_back
 end
 
---- On the way back the new release gets no more traffic than it has, and none again where it has lost it already.
+--- On the way back the new release gets no more traffic than it has, and none again where it has lost it already. What served
+--- when the run began is not new, whatever its release.
 local function hold_down_the_new(run, put_back)
-  local context = run.world.context
+  local context, found = run.world.context, {}
+  for _, member in ipairs(run.found or {}) do found[member.slot] = member.pid end
   for _, member in ipairs(run.fleet.members) do
-    if run.fleet:is_target(member) and not put_back[member.slot] then
+    local is_new = run.fleet:is_target(member) and found[member.slot] ~= member.pid
+    if is_new and not put_back[member.slot] then
       local wanted = context.wanted[member.slot]
       context.new[member.slot], context.closed[member.slot] = true, wanted and wanted.state ~= "ready" or nil
     end
@@ -435,6 +439,7 @@ local function undo_all(records, hush)
         if compensation then scope:push(compensation) end
       end
     end
+    want_what_is_there(run) -- some of it may be undone already
     errors.raise("aborted", "aborted, from the journal alone")
   end
 end
