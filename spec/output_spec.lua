@@ -120,7 +120,7 @@ describe("logs and answers", function()
       fixture.eventually(running, 5, "the command")
       fixture.signal(pid, "TERM")
       fixture.eventually(function() return not fixture.alive(pid) and not running() end, 5, "the end of both")
-      assert.truthy(fixture.read(log):find("interrupted by SIGTERM: the command was ended on local", 1, true), fixture.read(log))
+      assert.truthy(fixture.read(log):find("interrupted by SIGTERM: the command was told to end on local", 1, true), fixture.read(log))
     end
   end)
 

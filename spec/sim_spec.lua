@@ -105,6 +105,27 @@ describe("the simulator", function()
     end)
   end
 
+  it("counts a host once that is tolerated, however many of its instances fail", function()
+    local file = script [[
+      local strategy = require "deployrt.strategy"
+      local own = strategy.extend("blue_green", { name = "own" })
+      function own:deploy()
+        local old = self.fleet:old()
+        local new = self.fleet:second_set(old)
+        self:each(new, self.prepare, { tolerate = 1 })
+        self.balancer:switch(old, new)
+      end
+      return own]]
+    local faults = { { kind = "never-ready", host = "web1" } }
+    local outcomes = {}
+    for seed = 1, 30 do
+      local outcome = inside(function() return sim.play(file, seed, { faults = faults }) end).outcome
+      outcomes[outcome] = (outcomes[outcome] or 0) + 1
+    end
+    assert.is_nil(outcomes.rolled_back)
+    assert.is_true(outcomes.succeeded > 20) -- the others have no room for a second set
+  end)
+
   it("holds where a run fails after it tolerated something", function()
     local file = script [[
       local strategy = require "deployrt.strategy"

@@ -257,8 +257,17 @@ function Balancer:set(changes, note, for_good)
   apply(self, checked(self, changes), note, for_good)
 end
 
+--- Instances, without those on hosts that the run goes on without.
+local function kept(list)
+  local given_up, some = operation.current().fleet.given_up, {}
+  for _, each in ipairs(list) do
+    if not (each.host and given_up[each.host.name]) then some[#some + 1] = each end
+  end
+  return some
+end
+
 local function as_list(value)
-  return value.port and { value } or value
+  return kept(value.port and { value } or value)
 end
 
 --- Sends traffic to an instance, or to a list of them, at full weight.
@@ -326,11 +335,12 @@ function Balancer:share(percent, new, old, opts, leaving)
   if type(percent) ~= "number" or not (percent >= 0 and percent <= 100) then
     errors.raise("usage", ("a share is a percentage from 0 to 100, not %s"):format(tostring(percent)))
   end
+  new, old, leaving = kept(new), kept(old), kept(leaving or {})
   local note = ("%g%% to the new release"):format(percent)
   local changes = {}
   if route.is_wanted(opts) then
     set_route(self, route.next(self.route, percent, new, old, opts), note)
-    close(leaving or {}, changes)
+    close(leaving, changes)
     apply(self, changes, note)
     return set_state(new, "serving")
   end
@@ -341,7 +351,7 @@ function Balancer:share(percent, new, old, opts, leaving)
   for i, instance in ipairs(old) do
     changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = old_weights[i] }
   end
-  close(leaving or {}, changes)
+  close(leaving, changes)
   apply(self, changes, note)
   set_state(new, "serving")
 end

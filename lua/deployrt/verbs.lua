@@ -60,28 +60,30 @@ local function take_back(run, scope)
   end
 end
 
+--- The host that an item of `each` is, or is on.
+---@return string? name
+local function host_of(item)
+  local object = membrane.behind(item)
+  local host = type(object) == "table" and (rawget(object, "host") or object)
+  return type(host) == "table" and type(rawget(host, "name")) == "string" and rawget(host, "name") or nil
+end
+
 --- Goes on without a part that failed: its host is left as it was; the next run, or `--failed`, sees to it.
-local function give_up(run, scope, err)
+local function give_up(run, scope, err, name)
   run.emit { event = "warning", message = ("tolerated%s: %s"):format(errors.is_gone(err) and ", unreachable" or "", errors.text(err)) }
-  if err.host then run.fleet.given_up[err.host] = true end
+  if name then run.fleet.given_up[name] = true end
   take_back(run, scope)
 end
 
 --- A child has failed: the run goes on without it, or its siblings give up, too. Nothing is tolerated that ends the run on
 --- purpose; and a host counts once, whatever else there was to be done on it.
-local function fail_child(run, group, scope, err)
+local function fail_child(run, group, scope, err, item)
+  local name = host_of(item) or err.host
   if err.code == "abandoned" and #group.failures > 0 then return end
-  if err.code == "given_up" then return take_back(run, scope) end
+  if err.code == "given_up" or not group.abandoned and run.fleet.given_up[name or ""] then return take_back(run, scope) end
   table.insert(group.failures, err)
   group.abandoned = group.abandoned or run.stopping ~= nil or err.code == "withdrawn" or #group.failures > group.tolerates
-  if not group.abandoned then give_up(run, scope, err) end
-end
-
---- Whether an item is a host that the run goes on without, or an instance there.
-local function is_given_up(run, item)
-  local object = membrane.behind(item)
-  local host = type(object) == "table" and (rawget(object, "host") or object)
-  return type(host) == "table" and run.fleet.given_up[rawget(host, "name") or ""]
+  if not group.abandoned then give_up(run, scope, err, name) end
 end
 
 local function start_child(self, group, item, fn)
@@ -91,7 +93,7 @@ local function start_child(self, group, item, fn)
     trace.called_from(caller)
     scope:mark "began"
     local ok, err = pcall(operation.within, scope, fn, self, item)
-    if not ok then fail_child(run, group, scope, errors.wrap(err)) end
+    if not ok then fail_child(run, group, scope, errors.wrap(err), item) end
     scope:mark "ended"
     group.running = group.running - 1
     group.freed:set()
@@ -127,7 +129,7 @@ function verbs:each(list, fn, opts)
       group.freed:wait()
     end
     if group.abandoned then break end
-    tasks[i] = not is_given_up(run, item) and start_child(self, group, item, fn) or nil
+    tasks[i] = not run.fleet.given_up[host_of(item) or ""] and start_child(self, group, item, fn) or nil
   end
   for _, task in pairs(tasks) do task:wait() end
   if group.abandoned then error(errors.several(group.failures), 0) end

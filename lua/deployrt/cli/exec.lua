@@ -64,7 +64,7 @@ local function await(tasks, stopped, cut)
   end
   if not signal then return end
   local parts = {}
-  for _, each in ipairs { { cut.ended, "the command was ended on " }, { cut.left, "it may run still on " } } do
+  for _, each in ipairs { { cut.ended, "the command was told to end on " }, { cut.left, "it may run still on " } } do
     table.sort(each[1])
     if #each[1] > 0 then parts[#parts + 1] = each[2] .. table.concat(each[1], ", ") end
   end
