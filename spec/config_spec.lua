@@ -43,6 +43,11 @@ describe("app.yml", function()
     assert.equal('app.yml:3:42: balancer.listen: expected an address and a port like "127.0.0.1:8000", got "8000"', text)
   end)
 
+  it("may have hosts at one address that a port, a user or a hop tells apart", function()
+    local app = load(with("hosts: [{name: a, address: x}, {name: b, address: x, port: 2222}, {name: c, address: x, user: c}, {name: d, address: x, jump: y}]\n"))
+    assert.equal(4, #app.hosts)
+  end)
+
   it("has the files that hosts name beside it", function()
     local app = load(with("hosts: [{name: a, address: a, identity: keys/id, known_hosts: known}, {name: b, address: b, known_hosts: strict}]\n"))
     assert.same({ directory .. "/keys/id", directory .. "/known", "strict" }, { app.hosts[1].identity, app.hosts[1].known_hosts, app.hosts[2].known_hosts })
@@ -201,6 +206,10 @@ app.yml:6:1: hosts: expected a list or a mapping, got 7]], message)
     { "one name in env and secrets", "app: a\nprocess: {ports: 80, command: [x], env: {A: 1}, secrets: {A: b}}",
       "app.yml:2:42: process.env: A is one of process.secrets too" },
     { "two local hosts", with "hosts: [local, {name: me}]", "app.yml:3:16: hosts: 'local' and 'me' are both this machine; one is enough" },
+    { "a machine under two names", with "hosts: [{name: a, address: web1}, {name: b, address: web1, dir: x}]",
+      "app.yml:3:35: hosts: 'a' and 'b' are both at web1, and would take the same process.ports; one is enough" },
+    { "a machine by its address and under a name", with 'hosts: ["deploy@web1:2222", {name: b, address: web1, user: deploy, port: 2222}]',
+      "app.yml:3:29: hosts: 'web1' and 'b' are both at deploy@web1:2222, and would take the same process.ports; one is enough" },
     { "a host twice", with 'hosts: ["a:1", "a:2"]', "app.yml:3:16: hosts: 'a' is there twice; give each host a name of its own" },
     { "no host", with "hosts: []", "app.yml:3:1: hosts: this list is empty" },
     { "a host that is an option of ssh", with "hosts: [-oProxyCommand=x]",

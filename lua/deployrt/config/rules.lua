@@ -52,23 +52,33 @@ local function host_of(given, path, fail)
   return given
 end
 
---- Hosts as a list of tables with unique names, at most one of them this machine.
+--- How a machine is reached; two hosts that are reached alike are one. A port, a user or a hop may lead elsewhere.
+local function way_to(entry)
+  if is_here(entry) then return nil end
+  local user, port = entry.user and entry.user .. "@" or "", entry.port and ":" .. entry.port or ""
+  return user .. entry.address .. port .. (entry.jump and " through " .. entry.jump or "")
+end
+
+--- Hosts as a list of tables with unique names, each another machine, at most one of them this one.
 ---@param app table
 ---@param fail deployrt.config.Fail
 function rules.hosts(app, fail)
-  local list, seen, here = {}, {}, nil
+  local list, seen, here, reached = {}, {}, nil, {}
   if app.hosts and app.hosts.command then app.inventory = app.hosts end -- deployrt.inventory fills them in
   for i, given in ipairs(app.hosts or {}) do
     local path = ("hosts[%d]"):format(i)
     local entry = host_of(given, path, fail)
+    local way = entry and way_to(entry)
     if entry and seen[entry.name] then
       fail(path, ("hosts: '%s' is there twice; give each host a name of its own"):format(entry.name))
     elseif entry and here and is_here(entry) then
       fail(path, ("hosts: '%s' and '%s' are both this machine; one is enough"):format(here, entry.name))
+    elseif way and reached[way] then
+      fail(path, ("hosts: '%s' and '%s' are both at %s, and would take the same process.ports; one is enough"):format(reached[way], entry.name, way))
     end
     if entry then
       seen[entry.name], list[#list + 1] = true, entry
-      if is_here(entry) then here = here or entry.name end
+      if is_here(entry) then here = here or entry.name else reached[way] = reached[way] or entry.name end
     end
   end
   app.hosts, app.all_hosts = list, list
