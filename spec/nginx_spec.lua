@@ -5,6 +5,7 @@ local driver = require "deployrt.balancer.nginx"
 local file = require "deployrt.balancer.nginx_file"
 local fixture = require "spec.support.fixture"
 local nginx = require "spec.support.nginx"
+local process = require "deployrt.balancer.nginx_process"
 local stand = require "spec.support.plain_shop"
 
 local inside, refused = stand.inside, stand.refused
@@ -51,6 +52,22 @@ describe("the file that deployrt writes for nginx", function()
     assert.equal("maint", file.read(entry, text, slots)["web2-80"].state)
     text = text:gsub("%[::1%]:81", "127.0.0.1:80")
     assert.same({ "ready", "maint" }, { file.read(entry, text, slots)["web1-80"].state, file.read(entry, text, slots)["web2-80"].state })
+  end)
+end)
+
+describe("the pid file of nginx", function()
+  it("is found wherever its directive stands, and not in a comment", function()
+    local facts = { pid_default = "logs/nginx.pid", prefix = "/usr/share/nginx/" }
+    for dump, path in pairs {
+      ["daemon on; pid /tmp/x/nginx.pid; error_log /dev/null;\nevents {}\n"] = "/tmp/x/nginx.pid",
+      ["events {} pid\n  'run/my.pid' ;"] = "/usr/share/nginx/run/my.pid",
+      ["# configuration file /etc/nginx/nginx.conf:\npid /run/a.pid; # was: ; pid /run/b.pid;\n#pid /run/c.pid;\n"] = "/run/a.pid",
+      ["daemon on;#; pid /run/b.pid;\nhttp { log_format x '$request#$pid'; }\n"] = "/usr/share/nginx/logs/nginx.pid",
+    } do assert.equal(path, process.pid_file(facts, dump), dump) end
+  end)
+
+  it("is not the only directive that may stand behind another one", function()
+    assert.same({ "modules/a.so", "modules/b.so" }, process.values("load_module modules/a.so; load_module 'modules/b.so';\n", "load_module"))
   end)
 end)
 

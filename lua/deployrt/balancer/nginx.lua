@@ -88,9 +88,7 @@ local function learn(self, again)
   self.pid_file, self.places = process.pid_file(facts, dump), { place_of(self, self.entry.file, file.beginning(self.entry, self.context.slots[1])) }
   if self.entry.routes then self.places[2] = place_of(self, self.entry.routes, routes.beginning(self.entry)) end
   self.modules = ""
-  for line in dump:gmatch("[^\n]+") do
-    if line:find("^%s*load_module%s") then self.modules = self.modules .. line .. "\n" end
-  end
+  for _, path in ipairs(process.values(dump, "load_module")) do self.modules = ("%sload_module \"%s\";\n"):format(self.modules, path) end
   self.facts = facts
   return dump
 end

@@ -56,14 +56,24 @@ function nginx_process.real_path(host, path)
   return shell(host, '[ -e "$1" ] && readlink -f -- "$1"', { path }).stdout:match("[^\n]*")
 end
 
+--- What a directive is given, each time that it stands outside of all blocks: in a line of its own or behind another one.
+---@param dump string
+---@param name string
+---@return string[]
+function nginx_process.values(dump, name)
+  local list = {}
+  local text = ("\n" .. dump):gsub("%f[^%s;{}]#[^\n]*", "")
+  for value in text:gmatch("[\n;}]%s*" .. name .. "%s+[\"']?([^%s;\"']+)[\"']?%s*%f[;]") do list[#list + 1] = value end
+  return list
+end
+
 --- Where the process id of the master is written.
 ---@param facts deployrt.NginxFacts
 ---@param dump string
 ---@return string path
 function nginx_process.pid_file(facts, dump)
-  local path
-  for line in dump:gmatch("[^\n]+") do path = line:match("^%s*pid%s+[\"']?([^%s;\"']+)[\"']?%s*;") or path end
-  path = path or facts.pid_default
+  local paths = nginx_process.values(dump, "pid")
+  local path = paths[#paths] or facts.pid_default
   return path:sub(1, 1) == "/" and path or facts.prefix .. path
 end
 
