@@ -57,6 +57,8 @@ describe("the command line", function()
       { { "rolling", "app.yml", "--force", "--offline" }, "`deployrt run` has no option --offline: that is for plan" },
       { { "status", "app.yml", "--to", "1" }, "that is for rollback" },
       { { "test", "rolling", "--time", "5" }, "--time: expected a duration with its unit" },
+      { { "rolling", "app.yml", "--force", "--state", "" }, "--state needs a value: DIR" },
+      { { "rolling", "app.yml", "--force", "--release=" }, "--release needs a value: VERSION" },
     } do
       local run = app:command(case[1])
       assert.equal(2, run.exit, run.stdout)
@@ -65,6 +67,15 @@ describe("the command line", function()
     assert.same(before, app:status().instances)
     local help = app:command { "help", "logs" }
     assert.truthy(help.stdout:find("--follow", 1, true) and not help.stdout:find("--seeds", 1, true), help.stdout)
+  end)
+
+  it("remembers runs below HOME where XDG_STATE_HOME is empty", function()
+    local home = app.dir .. "/home"
+    fixture.sh(("mkdir -p %s/.local/state && cp -r %s/state %s/.local/state/deployrt"):format(home, app.dir, home))
+    local run = fixture.run({ fixture.deployrt(), "history", "app.yml" }, { cwd = app.dir, env = { HOME = home, XDG_STATE_HOME = "", TERM = "dumb" } })
+    fixture.sh(("rm -r %s/.local"):format(home))
+    assert.equal(0, run.exit, run.stderr)
+    assert.truthy(run.stdout:find("rolling", 1, true), run.stdout)
   end)
 
   it("says with status --json what the documents promise, and nothing is missing", function()

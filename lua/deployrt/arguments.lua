@@ -108,7 +108,10 @@ function arguments.parse(argv)
       local flag = arguments.flags[name] or unknown(name)
       if flag.value and not value then
         i = i + 1
-        value = argv[i] or errors.raise("usage", ("--%s needs a value: %s"):format(name, flag.value))
+        value = argv[i]
+      end
+      if flag.value and (value or "") == "" then
+        errors.raise("usage", ("--%s needs a value: %s"):format(name, flag.value))
       elseif not flag.value and value then
         errors.raise("usage", ("--%s takes no value"):format(name))
       end

@@ -24,8 +24,9 @@ end
 ---@param directory? string
 ---@return deployrt.State
 function state.open(app, directory)
-  local base = directory or ((os.getenv("XDG_STATE_HOME") or (core.whoami().home .. "/.local/state")) .. "/deployrt")
-  return setmetatable({ path = base .. "/" .. app }, State)
+  local given = os.getenv("XDG_STATE_HOME") or ""
+  local base = given ~= "" and given or core.whoami().home .. "/.local/state"
+  return setmetatable({ path = (directory or base .. "/deployrt") .. "/" .. app }, State)
 end
 
 --- Whether it can be had: nobody needs to answer for a directory.
