@@ -137,6 +137,18 @@ describe("the command line", function()
     end
   end)
 
+  it("checks with --connect that secrets can be read, without a strategy too, and warns of empty ones", function()
+    local argv = { "check", "app.yml", "--connect", "--set", "process.secrets={A: 'x${env:GIVEN}', B: '${env:GIVEN}', C: ''}" }
+    local run = app:command(argv)
+    assert.equal(2, run.exit, run.stdout)
+    assert.truthy(run.stderr:find("GIVEN is not set", 1, true), run.stderr)
+    run = app:command(argv, { env = { GIVEN = "" } })
+    assert.equal(0, run.exit, run.stderr)
+    assert.truthy(run.stdout:find("warning: process.secrets.B is empty", 1, true), run.stdout)
+    assert.is_nil(run.stdout:find("process%.secrets%.[AC]"), run.stdout)
+    assert.is_nil(app:command(argv, { env = { GIVEN = "hunter2" } }).stdout:find("warning", 1, true))
+  end)
+
   it("checks that the release is there, unless it is yet to be built", function()
     for _, argv in ipairs { { "check", "app.yml", "--connect" }, { "check", "rolling", "app.yml" } } do
       for _, word in ipairs { "--set", "release.path=nowhere" } do argv[#argv + 1] = word end

@@ -1,7 +1,9 @@
 -- secrets.lua -- Values that only processes may see: read when they are needed, masked in everything that is shown.
 local errors = require "deployrt.errors"
+local names_of = require("deployrt.config.check").names_of
 
 ---@class deployrt.Secrets
+---@field empty string[]  names of those that came out empty, though something was to be read
 local Secrets = {}
 Secrets.__index = Secrets
 
@@ -54,11 +56,13 @@ end
 ---@param controller deployrt.Connection     this machine
 ---@return deployrt.Secrets
 function secrets.read(values, directory, controller)
-  local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {}, literals = {} }, Secrets)
-  for name, text in pairs(values or {}) do
-    local value = resolve(self, tostring(text))
+  local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {}, literals = {}, empty = {} }, Secrets)
+  for _, name in ipairs(names_of(values or {})) do
+    local text = tostring(values[name])
+    local value = resolve(self, text)
     self.values[name] = value
-    if not tostring(text):find("${", 1, true) then self.literals[#self.literals + 1] = value end
+    if value == "" and text ~= "" then self.empty[#self.empty + 1] = name end
+    if not text:find("${", 1, true) then self.literals[#self.literals + 1] = value end
     if #value >= 4 then self.masked[#self.masked + 1] = value end
   end
   table.sort(self.masked, function(a, b) return #a > #b end)

@@ -53,6 +53,7 @@ return function(command)
   driver.check_needs(app, options.strategy, options.values)
   local found = command.flags.connect and common.look(command, function(opened, run)
     local lines = driver.check_all(opened.drivers)
+    for _, name in ipairs(opened.secrets.empty) do lines[#lines + 1] = ("process.secrets.%s is empty"):format(name) end
     for i, note in ipairs(lines) do lines[i] = "warning: " .. note end
     check_room(opened)
     opened.fleet:discover()
@@ -60,7 +61,7 @@ return function(command)
     adoption.look(run)
     for _, line in ipairs(adoption.describe(run)) do lines[#lines + 1] = line end
     return lines
-  end, app) or {}
+  end, app, { secrets = true }) or {}
   if command.flags.connect and options.kind then
     inventory.check(app, options.strategy)
     plan.check(app, options)
