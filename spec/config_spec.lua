@@ -263,6 +263,23 @@ describe("what this version has not", function()
   end)
 end)
 
+describe("hosts that a command prints", function()
+  it("are refused with their place in what it printed", function()
+    for text, says in pairs {
+      ["[{name: q, adress: web1}]"] = "hosts.command:1:12: unknown key 'adress' (did you mean 'address'?)",
+      ['[{"name": "q",\n"address": "x", "port": "ssh"}]'] = 'hosts.command:2:17: hosts[1].port: expected a whole number, got "ssh"',
+      ["[]"] = "hosts.command: hosts: this list is empty",
+      ["- a\n- a"] = "hosts.command:2:3: hosts: 'a' is there twice; give each host a name of its own",
+      ["- {user: me}"] = "hosts.command:1:3: hosts[1]: a host needs an address, or a name when it is this machine",
+      ["none"] = "hosts.command: it prints what is no list of hosts: none",
+    } do
+      local ok, err = pcall(config.hosts, text, "hosts.command", directory)
+      assert.same({ false, says }, { ok, err.message })
+    end
+    assert.equal("a", config.hosts("[a]", "hosts.command", directory)[1].address)
+  end)
+end)
+
 describe("a secret", function()
   local function secret(value)
     return complaint("app: a\nprocess: {ports: 80, command: [x], secrets: " .. value .. "}\n")

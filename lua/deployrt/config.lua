@@ -159,9 +159,10 @@ function config.hosts(text, label, directory)
   if type(list) ~= "table" then
     errors.raise("config", ("%s: it prints what is no list of hosts: %s"):format(label, list == nil and marks.message or tostring(list)), { detail = text:sub(1, 500) })
   end
-  local problems, at, add = new_collector { file = label, marks = marks }
-  local app = { hosts = check.value(list, schema.hosts, at, label) }
-  rules.hosts(app, function(path, message) add(nil, message:gsub("^hosts", path)) end)
+  local tree = source.printed("hosts", list, marks, label)
+  local problems, at, add = new_collector(tree)
+  local app = check.value(tree.root, { type = "object", keys = { hosts = schema.hosts } }, at, "")
+  rules.hosts(app, function(path, message) add(tree:find(path), message) end)
   raise_all(problems)
   find_files(app.hosts, directory)
   return app.hosts

@@ -114,6 +114,18 @@ function source.open(path, parser, kept)
   return self
 end
 
+--- The same of what a command printed, as if it stood below a key.
+---@param key string
+---@param value any
+---@param found table  the marks that it was parsed with
+---@param label string  how errors name it
+---@return deployrt.config.Source
+function source.printed(key, value, found, label)
+  local self = setmetatable({ file = label, marks = {}, order = 0, files = {}, root = { [key] = value } }, Source)
+  adopt(self, found, label)
+  return self
+end
+
 local function unknown(shown, key, known, before)
   local hint = suggest.closest(key, check.names_of(known))
   local prefix = before ~= "" and before .. "." or ""
