@@ -130,7 +130,7 @@ describe("a full disk", function()
       exit, text = check(directory)
       fixture.sh("umount " .. disk)
       assert.equal(2, exit, text)
-      contains(text, "local: ", "Read-only file system", "or give the host another `dir`")
+      contains(text, "local: cannot write to " .. disk, ": Read-only file system: have ", "or give the host another `dir`")
     end
     small_disk(disk .. "/releases", "2m")
     fill(disk .. "/releases")

@@ -1,3 +1,4 @@
+local errors = require "deployrt.errors"
 local suggest = require "deployrt.suggest"
 local units = require "deployrt.units"
 
@@ -71,6 +72,16 @@ describe("for people", function()
     local cases = { [0] = "0 B", [1023] = "1023 B", [1536] = "1.5 KiB", [20 << 20] = "20.0 MiB", [(1 << 20) - 1] = "1.0 MiB",
       [3 << 30] = "3.0 GiB", [5000 << 40] = "5000.0 TiB" }
     for bytes, text in pairs(cases) do assert.equal(text, units.format_bytes(bytes)) end
+  end)
+end)
+
+describe("one error for several", function()
+  it("names the hosts of each message, unless it does so itself", function()
+    local list = {}
+    for i, case in ipairs { { "denied", "web1" }, { "denied", "web2" }, { "web3:80 is stuck", "web3" }, { "denied", "web1" }, { "why" } } do
+      list[i] = errors.new("exit", case[1], { host = case[2] })
+    end
+    assert.equal("web1, web2: denied\nweb3:80 is stuck\nwhy", errors.text(errors.several(list)))
   end)
 end)
 

@@ -87,17 +87,37 @@ function errors.check(first, second, ...)
   return first, second, ...
 end
 
+--- Whose error it is, when the message does not say so.
+local function unnamed_host(err)
+  return err.host and not err.message:find(err.host, 1, true) and err.host or nil
+end
+
+--- The messages of several errors, each once, with the hosts in front that it is about.
+local function lines_of(list)
+  local lines, hosts = {}, {}
+  for _, err in ipairs(list) do
+    local text, name = err.message, unnamed_host(err)
+    if not hosts[text] then lines[#lines + 1], hosts[text] = text, {} end
+    if name and not hosts[text][name] then
+      table.insert(hosts[text], name)
+      hosts[text][name] = true
+    end
+  end
+  for i, text in ipairs(lines) do
+    if #hosts[text] > 0 then lines[i] = table.concat(hosts[text], ", ") .. ": " .. text end
+  end
+  return lines
+end
+
 --- One error for several: itself when there is one; of the code that all of them have, else "several".
 ---@param list deployrt.Error[]
 function errors.several(list)
   if #list == 1 then return list[1] end
-  local lines, seen, code = {}, {}, list[1].code
+  local code = list[1].code
   for _, err in ipairs(list) do
     if err.code ~= code then code = "several" end
-    if not seen[err.message] then lines[#lines + 1] = err.message end
-    seen[err.message] = true
   end
-  return errors.new(code, table.concat(lines, "\n"), { errors = list, detail = list[1].detail, traceback = list[1].traceback })
+  return errors.new(code, table.concat(lines_of(list), "\n"), { errors = list, detail = list[1].detail, traceback = list[1].traceback })
 end
 
 local gone = { lost = true, unreachable = true }
@@ -121,8 +141,8 @@ end
 ---@param err deployrt.Error
 ---@return string
 function errors.text(err)
-  local text = err.message
-  if err.host and not text:find(err.host, 1, true) then text = err.host .. ": " .. text end
+  local name = unnamed_host(err)
+  local text = name and name .. ": " .. err.message or err.message
   if err.detail and err.detail ~= "" then text = text .. "\n  | " .. err.detail:gsub("%s+$", ""):gsub("\n", "\n  | ") end
   return text
 end

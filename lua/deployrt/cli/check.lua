@@ -36,7 +36,7 @@ room_check() { # KB
     [ "${room:-$1}" -ge "$1" ] || { fail full "$room KB are free at $place: make room there"; return 1; }
     message=$({ printf '%4096s' '' > "$place/.room.$$"; } 2>&1) && rm -f "$place/.room.$$" && continue
     rm -f "$place/.room.$$" 2>/dev/null
-    fail system "cannot write: $message: have $(id -un) write to $place, or give the host another \`dir\`"
+    fail system "cannot write to $place: ${message##*: }: have $(id -un) write there, or give the host another \`dir\`"
     return 1
   done
 }]]
