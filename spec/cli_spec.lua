@@ -141,7 +141,7 @@ describe("the command line", function()
     local argv = { "check", "app.yml", "--connect", "--set", "process.secrets={A: 'x${env:GIVEN}', B: '${env:GIVEN}', C: ''}" }
     local run = app:command(argv)
     assert.equal(2, run.exit, run.stdout)
-    assert.truthy(run.stderr:find("GIVEN is not set", 1, true), run.stderr)
+    assert.truthy(run.stderr:find("--set: process.secrets.A: the environment variable GIVEN is not set", 1, true), run.stderr)
     run = app:command(argv, { env = { GIVEN = "" } })
     assert.equal(0, run.exit, run.stderr)
     assert.truthy(run.stdout:find("warning: process.secrets.B is empty", 1, true), run.stdout)

@@ -294,13 +294,20 @@ describe("a secret", function()
     assert.equal("app.yml:2:46: process.secrets.A: a '${' has no '}' of its own", secret '{A: "${env:X"}')
   end)
 
+  it("that is not to be had is named with its place", function()
+    local app = load "app: a\nprocess:\n  ports: 80\n  command: [x]\n  secrets:\n    A: given\n    DB: '${env:NOT_THERE}'\n"
+    local ok, err = pcall(secrets.read, app.process.secrets, directory, nil, app.place)
+    assert.is_false(ok)
+    assert.equal(directory .. "/app.yml:7:5: process.secrets.DB: the environment variable NOT_THERE is not set", err.message)
+  end)
+
   it("comes from a file, and from nothing else that a path may name", function()
     write("key", "s3cret\n")
     assert.equal("s3cret", secrets.read({ A = "${file:key}" }, directory):value "A")
     for path, says in pairs { none = directory .. "/none: No such file or directory", ["/etc"] = "/etc: Is a directory" } do
       local ok, err = pcall(secrets.read, { A = ("${file:%s}"):format(path) }, directory)
       assert.is_false(ok)
-      assert.same({ "secret", "process.secrets: " .. says }, { err.code, err.message })
+      assert.same({ "secret", "process.secrets.A: " .. says }, { err.code, err.message })
     end
   end)
 

@@ -387,7 +387,7 @@ describe("what goes wrong in a run", function()
     app:write(fixture.release("2.0"), "2.0")
     run = app:command { "rolling", "app.yml" }
     assert.equal(2, run.exit)
-    contains(run.stderr, "process.secrets: the command 'exit 3' failed with status 3")
+    contains(run.stderr, "app.yml:", "process.secrets.DB_URL: the command 'exit 3' failed with status 3")
     app.opts.process = nil
   end)
 

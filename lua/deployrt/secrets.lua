@@ -1,4 +1,5 @@
 -- secrets.lua -- Values that only processes may see: read when they are needed, masked in everything that is shown.
+local controller = require "deployrt.controller"
 local errors = require "deployrt.errors"
 local names_of = require("deployrt.config.check").names_of
 
@@ -13,53 +14,63 @@ local function trim(text)
   return (text:gsub("\n$", ""))
 end
 
+--- What a reference stands for; nil and why not when it is not to be had.
 local readers = {
   env = function(_, name)
     local value = os.getenv(name)
-    if not value then errors.raise("secret", ("process.secrets: the environment variable %s is not set"):format(name)) end
-    return value
+    return value, not value and ("the environment variable %s is not set"):format(name) or nil
   end,
   file = function(self, path)
     path = path:gsub("^~", os.getenv("HOME") or "~")
     local file, err = io.open(path:sub(1, 1) == "/" and path or self.directory .. "/" .. path)
-    if not file then errors.raise("secret", "process.secrets: " .. err) end
+    if not file then return nil, err end
     local text, problem = file:read("a") -- a directory can be opened, and not read
     file:close()
-    if not text then errors.raise("secret", ("process.secrets: %s: %s"):format(path, problem)) end
+    if not text then return nil, ("%s: %s"):format(path, problem) end
     return trim(text)
   end,
   command = function(self, command)
     local result = self.controller:execute({ "/bin/sh", "-c", command }, { timeout = 60, cwd = self.directory })
-    if result.status ~= 0 then
-      errors.raise("secret", ("process.secrets: the command '%s' failed with status %d"):format(command, result.status))
-    end
+    local how = controller.failure(result)
+    if how then return nil, ("the command '%s' %s"):format(command, how) end
     return trim(result.stdout)
   end,
 }
 
---- A text with its references replaced. Commands wait, which no callback of gsub may.
+--- A text with its references replaced; nil and why not. Commands wait, which no callback of gsub may.
 ---@async
 local function resolve(self, text)
   local parts, at = {}, 1
   for start, kind, what, after in text:gmatch("()%${(%l+):([^}]*)}()") do
-    parts[#parts + 1] = text:sub(at, start - 1)
-    parts[#parts + 1] = readers[kind](self, what)
+    local value, problem = readers[kind](self, what)
+    if not value then return nil, problem end
+    table.move({ text:sub(at, start - 1), value }, 1, 2, #parts + 1, parts)
     at = after
   end
   return table.concat(parts) .. text:sub(at)
+end
+
+--- The value of one secret, as app.yml has it.
+local function value_of(self, name, text, place)
+  local value, problem = resolve(self, text)
+  if value then return value end
+  local key = "process.secrets." .. name
+  errors.raise("secret", ("%s%s: %s"):format(place and place(key) .. ": " or "", key, problem))
 end
 
 --- Reads all secrets of app.yml once, so that a missing one is an error before anything is touched.
 ---@async
 ---@param values table<string,string>  as written: "${env:DB_URL}", or the secret itself
 ---@param directory string             of app.yml
----@param controller deployrt.Connection     this machine
+---@param here deployrt.Connection     this machine
+---@param place? fun(path: string): string   as app.place
 ---@return deployrt.Secrets
-function secrets.read(values, directory, controller)
-  local self = setmetatable({ directory = directory, controller = controller, values = {}, masked = {}, literals = {}, empty = {} }, Secrets)
+--- Raises deployrt.Error: "secret", with the place of the one that is not to be had.
+function secrets.read(values, directory, here, place)
+  local self = setmetatable({ directory = directory, controller = here, values = {}, masked = {}, literals = {}, empty = {} }, Secrets)
   for _, name in ipairs(names_of(values or {})) do
     local text = tostring(values[name])
-    local value = resolve(self, text)
+    local value = value_of(self, name, text, place)
     self.values[name] = value
     if value == "" and text ~= "" then self.empty[#self.empty + 1] = name end
     if not text:find("${", 1, true) then self.literals[#self.literals + 1] = value end

@@ -91,7 +91,7 @@ function session.open(app, opts)
   self.controller = connection.new({ name = "local" }, app.app, self.site.dial)
   local opened, problem = pcall(function()
     connect(self, app, opts and opts.partial)
-    self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller)
+    self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller, app.place)
     for i, entry in ipairs(app.balancers) do
       self.drivers[i] = self.site.driver(entry, {
         app = app.app, dir = app.dir, slots = slots_of(app), alone = #app.balancers == 1, health = app.health,

@@ -24,7 +24,7 @@ end
 local function launch_here(app)
   local here = connection.new({ name = "local" }, app.app)
   local closing <close> = setmetatable({}, { __close = function() here:close() end })
-  return launch.of(app, { controller = here, secrets = secrets.read(app.process.secrets, app.dir, here) })
+  return launch.of(app, { controller = here, secrets = secrets.read(app.process.secrets, app.dir, here, app.place) })
 end
 
 --- Keeps to the release that the others have: a version that is not named is that one, and nothing else is brought along, nor
