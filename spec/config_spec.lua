@@ -1,4 +1,5 @@
 local config = require "deployrt.config"
+local connection = require "deployrt.connection"
 local secrets = require "deployrt.secrets"
 
 local directory
@@ -41,6 +42,12 @@ describe("app.yml", function()
   it("whose value is wrong is not missing besides", function()
     local text = complaint(with("balancer: {type: haproxy, managed: true, listen: 8000}\n"))
     assert.equal('app.yml:3:42: balancer.listen: expected an address and a port like "127.0.0.1:8000", got "8000"', text)
+  end)
+
+  it("may say where balancers elsewhere reach this machine", function()
+    local app = load(with("hosts: [{name: here, address: 10.0.0.5, transport: local}, web1]\nbalancer: {type: haproxy, socket: /s, backend: shop, host: web1}\n"))
+    local here = connection.new(app.hosts[1], app.app)
+    assert.same({ true, "10.0.0.5" }, { here.is_local, connection.address(app.hosts[1]) })
   end)
 
   it("may have hosts at one address that a port, a user or a hop tells apart", function()

@@ -64,7 +64,7 @@ end
 local host = { type = "object", doc = "one host", keys = {
   name = text("how it is called here; default: its address", {
     pattern = "^[%w_][%w._-]*$", longest = 63, expected = "a name of letters, digits and ._-" }),
-  address = address "host name or address; leave out for this machine",
+  address = address "host name or address; leave out for this machine, or say with `transport: local` where balancers reach it",
   port = { type = "integer", min = 1, max = 65535, doc = "of sshd" },
   user = user "who to log in as",
   identity = text "private key file",
