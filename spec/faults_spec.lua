@@ -79,7 +79,9 @@ describe("a release that does not work", function()
   it("that ignores SIGTERM is killed at its deadline, when it is replaced", function()
     app.opts.process = "  stop: {timeout: 300ms}"
     assert.equal(0, app:deploy("rolling", "2.0", { fault = "stubborn" }).exit)
-    assert.equal(0, app:deploy("rolling", "3.0").exit)
+    local run = app:deploy("rolling", "3.0")
+    assert.equal(0, run.exit, run.stderr)
+    assert.matches("warning +local:%d+: pid %d+ is killed: it did not end within 0.3s of TERM", run.stdout)
     assert.same({ "3.0", "3.0" }, app:serving())
   end)
 

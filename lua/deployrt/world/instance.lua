@@ -170,15 +170,17 @@ end
 
 --- Signals until the process is gone: first the polite signal, at the deadline KILL.
 ---@param stop {signal: string, timeout: number}
-local function end_process(host, port, pid, stop)
+local function end_process(context, host, port, pid, stop)
   local words = { tostring(port), tostring(pid) }
   local function signal(name) return host:call("process_signal", { words[1], words[2], name }):find("sent", 1, true) ~= nil end
   local started, pause, killed = core.now(), 0.001, false
   local stopped = signal(stop.signal)
   while host:call("process_forget", words):find("running", 1, true) do
     if not killed and core.now() - started > stop.timeout then
-      signal("KILL")
       killed = true
+      if signal("KILL") then
+        context.warn(("%s:%d: pid %d is killed: it did not end within %gs of %s"):format(host.name, port, pid, stop.timeout, stop.signal))
+      end
     elseif killed and core.now() - started > stop.timeout + 10 then
       errors.raise("stuck", ("%s:%s: pid %s survives SIGKILL; is its disk or network file system hanging?"):format(host.name, port, pid),
         { host = host.name })
@@ -198,7 +200,7 @@ function instance.stop(context, host, args)
     errors.raise("serving", ("%s:%d still gets traffic, because what it replaced could not be put back"):format(host.name, args.port), { host = host.name })
   end
   world_balancer.await_strays(context, slot)
-  return end_process(host, args.port, pid, args)
+  return end_process(context, host, args.port, pid, args)
 end
 
 --- Whether this run's strategy started it: what was put back has the key of another operation.
@@ -217,7 +219,7 @@ local function make_room(context, host, port, found)
   local unknown = instance.is_own_start(context, found) and not (context.kept_open[slot] or context.kept_routed[slot])
   if not (found.ending or unknown) then return end
   if unknown then world_balancer.take_out(context, slot) end
-  end_process(host, port, found.pid, context.app.process.stop)
+  end_process(context, host, port, found.pid, context.app.process.stop)
 end
 
 --- Ends what runs of a release and stands in the way of its removal, if it is the run's own.
