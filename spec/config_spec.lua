@@ -204,6 +204,8 @@ app.yml:6:1: hosts: expected a list or a mapping, got 7]], message)
       "app.yml:2:43: process.stop.signal: 'TEM' is not one of TERM, INT, QUIT, HUP, USR1, USR2, KILL (did you mean 'TERM'?)" },
     { "an unknown variable", 'app: a\nprocess: {ports: 80, command: [x, "${prt}"]}',
       "app.yml:2:35: process.command[2]: unknown ${prt} (did you mean ${port}?); there are ${port}, ${host}, ${release} and ${dir}" },
+    { "a secret in the open", "app: a\nprocess: {ports: 80, command: [x], env: {A: '${env:X}'}}",
+      "app.yml:2:42: process.env.A: unknown ${env:X}; ${env:...} belongs in process.secrets; there are ${port}, ${host}, ${release} and ${dir}" },
     { "a variable of the shell", 'app: a\nprocess: {ports: 80, command: [sh, -c, "echo ${HOME}"]}',
       "app.yml:2:40: process.command[3]: unknown ${HOME}; for a variable of the shell write $HOME; "
       .. "there are ${port}, ${host}, ${release} and ${dir}" },

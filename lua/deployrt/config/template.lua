@@ -10,6 +10,14 @@ local known = {}
 for _, name in ipairs(variables) do known[name] = true end
 for _, name in ipairs(sources) do known[name .. ":"] = true end
 
+--- What an unknown variable was meant to be.
+local function hint_for(name)
+  local close, kind = suggest.closest(name, variables), name:match("^%l+:")
+  if kind and known[kind] then return ("; ${%s...} belongs in process.secrets"):format(kind) end
+  if close then return (" (did you mean ${%s}?)"):format(close) end
+  return name:find("^[%u_][%u%d_]*$") and ("; for a variable of the shell write $%s"):format(name) or ""
+end
+
 --- Why a command or a value of the environment is wrong; nil when it is fine.
 ---@param text string
 ---@return string? problem
@@ -18,10 +26,7 @@ function template.problem(text)
   if rest:find("${", 1, true) then return "a '${' has no '}' of its own" end
   for name in text:gmatch("%${([^{}]*)}") do
     if not known[name] then
-      local close = suggest.closest(name, variables)
-      local hint = close and (" (did you mean ${%s}?)"):format(close)
-        or name:find("^[%u_][%u%d_]*$") and ("; for a variable of the shell write $%s"):format(name) or ""
-      return ("unknown ${%s}%s; there are ${port}, ${host}, ${release} and ${dir}"):format(name, hint)
+      return ("unknown ${%s}%s; there are ${port}, ${host}, ${release} and ${dir}"):format(name, hint_for(name))
     end
   end
 end
