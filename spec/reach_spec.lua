@@ -89,4 +89,18 @@ describe("behind a managed HAProxy", function()
     assert.equal(2, run.exit, run.stdout .. run.stderr)
     contains(run.stderr, 'its shell prints "WELCOME', "have ~/.bashrc and its like be silent for commands")
   end)
+
+  it("two names of one machine are refused before anything is touched", function()
+    local first, again = bed.hosts[1], {}
+    for key, value in pairs(first) do again[key] = value end
+    again.name, again.port = "again", nil
+    app.opts.hosts = bed:yaml { first, bed.hosts[2], again }
+    for _, run in ipairs { app:deploy("rolling", "1.0"), app:command { "check", "app.yml", "--connect" } } do
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      contains(run.stderr, "hosts: 'web1' and 'again' lead to the same machine and directory (/home/deploy/.deployrt/shop); one is enough")
+    end
+    assert.equal("", (bed:exec(1, "ls -A /home/deploy/.deployrt 2>/dev/null || true")))
+    local run = app:command { "check", "app.yml", "--connect", "--host", "web2", "--host", "again" }
+    assert.equal(0, run.exit, run.stderr)
+  end)
 end)

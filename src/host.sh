@@ -26,8 +26,9 @@ unwritten() { # path message code -- says why a file was not written; a shell do
   fail "${3:-system}" "cannot write $1: $2"
 }
 
-facts() { # -- root, home, boot id, user, and the run that held the lock last
-  printf '%s\t%s\t%s\t%s\t%s\n' "$root" "$HOME" "$boot" "$(id -un)" "$(lock_last)"
+facts() { # -- root, home, boot id, user, what tells machines of one boot apart, and the run that held the lock last
+  { read -r mount _ < /proc/self/mountinfo && read -r node < /proc/sys/kernel/hostname; } 2>/dev/null || node=
+  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$root" "$HOME" "$boot" "$(id -un)" "${node:+$mount $node}" "$(lock_last)"
 }
 
 layout() { # -- makes the directories of the application

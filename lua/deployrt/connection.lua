@@ -7,6 +7,7 @@ local ssh = require "deployrt.ssh"
 ---@field name string
 ---@field is_local boolean
 ---@field root string     the application's directory there, absolute once connected
+---@field machine? string  the same for two connections to one machine; containers are machines; nil: it cannot be told
 local Connection = {}
 Connection.__index = Connection
 
@@ -81,13 +82,14 @@ end
 ---@async
 function Connection:connect()
   local answer = errors.check(self:with_link(function(link) return link:call("facts", {}, 15) end, 0))
-  local root, home, boot, user, last = answer:match("^(/[^\t\n]*)\t([^\t]*)\t([^\t]*)\t([^\t\n]*)\t?([^\n]*)")
+  local root, home, boot, user, node, last = answer:match("^(/[^\t\n]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\n]*)")
   if not root then
     local noise = answer:match("^(.*\n)/[^\t\n]*\t")
     errors.raise("shell", noise and ("its shell prints %q before it does anything: have ~/.bashrc and its like be silent for commands"):format(noise:sub(1, 100))
       or "its shell does not understand us: " .. answer, { host = self.name })
   end
   self.root, self.home, self.boot, self.user, self.last_run = root, home, boot, user, last
+  self.machine = boot ~= "unknown" and node ~= "" and boot .. " " .. node or nil
 end
 
 --- A call as the controller of a run makes it: with the run's epoch, and with what the copy of its journal lacks.

@@ -54,6 +54,19 @@ local function keep_reachable(self)
   self.hosts = hosts
 end
 
+--- Two names of one machine would each find the instances of the other in their slots.
+local function refuse_twins(self)
+  local seen = {}
+  for _, line in ipairs(self:lines()) do
+    local place = line.machine and line.machine .. "\t" .. line.root or line
+    if seen[place] then
+      errors.raise("config", ("hosts: '%s' and '%s' lead to the same machine and directory (%s); one is enough"):format(
+        seen[place], line.name, line.root))
+    end
+    seen[place] = line.name
+  end
+end
+
 --- Connections that are not there yet, for hosts of the application and for those that balancers are on.
 local function connect(self, app, partial)
   local opening = { self.controller }
@@ -78,6 +91,7 @@ local function connect(self, app, partial)
     error(problem, 0)
   end
   if partial then keep_reachable(self) end
+  refuse_twins(self)
 end
 
 --- Connects to all hosts at once; one that cannot be had is an error, or left out.

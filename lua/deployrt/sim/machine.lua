@@ -100,7 +100,7 @@ function Machine:power(on)
 end
 
 function functions.facts(self)
-  return ("/sim/%s\t/home\tboot%d\tdeploy\t%s\n"):format(self.name, self.boots, self.last or ""), 0
+  return ("/sim/%s\t/home\tboot%d\tdeploy\t%s\t%s\n"):format(self.name, self.boots, self.name, self.last or ""), 0
 end
 
 local function show(self, port)

@@ -15,7 +15,7 @@ Link.__index = Link
 function Link:state() return "open" end
 
 --- The only question that is asked of a host before there is a world: where things are.
-function Link:call() return "/\t/\tunknown\tnobody\n", 0 end
+function Link:call() return "/\t/\tunknown\tnobody\t\t\n", 0 end
 
 function Link:close() end
 
