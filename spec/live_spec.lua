@@ -38,7 +38,7 @@ local function fleet(hosts, slots)
   local list = {}
   for host = 1, hosts do
     for slot = 1, slots do
-      list[#list + 1] = { host = "web" .. host, port = 8079 + slot, release = "1.0", state = "serving", weight = 100 }
+      list[#list + 1] = { host = "web" .. host, port = 8079 + slot, release = "1.0", state = "serving", weight = 100, share = 1 / (hosts * slots) }
     end
   end
   return list
@@ -62,6 +62,7 @@ describe("the live view", function()
     start(live)
     instances[1].release = "2.0"
     instances[2].state, instances[2].weight = "draining", 0
+    instances[1].share, instances[4].share = 0.5, 0.5
     instances[3].state, instances[3].release = "down", nil
     live.now = 12.4
     live:emit { event = "step.started", step = "batch 2 of 4", path = "/2" }
@@ -88,15 +89,16 @@ batch 2 of 4                                                   1 of 4 serve 2.0
     assert.is_false(live.screen.cursor)
   end)
 
-  it("shows weights as bars and the shares that follow from them", function()
+  it("shows weights as bars, and what each gets of all the traffic", function()
     local live, instances = open {}, fleet(2, 1)
     start(live)
     instances[1].release, instances[1].weight, instances[2].weight = "2.0", 5, 95
+    instances[1].share, instances[2].share = 0.03, 0.48
     live:emit { event = "state", instances = instances }
     live:tick()
     local lines = live.screen:lines()
-    assert.truthy(lines[4]:find("serving   ██░", 1, true) and lines[4]:find(" 5%%$"))
-    assert.truthy(lines[5]:find(("█"):rep(30) .. "  95%", 1, true))
+    assert.truthy(lines[4]:find("serving   ██░", 1, true) and lines[4]:find(" 3%%$"))
+    assert.truthy(lines[5]:find(("█"):rep(30) .. "  48%", 1, true))
   end)
 
   it("shows 200 instances on 100 hosts as a grid, on 80x24", function()

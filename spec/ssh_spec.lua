@@ -105,6 +105,19 @@ describe("over SSH", function()
     load:stop()
   end)
 
+  it("a run that is limited to a host tells what the others get of the traffic", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app:write(fixture.release "2.0", "2.0")
+    for _, argv in ipairs { { "plan", "rolling", "app.yml", "--host", "web1", "--json" }, { "rolling", "app.yml", "--host", "web1", "--json" } } do
+      local last
+      for line in app:command(argv).stdout:gmatch("[^\n]+") do
+        local event = cjson.decode(line)
+        last = event.event == "traffic" and event.share or last
+      end
+      assert.same({ ["2.0"] = 25, ["other hosts"] = 75 }, last)
+    end
+  end)
+
   it("a large release arrives whole, also where the ssh command does not work", function()
     fixture.write(app.dir .. "/bin/ssh", "#!/bin/sh\necho broken >&2\nexit 255\n")
     os.execute("chmod +x " .. app.dir .. "/bin/ssh")

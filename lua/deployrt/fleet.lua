@@ -372,12 +372,18 @@ function Fleet:release_slots()
   self.reserved = {}
 end
 
---- Whether others serve than what this run is about: hosts that `--host` leaves out.
-local function serves_elsewhere(self)
+--- Tells the balancer's slots that are not what this run is about: those of hosts that `--host` leaves out.
+---@return fun(slot: string): boolean
+function Fleet:elsewhere()
   local own = {}
   for _, host in ipairs(self.hosts) do own[host.name] = true end
+  return function(slot) return not own[slot:match("^(.*)%-%d+$")] end
+end
+
+local function serves_elsewhere(self)
+  local is_elsewhere = self:elsewhere()
   for name, slot in pairs(self.balancer.slots) do
-    if self.balancer:is_serving { slot = name } and slot.up ~= false and not own[name:match("^(.*)%-%d+$")] then return true end
+    if self.balancer:is_serving { slot = name } and slot.up ~= false and is_elsewhere(name) then return true end
   end
   return false
 end

@@ -12,6 +12,8 @@ local function pause(run, least)
   return math.max(least, #run.fleet.members / slots_a_second)
 end
 
+local others = "other hosts" -- what `--host` leaves out, beside releases
+
 local function releases_by_slot(run)
   local map = {}
   for _, member in ipairs(run.fleet.members) do map[member.slot] = member.release end
@@ -45,12 +47,13 @@ function monitor.slot_shares(balancer)
   return parts
 end
 
---- The share of traffic by release, in percent.
+--- The share of traffic by release, in percent; what goes to other hosts than the run's has no release.
 ---@return table<string, number>
 function monitor.shares(run)
-  local map, sums = releases_by_slot(run), {}
+  local map, is_elsewhere, sums = releases_by_slot(run), run.fleet:elsewhere(), {}
   for name, share in pairs(monitor.slot_shares(run.balancer)) do
-    if map[name] then sums[map[name]] = (sums[map[name]] or 0) + share end
+    local release = map[name] or is_elsewhere(name) and others
+    if release then sums[release] = (sums[release] or 0) + share end
   end
   local total = 0
   for _, sum in pairs(sums) do total = total + sum end
@@ -99,12 +102,12 @@ end
 --- A snapshot of all slots, for the live view.
 function monitor.snapshot(run)
   if run.shares_due then tell_shares(run) end
-  local list = {}
+  local list, shares = {}, run.balancer:exists() and monitor.slot_shares(run.balancer)
   for _, member in ipairs(run.fleet.members) do
     local slot = run.balancer.slots[member.slot]
     list[#list + 1] = {
       host = member.host.name, port = member.port, release = member.release, state = member.state,
-      weight = slot and slot.state == "ready" and slot.weight or 0,
+      weight = slot and slot.state == "ready" and slot.weight or 0, share = shares and (shares[member.slot] or 0) or nil,
     }
   end
   table.sort(list, function(a, b)

@@ -77,7 +77,7 @@ local function take_snapshot(self)
     local label = ("%s:%s"):format(host, given.port or "")
     list[i] = {
       host = host, label = label, key = text.natural(label), class = class_of(self, given),
-      release = text.line(given.release or ""), state = given.state or "down", weight = given.weight,
+      release = text.line(given.release or ""), state = given.state or "down", weight = given.weight, share = given.share,
     }
   end
   table.sort(list, function(a, b) return a.key < b.key end)
@@ -172,13 +172,12 @@ local function widest(list, key, limit)
   return math.min(width, limit)
 end
 
-local function weights(self)
-  local total, most = 0, 0
+local function heaviest(self)
+  local most = 1
   for _, instance in ipairs(self.instances) do
-    local weight = instance.state == "serving" and (instance.weight or 1) or 0
-    total, most = total + weight, math.max(most, weight)
+    most = math.max(most, instance.state == "serving" and instance.weight or 0)
   end
-  return math.max(total, 1), math.max(most, 1)
+  return most
 end
 
 local function fitted(self, value, width)
@@ -188,7 +187,7 @@ end
 local function table_view(self, width)
   local out = {}
   local names, releases = widest(self.instances, "label", width // 3), widest(self.instances, "release", 14)
-  local total, most = weights(self)
+  local most = heaviest(self)
   local bars = math.max(0, math.min(30, width - names - releases - 22))
   for i, instance in ipairs(self.instances) do
     local class = instance.class
@@ -201,7 +200,7 @@ local function table_view(self, width)
     if instance.state == "serving" then
       local weight = instance.weight or 1
       line[5], line[6] = bar(self, weight / most, bars, styles[class])
-      line[7] = { ("%5s"):format(percent(100 * weight / total)) }
+      line[7] = instance.share and { ("%5s"):format(percent(100 * instance.share)) }
     end
     out[i] = line
   end
