@@ -54,6 +54,26 @@ describe("a plan", function()
     end)
   end
 
+  it("says that the balancer would be set up anew, as check and status do", function()
+    local before = app.listen
+    app.listen = fixture.free_port()
+    app:write(fixture.release("1.0"), "1.0")
+    local run = app:command { "plan", "rolling", "app.yml" }
+    assert.truthy(run.stdout:find("prepare     the balancer, anew: app.yml says otherwise than what runs", 1, true), run.stdout)
+    assert.falsy(run.stdout:find("nothing to change", 1, true), run.stdout)
+    local words = "the next deployment sets the balancer up anew: app.yml says otherwise than what runs"
+    for _, argv in ipairs { { "check", "app.yml", "--connect" }, { "status", "app.yml" } } do
+      run = app:command(argv)
+      assert.same({ 0, true }, { run.exit, run.stdout:find(words, 1, true) ~= nil }, run.stdout)
+    end
+    assert.equal("outdated", app:status().balancer.state)
+    assert.is_true(fixture.is_listened(before))
+    assert.same(effects_of { "plan", "rolling", "app.yml" }, effects_of { "rolling", "app.yml" })
+    assert.is_true(fixture.is_listened(app.listen))
+    assert.is_nil(app:status().balancer)
+    assert.truthy(app:command({ "plan", "rolling", "app.yml" }).stdout:find("nothing to change", 1, true))
+  end)
+
   it("of hosts and a balancer that are not there is made offline, from app.yml alone", function()
     local dir = fixture.dir()
     fixture.write(dir .. "/app.yml", [[

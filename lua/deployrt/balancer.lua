@@ -52,7 +52,10 @@ end
 ---@async
 function Balancer:adopt()
   if not self.configured then return end
-  operation.effect { name = "balancer.prepare", args = {}, undo = self.outdated and { name = "balancer.unprepare", args = {} } or nil }
+  operation.effect {
+    name = "balancer.prepare", args = {}, undo = self.outdated and { name = "balancer.unprepare", args = {} } or nil,
+    note = self.outdated and "the balancer, anew: app.yml says otherwise than what runs" or "the balancer",
+  }
   self:refresh()
   self:settle(operation.current().fleet.members)
   local changes = {}

@@ -10,7 +10,7 @@ local words = {
   ["release.upload"] = "upload", ["release.remove"] = "remove", ["release.activate"] = "current", ["instance.start"] = "start",
   ["instance.stop"] = "stop", ["instance.restore"] = "start again", ["balancer.apply"] = "traffic", ["balancer.route"] = "route", ["balancer.restore"] = "traffic back",
   ["stranger.adopt"] = "adopt", ["stranger.disown"] = "let go", ["stranger.forget"] = "forget",
-  ["balancer.prepare"] = "prepare the balancer", ["balancer.unprepare"] = "set up the balancer as before",
+  ["balancer.prepare"] = "prepare", ["balancer.unprepare"] = "set up the balancer as before",
   ["balancer.agree"] = "balancers kept alike", ["host.run"] = "run", ["host.hook"] = "hook",
 }
 

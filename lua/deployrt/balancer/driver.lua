@@ -177,6 +177,16 @@ function driver.check_all(drivers)
   return notes
 end
 
+--- Whether the next run sets a balancer up anew, in words.
+---@async
+---@param drivers deployrt.Driver[]  that were checked
+---@return string?
+function driver.renewal(drivers)
+  for _, each in ipairs(drivers) do
+    if each.outdated then return "the next deployment sets the balancer up anew: app.yml says otherwise than what runs" end
+  end
+end
+
 --- How an error names a balancer.
 ---@param entry table  of app.yml
 ---@return string

@@ -55,6 +55,7 @@ return function(command)
     local lines = driver.check_all(opened.drivers)
     for _, name in ipairs(opened.secrets.empty) do lines[#lines + 1] = ("process.secrets.%s is empty"):format(name) end
     for i, note in ipairs(lines) do lines[i] = "warning: " .. note end
+    lines[#lines + 1] = driver.renewal(opened.drivers)
     check_room(opened)
     opened.fleet:discover()
     opened.fleet:check_ports()

@@ -1,6 +1,7 @@
 -- cli/status.lua -- deployrt status APP.yml
 local cjson = require "cjson"
 local common = require "deployrt.cli.common"
+local driver = require "deployrt.balancer.driver"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local health = require "deployrt.health"
@@ -93,8 +94,9 @@ local function left(opened)
   return lines
 end
 
---- What is wrong with the balancers: what one that does not run means for the traffic, and which of several is not as the others.
----@return {state: "unknown"|"down"|"differs", message: string}?
+--- What is wrong with the balancers: what one that does not run means for the traffic, which of several is not as the others, and
+--- whether one is set up otherwise than app.yml says.
+---@return {state: "unknown"|"down"|"differs"|"outdated", message: string}?
 local function trouble_of(opened, problem, rows)
   if problem then return { state = "unknown", message = errors.text(problem) } end
   local balancer, running = opened.balancer, false
@@ -102,7 +104,10 @@ local function trouble_of(opened, problem, rows)
   if balancer.down and running then
     return { state = "down", message = "the balancer does not answer: if it does not run, no request gets through, and the next deployment starts it" }
   end
-  return balancer.differ and { state = "differs", message = balancer.differ .. ": the next deployment sets it right" } or nil
+  if balancer.differ then return { state = "differs", message = balancer.differ .. ": the next deployment sets it right" } end
+  pcall(driver.check_all, opened.drivers)
+  local renewal = driver.renewal(opened.drivers)
+  return renewal and { state = "outdated", message = renewal }
 end
 
 --- Of a run that stops an application there is no release.
@@ -190,10 +195,12 @@ local function show(found)
   return table.concat(lines, "\n") .. "\n"
 end
 
+local harmless = { differs = true, outdated = true }
+
 --- A host or a balancer that is unusable is told by the exit code too, whatever else could be read.
 local function exit_of(found)
   local balancer = found.balancer
-  return (#found.missing > 0 or balancer and (balancer.state ~= "differs" or balancer.message:find(" is away: ", 1, true))) and 2 or 0
+  return (#found.missing > 0 or balancer and (harmless[balancer.state] == nil or balancer.message:find(" is away: ", 1, true))) and 2 or 0
 end
 
 return function(command)

@@ -163,9 +163,10 @@ end
 function rooms.balancer:read()
   local copy = {}
   for name, slot in pairs(slots_of(self)) do
-    copy[name] = { state = slot.state, weight = slot.weight, up = slot.up, sessions = slot.sessions }
+    copy[name] = { state = slot.state, weight = slot.weight, up = slot.up, sessions = slot.sessions, disputed = slot.disputed, left = slot.left }
   end
-  return { slots = copy, route = self.balancer.route }
+  local seen = self.balancer
+  return { slots = copy, route = seen.route, down = seen.down, differ = seen.differ, outdated = seen.outdated }
 end
 
 function rooms.balancer:routed()
@@ -198,7 +199,13 @@ function rooms.balancer:apply(_, args)
   return {}
 end
 
-rooms.balancer.restore, rooms.balancer.adopt = rooms.balancer.apply, rooms.balancer.apply
+rooms.balancer.restore = rooms.balancer.apply
+
+function rooms.balancer:adopt(_, args)
+  rooms.balancer.apply(self, nil, args)
+  self.balancer.differ = nil
+  return {}
+end
 
 function rooms.balancer:await_drained()
   return { drained = true }
@@ -209,10 +216,16 @@ function rooms.balancer:stats()
 end
 
 function rooms.balancer:prepare()
+  slots_of(self)
+  self.balancer.down, self.balancer.outdated = nil, nil
   return {}
 end
 
-rooms.balancer.stop, rooms.balancer.agree, rooms.balancer.unprepare = rooms.balancer.prepare, rooms.balancer.prepare, rooms.balancer.prepare
+function rooms.balancer:agree()
+  return {}
+end
+
+rooms.balancer.stop, rooms.balancer.unprepare = rooms.balancer.agree, rooms.balancer.agree
 
 function rooms.stranger:look(_, args, spec)
   return look(self, { name = "stranger.look", host = spec.host, args = args }, nil)
