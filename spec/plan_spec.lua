@@ -104,12 +104,14 @@ strategy: {settle: 10s, batch: 50%}
       assert.truthy(run.stdout:find(part, 1, true), part .. " in:\n" .. run.stdout)
     end
     assert.is_true(tonumber(run.stdout:match("at least ([%d.]+)s of waiting")) >= 0.4)
-    local undo, last
+    local undo, first, last
     for line in app:command({ "plan", "rolling", "app.yml", "--json" }).stdout:gmatch("[^\n]+") do
       last = cjson.decode(line)
+      first = first or last
       undo = last.undo or undo
     end
     assert.truthy(table.concat(undo, ", "):find("start again", 1, true))
+    assert.same({ "run.started", "shop", "rolling", "2.0", "1.0", 1 }, { first.event, first.app, first.strategy, first.release, first.previous, first.hosts })
     assert.equal("plan.finished", last.event)
     assert.same({ false, "2.0", "1.0" }, { last.unchanged, last.release, last.previous })
     assert.is_true(last.seconds >= 0.4 and last.changes > 5)

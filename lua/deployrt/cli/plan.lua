@@ -15,9 +15,10 @@ local function show(command, app, strategy, found)
     or ("%d changes, at least %s of waiting; nothing was changed\n"):format(found.effects, units.format_duration(found.seconds)))
 end
 
-local function encode(command, found)
+local function encode(command, app, strategy, found)
   local view = progress.open { mode = "json", write = command.write, write_error = command.write_error, clock = function() return found.made end,
     now = function() return 0 end }
+  view:emit { event = "run.started", app = app.app, strategy = strategy.name, release = found.release, previous = found.previous, hosts = #app.hosts }
   for _, line in ipairs(found.lines) do
     line.event.seconds = line.at
     view:emit(line.event)
@@ -34,6 +35,7 @@ return function(command)
   options.force, options.offline = command.flags.force, command.flags.offline
   if not options.offline then options.state = common.state(command, app) end
   local found = plan.make(app, options)
-  if command.flags.json then encode(command, found) else show(command, app, options.strategy, found) end
+  local tell = command.flags.json and encode or show
+  tell(command, app, options.strategy, found)
   return 0
 end
