@@ -253,6 +253,51 @@ describe("HAProxy run by deployrt where few files may be open", function()
   end)
 end)
 
+describe("HAProxy that a run has started", function()
+  local app
+
+  before_each(function()
+    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+  end)
+  after_each(function()
+    app:stop()
+    fixture.cleanup()
+  end)
+
+  it("is stopped again when that first run fails, and nothing of it is left", function()
+    local run = app:deploy("rolling", "1.0", { fault = "dies" })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    assert.is_false(fixture.is_listened(app.listen))
+    assert.same({}, app:leftovers())
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    assert.is_true(fixture.is_listened(app.listen))
+  end)
+
+  it("is stopped again by abort, and by a resume that fails, when the controller was killed", function()
+    for command, exit in pairs { abort = 0, resume = 1 } do
+      app:write(fixture.release("1.0", { start_delay = 1000, fault = "dies" }), "1.0")
+      local pid = app:begin { "rolling", "app.yml" }
+      fixture.eventually(function() return fixture.is_listened(app.listen) end, 5, "HAProxy")
+      fixture.signal(pid, "KILL")
+      app:await_end(pid)
+      local run = app:command { command, "app.yml" }
+      assert.equal(exit, run.exit, run.stdout .. run.stderr)
+      assert.is_false(fixture.is_listened(app.listen))
+      assert.same({}, app:leftovers())
+    end
+  end)
+
+  it("goes on when what it had served before gets its traffic again", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local master = fixture.read(app.dir .. "/home/.deployrt/shop/balancer/haproxy.pid"):match("%d+")
+    fixture.sh(("kill -KILL %s $(pgrep -P %s)"):format(master, master))
+    fixture.eventually(function() return not fixture.is_listened(app.listen) end, 5, "its end")
+    assert.equal(1, app:deploy("rolling", "2.0", { fault = "dies" }).exit)
+    assert.is_true(fixture.is_listened(app.listen))
+    assert.same({ "1.0" }, app:serving())
+  end)
+end)
+
 describe("HAProxy run by deployrt, whose controller dies between its configuration and its reload", function()
   local app, stats, config
 

@@ -53,7 +53,7 @@ end
 function Balancer:adopt()
   if not self.configured then return end
   operation.effect {
-    name = "balancer.prepare", args = {}, undo = self.outdated and { name = "balancer.unprepare", args = {} } or nil,
+    name = "balancer.prepare", args = {}, undo = (self.outdated or self.down) and { name = "balancer.unprepare", args = {} } or nil,
     note = self.outdated and "the balancer, anew: app.yml says otherwise than what runs" or "the balancer",
   }
   self:refresh()

@@ -384,6 +384,16 @@ local function keep_before(driver, run, seen, on_disk)
   return text
 end
 
+--- Keeps that nothing ran, for a run's way back; what comes up with traffic, as after a crash, is to stay.
+local function keep_nothing(driver, run, wanted)
+  for _, state in pairs(wanted) do
+    if state.state == "ready" then return end
+  end
+  if driver.host:read(before_file(driver, run)) then return end
+  shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
+  driver.host:write(before_file(driver, run), "", "600")
+end
+
 ---@param driver deployrt.HAProxy
 ---@param run? string  which may want back what it finds
 function haproxy_managed.prepare(driver, run)
@@ -391,9 +401,11 @@ function haproxy_managed.prepare(driver, run)
   local seen = look(driver)
   if seen and driver.put_back then return end
   local old_text = driver.host:read(driver.paths.config) or ""
-  local text = text_of(driver, current_wanted(driver, seen, old_text))
+  local wanted = current_wanted(driver, seen, old_text)
+  local text = text_of(driver, wanted)
   if not seen then
     check_listen(driver, nil)
+    if run then keep_nothing(driver, run, wanted) end
     bring_up(driver, text)
   elseif seen.description ~= config.fingerprint(text) then
     reload(driver, seen, text, run and keep_before(driver, run, seen, old_text) or old_text)
@@ -403,7 +415,8 @@ function haproxy_managed.prepare(driver, run)
   driver.written, driver.outdated = text, nil
 end
 
---- Puts back the configuration that a run found; its states are as they are now. Nothing else is written in this run.
+--- Puts back the configuration that a run found, or that nothing ran; its states are as they are now. Nothing else is written
+--- in this run.
 ---@param driver deployrt.HAProxy
 ---@param run string
 function haproxy_managed.unprepare(driver, run)
@@ -411,6 +424,7 @@ function haproxy_managed.unprepare(driver, run)
   local text = driver.host:read(before_file(driver, run))
   if not text then return end
   require_program(driver)
+  if text == "" then return haproxy_managed.stop(driver) end
   local seen = look(driver)
   if not seen then
     bring_up(driver, text)
