@@ -281,6 +281,24 @@ describe("what goes wrong in a run", function()
     contains(run.stderr, "the undo is broken")
   end)
 
+  it("a rollback that is incomplete is told by status with what is to be done, also where it left a lock", function()
+    local lock = app.dir .. "/home/.deployrt/shop/lock"
+    strategy(([[function own:deploy()
+      self.fleet.hosts[1]:run { "cp", "-a", "%s", "%s.kept" }
+      self:undo(function() self:fail("the undo is broken") end)
+      self:fail("now")
+    end]]):format(lock, lock))
+    assert.equal(3, app:deploy("./own.lua", "2.0").exit)
+    local words = "needs attention: `deployrt abort app.yml` goes on with its rollback"
+    contains(app:command({ "status", "app.yml" }).stdout, "own of 2.0: " .. words)
+    fixture.sh(("mv %s.kept %s"):format(lock, lock))
+    local status = app:command({ "status", "app.yml" }).stdout
+    contains(status, ", " .. words .. ", and removes the lock on local")
+    assert.falsy(status:find("its controller died", 1, true), status)
+    assert.same({ true, nil }, { app:status().lock.needs_attention, app:status().lock.over })
+    assert.equal(0, app:command({ "unlock", "app.yml" }).exit)
+  end)
+
   it("traffic does not go back to what could not be put back", function()
     strategy [[function own:deploy()
       self.super.deploy(self)

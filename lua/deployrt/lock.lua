@@ -22,6 +22,7 @@ lock.dead_after = 30   -- seconds without a sign of life
 ---@field host string
 ---@field place? string  where it is, if not on a host
 ---@field over? boolean  its run has ended
+---@field needs_attention? boolean  its run has ended, and its rollback is incomplete
 ---@field left? integer  seconds until it goes by itself
 
 --- The start time of a process, in ticks since boot; nil when it does not run (proc(5), field 22 of stat).
@@ -119,6 +120,9 @@ function lock.refusal(state, file)
   local place = state.place or "on " .. state.host
   if state.over and state.left then
     return ("run %s of %s, begun %s, has ended, and its lock is still %s: it goes by itself within %ds"):format(state.run, state.owner, since, place, state.left)
+  elseif state.needs_attention then
+    return ("run %s of %s, begun %s, needs attention: `deployrt abort %s` goes on with its rollback, and removes the lock %s"):format(
+      state.run, state.owner, since, file, place)
   elseif state.over and state.dead then
     return ("run %s of %s, begun %s, has ended, and its controller died: `deployrt resume %s` does what it had left to do, and removes the lock %s"):format(
       state.run, state.owner, since, file, place)

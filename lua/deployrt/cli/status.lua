@@ -115,6 +115,16 @@ local function run_of(last, held)
   return { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.strategy ~= "stop" and last.release or nil }
 end
 
+--- A lock that a run has left, and how far that run is by what the history has of it.
+local function lock_of(held, runs, is_over)
+  local shown, outcome = { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step }, nil
+  if not held.dead then return shown end
+  for _, run in ipairs(runs) do outcome = run.id == held.run and run.outcome or outcome end
+  shown.needs_attention = outcome == "needs_attention" or nil
+  shown.over = not shown.needs_attention and is_over(held.run) or nil
+  return shown
+end
+
 local function gather(command, app, opened, problem)
   local state, lines = common.state(command, app), opened:lines()
   history.learn(state, lines)
@@ -126,8 +136,7 @@ local function gather(command, app, opened, problem)
   local last = runs[#runs]
   return {
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
-    lock = held and { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step,
-      over = held.dead and state:is_over(held.run) or nil } or nil,
+    lock = held and lock_of(held, runs, function(id) return state:is_over(id) end),
     run = last and run_of(last, held) or nil,
     strangers = strangers(opened), left = left(opened), balancer = trouble_of(opened, problem, rows),
   }
@@ -172,6 +181,10 @@ local function table_of(rows)
   return lines
 end
 
+local outcomes = {
+  running = "under way", unfinished = "UNFINISHED: its controller died", needs_attention = "needs attention: `deployrt abort %s` goes on with its rollback",
+}
+
 local function show(found)
   local serves = found.unknown and "nobody knows what serves" or found.release and "release " .. found.release or "nothing serves"
   local lines = { ("%s: %s%s"):format(found.app, serves, found.mixed and " (MIXED)" or "") }
@@ -188,7 +201,7 @@ local function show(found)
   table.move(found.left, 1, #found.left, #lines + 1, lines)
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s%s: %s"):format(found.run.id, found.run.strategy, found.run.release and " of " .. found.run.release or "",
-      found.run.outcome == "running" and "under way" or found.run.outcome == "unfinished" and "UNFINISHED: its controller died" or found.run.outcome)
+      (outcomes[found.run.outcome] or found.run.outcome):format(found.file))
   end
   if found.lock then lines[#lines + 1] = lock.refusal(found.lock, found.file) end
   for i, line in ipairs(lines) do lines[i] = text.line(line) end
