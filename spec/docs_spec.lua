@@ -94,7 +94,7 @@ describe("the API reference", function()
     { "balancer", "balancer", "Balancer" }, { "fleet", "fleet", "Fleet" },
   }
   local internal = { -- what the runtime itself calls on these objects
-    fleet = { add = true, elsewhere = true, exchange = true, check_ports = true, discover_hosts = true, renew = true, forgotten = true, forget = true, release_slots = true },
+    fleet = { add = true, elsewhere = true, exchange = true, check_ports = true, discover_hosts = true, renew = true, forgotten = true, is_idle = true, forget = true, release_slots = true },
     balancer = { settle = true }, instance = {}, host = {}, self = {},
   }
 

@@ -118,6 +118,17 @@ function Fleet:forgotten()
   return list
 end
 
+--- Whether instances run, and the balancer, which runs too, sends traffic to nothing at all.
+---@return boolean
+function Fleet:is_idle()
+  local balancer = self.balancer
+  if not balancer:exists() or balancer.down or #self.members == 0 then return false end
+  for name in pairs(balancer.slots) do
+    if balancer:is_serving { slot = name } then return false end
+  end
+  return true
+end
+
 --- Balancers know the slots of app.yml: what runs on another port would lose its traffic before anything replaces it.
 --- Raises deployrt.Error: "config".
 function Fleet:check_ports()

@@ -7,6 +7,7 @@ local driver = require "deployrt.balancer.driver"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
+local lock = require "deployrt.lock"
 local plan = require "deployrt.plan"
 
 --- With a strategy, its options and what it needs of the balancers are checked too.
@@ -58,6 +59,8 @@ return function(command)
     lines[#lines + 1] = driver.renewal(opened.drivers)
     check_room(opened)
     opened.fleet:discover()
+    local idleness = common.idleness(opened, common.state(command, app):runs(), lock.find(opened:lines()))
+    lines[#lines + 1] = idleness and "warning: " .. idleness
     opened.fleet:check_ports()
     adoption.look(run)
     for _, line in ipairs(adoption.describe(run)) do lines[#lines + 1] = line end

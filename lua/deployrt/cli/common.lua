@@ -75,6 +75,22 @@ function common.missing(opened)
   return missing
 end
 
+--- That nothing of what runs gets traffic, and what sets it right, in words; while a run has it in hand, that one knows why.
+---@param opened deployrt.Session  whose fleet was looked at
+---@param runs table[]             records, oldest first
+---@param held? deployrt.LockState
+---@return string?
+function common.idleness(opened, runs, held)
+  if held or not opened.fleet:is_idle() then return nil end
+  local strategy_name = "STRATEGY"
+  for _, run in ipairs(runs) do
+    if run.kind == "deploy" and run.outcome == "succeeded" then strategy_name = run.strategy end
+  end
+  local count = #opened.fleet.members
+  return ("%s %s, and the balancer sends traffic to none, as after a restart that it forgot its slots in: `deployrt %s %s` sets it right"):format(
+    text.count(count, "instance"), count == 1 and "runs" or "run", strategy_name, opened.app.file)
+end
+
 --- Says so; the exit code that goes with it.
 ---@param command deployrt.Command
 ---@param opened deployrt.Session

@@ -96,14 +96,16 @@ end
 
 --- What is wrong with the balancers: what one that does not run means for the traffic, which of several is not as the others, and
 --- whether one is set up otherwise than app.yml says.
----@return {state: "unknown"|"down"|"differs"|"outdated", message: string}?
-local function trouble_of(opened, problem, rows)
+---@param idleness? string  that nothing gets traffic
+---@return {state: "unknown"|"down"|"idle"|"differs"|"outdated", message: string}?
+local function trouble_of(opened, problem, rows, idleness)
   if problem then return { state = "unknown", message = errors.text(problem) } end
   local balancer, running = opened.balancer, false
   for _, row in ipairs(rows) do running = running or row.state ~= "down" end
   if balancer.down and running then
     return { state = "down", message = "the balancer does not answer: if it does not run, no request gets through, and the next deployment starts it" }
   end
+  if idleness then return { state = "idle", message = idleness } end
   if balancer.differ then return { state = "differs", message = balancer.differ .. ": the next deployment sets it right" } end
   pcall(driver.check_all, opened.drivers)
   local renewal = driver.renewal(opened.drivers)
@@ -138,7 +140,7 @@ local function gather(command, app, opened, problem)
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
     lock = held and lock_of(held, runs, function(id) return state:is_over(id) end),
     run = last and run_of(last, held) or nil,
-    strangers = strangers(opened), left = left(opened), balancer = trouble_of(opened, problem, rows),
+    strangers = strangers(opened), left = left(opened), balancer = trouble_of(opened, problem, rows, not problem and common.idleness(opened, runs, held)),
   }
 end
 
