@@ -30,6 +30,21 @@ describe("the lock of hosts", function()
     assert.equal("a lock_release, a lock_take, b lock_take", take(1, "locked"))
   end)
 
+  it("is refused once, however many hosts have it: before others by a run that is under way", function()
+    local now = os.time()
+    local function locked(name, run, beat)
+      return { name = name, call = function() return ("%s\t1\tme@here\t%d\tx y 1 2\t%d\t%d\t\n"):format(run, now, beat, now) end }
+    end
+    local hosts = { locked("a", "ended", now), locked("b", "dead", now - 100), locked("c", "alive", now), locked("d", "alive", now) }
+    local ok, err = core.run(function() lock.refuse_held(hosts, "app.yml", function(run) return run == "ended" end) end)
+    assert.same({ false, "locked" }, { ok, err.code })
+    assert.matches("^run alive of me@here, [^\n]* %(it holds the lock on c, [^\n]*: wait for it, or see `deployrt status app.yml`$", err.message)
+    ok, err = core.run(function() lock.refuse_held(hosts, "app.yml", function(run) return run ~= "dead" end) end)
+    assert.same({ false, "locked" }, { ok, err.code })
+    assert.matches("^run dead [^\n]* was interrupted and left the lock on b: [^\n]*$", err.message)
+    assert.is_true(core.run(function() lock.refuse_held(hosts, "app.yml", function() return true end) end))
+  end)
+
   it("stays with an interrupted run that could not be taken up", function()
     assert.equal("a lock_take, b lock_take", take(2, "lost"))
   end)

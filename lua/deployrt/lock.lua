@@ -99,23 +99,27 @@ end
 --- Who holds the lock of some of the hosts, and the host that he listens to; a run that is under way before one that was interrupted.
 ---@async
 ---@param connections deployrt.Connection[]
+---@param is_over? fun(run: string): boolean  locks of such runs do not count
 ---@return deployrt.LockState? held  nil: nobody
 ---@return deployrt.Connection? line
-function lock.find(connections)
+function lock.find(connections, is_over)
   local sorted, first = by_name(connections), nil
   local states = fleet.together(sorted, lock.read)
   for i, line in ipairs(sorted) do
     local held = states[i]
+    if held and is_over and is_over(held.run) then held = nil end
     if held and not held.dead then return held, line end
     first = first or held and i
   end
   return states[first], sorted[first]
 end
 
---- What to say to somebody who finds the lock taken.
+--- What a lock tells of its run, and what may be done.
 ---@param state deployrt.LockState
 ---@param file string  app.yml as the user named it
-function lock.refusal(state, file)
+---@return string
+---@return boolean? under_way
+function lock.describe(state, file)
   local since, step = os.date("%Y-%m-%d %H:%M:%S", state.since), state.step ~= "" and (", at '%s'"):format(state.step) or ""
   local place = state.place or "on " .. state.host
   if state.over and state.left then
@@ -131,21 +135,28 @@ function lock.refusal(state, file)
       .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, place, file, file)
   end
   local waits, choice = waiting.is_so(state.step), waiting.choice(state.step)
-  return ("run %s of %s, begun %s, is under way%s (it holds the lock %s, last sign of life %ds ago): %s, or see `deployrt status %s`"):format(
+  return ("run %s of %s, begun %s, is under way%s (it holds the lock %s, last sign of life %ds ago): %s"):format(
     state.run, state.owner, since, waits and " and " .. state.step or step, place, state.age,
-    waits and ("`deployrt approve %s%s` lets it go on"):format(choice and choice .. " " or "", file) or "wait for it", file)
+    waits and ("`deployrt approve %s%s` lets it go on"):format(choice and choice .. " " or "", file) or "wait for it"), true
 end
 
---- Raises "locked" when a run that has not ended holds the lock of a host.
+--- What to say to somebody who finds the lock taken.
+---@param state deployrt.LockState
+---@param file string
+---@return string
+function lock.refusal(state, file)
+  local text, under_way = lock.describe(state, file)
+  return under_way and ("%s, or see `deployrt status %s`"):format(text, file) or text
+end
+
+--- Raises "locked" when a run that has not ended holds the lock of some host, and says so once.
 ---@async
 ---@param connections deployrt.Connection[]
 ---@param file string
 ---@param is_over fun(run: string): boolean
 function lock.refuse_held(connections, file, is_over)
-  fleet.together(connections, function(host)
-    local held = lock.read(host)
-    if held and not is_over(held.run) then errors.raise("locked", lock.refusal(held, file), { host = host.name, lock = held }) end
-  end)
+  local held = lock.find(connections, is_over)
+  if held then errors.raise("locked", lock.refusal(held, file), { host = held.host, lock = held }) end
 end
 
 ---@class deployrt.Lock

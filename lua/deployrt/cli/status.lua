@@ -205,7 +205,7 @@ local function show(found)
     lines[#lines + 1] = ("last run: %s, %s%s: %s"):format(found.run.id, found.run.strategy, found.run.release and " of " .. found.run.release or "",
       (outcomes[found.run.outcome] or found.run.outcome):format(found.file))
   end
-  if found.lock then lines[#lines + 1] = lock.refusal(found.lock, found.file) end
+  if found.lock then lines[#lines + 1] = lock.describe(found.lock, found.file) end
   for i, line in ipairs(lines) do lines[i] = text.line(line) end
   return table.concat(lines, "\n") .. "\n"
 end
