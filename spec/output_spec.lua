@@ -154,6 +154,19 @@ describe("logs and answers", function()
     end
   end)
 
+  it("tells of an option that no strategy has, where app.yml is checked without one", function()
+    local function warned(options)
+      fixture.write(app.dir .. "/options.yml", "extends: app.yml\nstrategy: " .. options .. "\n")
+      local run = app:command { "check", "options.yml" }
+      assert.equal(0, run.exit, run.stderr)
+      return run.stdout:match("warning: ([^\n]*)")
+    end
+    assert.equal("options.yml:2:12: no strategy here has an option 'bach' (did you mean 'batch'?)", warned "{bach: 2, hold: 1s, x-own: 1}")
+    assert.is_nil(warned "{batch: 2, hold: 1s, x-own: 1}")
+    fixture.write(app.dir .. "/strategies/own-one.lua", 'return require("deployrt.strategy").extend("rolling", { name = "own-one", options = { bach = { type = "any" } } })\n')
+    assert.is_nil(warned "{bach: 2}")
+  end)
+
   it("gives machines help as an object: what there is, and what it takes", function()
     local function help(...)
       local run = app:command { "help", "--json", ... }

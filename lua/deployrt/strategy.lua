@@ -142,6 +142,20 @@ function strategy.is_option(key)
   return false
 end
 
+--- The options of all strategies that a name finds without libraries: those built in, and in ./strategies. A script that cannot
+--- be loaded has none.
+---@async
+---@return table<string, true>
+function strategy.all_options()
+  local names, known = strategy.names(), {}
+  for _, file in ipairs(core.fs.list("strategies") or {}) do names[#names + 1] = file:match("^(.+)%.lua$") end
+  for _, name in ipairs(names) do
+    local ok, loaded = pcall(strategy.load, name)
+    for key in pairs(ok and loaded.options or {}) do known[key] = true end
+  end
+  return known
+end
+
 ---@class deployrt.Source
 ---@field text string
 ---@field path string      as people are told of it

@@ -9,11 +9,28 @@ local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
 local lock = require "deployrt.lock"
 local plan = require "deployrt.plan"
+local strategy = require "deployrt.strategy"
+local suggest = require "deployrt.suggest"
 
 --- With a strategy, its options and what it needs of the balancers are checked too.
 local function read(command)
   if #command.operands < 2 then return common.app(command), { strategy = {} } end
   return deploy.prepare(command)
+end
+
+--- Options that no strategy has which is known here, in words; what those of shared libraries have, nobody knows beforehand.
+local function unknown_options(app)
+  if not app.strategy or app.require and #app.require > 0 then return {} end
+  local lines, known, names = {}, strategy.all_options(), {}
+  for key in pairs(known) do names[#names + 1] = key end
+  table.sort(names)
+  for key in pairs(app.strategy) do
+    if not known[key] and not key:find("^x%-") then
+      lines[#lines + 1] = ("warning: %s: no strategy here has an option '%s'%s"):format(app.place("strategy." .. key), key, suggest.hint(key, names))
+    end
+  end
+  table.sort(lines)
+  return lines
 end
 
 --- A release that hooks.build does not make must be there: a run would be refused for it.
@@ -73,6 +90,8 @@ return function(command)
   if not command.flags.quiet then
     command.say("checked", ("%s is fine: %s, %d host%s%s"):format(app.file, app.app, #app.hosts, #app.hosts == 1 and "" or "s",
       command.flags.connect and ", all reached" or ""), { file = app.file, app = app.app, hosts = #app.hosts, reached = command.flags.connect or false })
+    local unknown = options.kind and {} or unknown_options(app)
+    table.move(unknown, 1, #unknown, #found + 1, found)
     for _, line in ipairs(found) do command.say(line:find("^warning: ") and "warning" or "log", line) end
   end
   return 0
