@@ -202,3 +202,21 @@ describe("logs and answers", function()
     end
   end)
 end)
+
+describe("stopping an application", function()
+  it("is told as what it is: no release, no empty line, and a history that begins with none", function()
+    local app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+    finally(function()
+      app:stop()
+      fixture.cleanup()
+    end)
+    assert.equal("no run yet\n", app:command({ "history", "app.yml" }).stdout)
+    assert.equal("", app:command({ "history", "app.yml", "--json" }).stdout)
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local said = app:command({ "stop", "app.yml" }).stdout
+    assert.matches("stop      shop  1%.0  1 instance on 1 host  %(run ", said)
+    assert.matches("stop      the balancer", said)
+    assert.falsy(said:find("none", 1, true) or said:find("traffic *\n"), said)
+    assert.matches("stop       succeeded      1%.0 %-> nothing  ", app:command({ "history", "app.yml" }).stdout)
+  end)
+end)

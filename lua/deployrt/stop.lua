@@ -25,7 +25,7 @@ function stop.proceed(run)
   script:commit()
   adoption.stop_last(script, run)
   adoption.forget(script, run)
-  operation.effect { name = "balancer.stop", args = {} }
+  operation.effect { name = "balancer.stop", args = {}, note = run.balancer:exists() and "the balancer" or nil }
 end
 
 return stop

@@ -162,7 +162,7 @@ function common.execute(command, app, options)
   options.flags = { set = flags.set, release = flags.release, host = flags.host, force = flags.force }
   options.emit = function(event, secrets)
     local shown = common.masked(event, secrets)
-    if flags.json and options.kind == "stop" and shown.op == nil then shown.release = nil end -- it leads to none
+    if options.kind == "stop" and shown.op == nil then shown.release = nil end -- it leads to none
     view:emit(shown)
   end
   options.leave = function(err)

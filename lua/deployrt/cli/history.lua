@@ -4,17 +4,24 @@ local json = require "deployrt.progress.json"
 local lock = require "deployrt.lock"
 local text = require "deployrt.progress.text"
 
+--- What was deployed in place of what; a stop leads to nothing.
+local function change_of(run)
+  local after = run.strategy == "stop" and "nothing" or run.release
+  return run.previous and ("%s -> %s"):format(run.previous, after) or after
+end
+
 return function(command)
   local app = common.app(command)
-  for _, run in ipairs(common.state(command, app):runs()) do
+  local runs = common.state(command, app):runs()
+  if #runs == 0 and not command.flags.json then command.write("no run yet\n") end
+  for _, run in ipairs(runs) do
     if run.outcome == "running" and run.life and lock.is_gone(run.life) then run.outcome = "unfinished" end
     if command.flags.json then
       run.launch, run.previous_launch, run.life = nil, nil, nil
       if run.strategy == "stop" then run.release = nil end
       command.write(json.encode(run) .. "\n")
     else
-      command.write(("%s  %-10s %-14s %s%s  %s@%s\n"):format(run.id, text.line(run.strategy), run.outcome,
-        run.previous and run.previous .. " -> " or "", run.release, run.user, run.controller))
+      command.write(("%s  %-10s %-14s %s  %s@%s\n"):format(run.id, text.line(run.strategy), run.outcome, change_of(run), run.user, run.controller))
     end
   end
   return 0

@@ -89,20 +89,21 @@ function described.op(self, event)
   return entry(spans, failed and explain(self, event.error or "no reason was given") or nil, "red")
 end
 
---- What is deployed in place of what: "1.0 -> 2.0".
+--- What is deployed in place of what: "1.0 -> 2.0"; where nothing is, what served.
 function Lines:change(arrow)
   local run = self.run
-  if not run.previous then return text.line(run.release or "") end
-  return ("%s %s %s"):format(text.line(run.previous), arrow or "->", text.line(run.release or "?"))
+  if not (run.previous and run.release) then return text.line(run.previous or run.release or "") end
+  return ("%s %s %s"):format(text.line(run.previous), arrow or "->", text.line(run.release))
 end
 
 described["run.started"] = function(self, event)
   self.run = event
-  local size = event.instances and (", " .. text.count(event.instances, "instance")) or ""
-  if event.hosts then size = size .. " on " .. text.count(event.hosts, "host") end
+  local about = { event.release and text.line(event.strategy or "") }
+  if event.instances then about[#about + 1] = text.count(event.instances, "instance") end
+  local size = table.concat(about, ", ") .. (event.hosts and " on " .. text.count(event.hosts, "host") or "")
   return entry {
-    word("deploy", "title"), { ("%s  %s"):format(text.line(event.app or ""), self:change()), "bold" },
-    { ("  %s%s"):format(text.line(event.strategy or ""), size) },
+    word(event.release and "deploy" or "stop", "title"), { ("%s  %s"):format(text.line(event.app or ""), self:change()), "bold" },
+    { "  " .. size },
     { ("  (run %s, %s UTC)"):format(text.line(event.run or "?"), event.time:sub(1, 10)), "dim" },
   }
 end
@@ -133,6 +134,7 @@ function described.traffic(self, event)
   local shares, failing = table.concat(parts, ", "), sum(event.errors) > 0
   local news = shares ~= self.shares or failing ~= (self.failing or false)
   self.shares, self.failing = shares, failing
+  if shares == "" and not failing then return nil end
   if not news and not self.verbose then return nil end
   local spans = { word("traffic"), { shares } }
   local function rate(map, words, style)
