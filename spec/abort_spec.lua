@@ -15,15 +15,6 @@ describe("abort", function()
     fixture.cleanup()
   end)
 
-  --- Deploys, and ends the controller when it says what is waited for.
-  local function killed(argv, version, text)
-    if version ~= "1.0" then app:write(fixture.release(version), version) end
-    local log = app.dir .. "/log"
-    local pid = app:command(argv, { background = true, log = log })
-    fixture.eventually(function() return (fixture.read(log) or ""):find(text, 1, true) end, 20, text)
-    fixture.signal(pid, "KILL")
-  end
-
   --- Aborts under load that sees no error, and returns what was said.
   local function abort(...)
     local load = app:load { rate = 200 }
@@ -35,14 +26,15 @@ describe("abort", function()
 
   it("gives traffic back to what served already and is of the release that was being deployed", function()
     app:extend_rolling 'self.balancer:drain(self.fleet:new()[1]) self:log "now" self:sleep(30)'
-    killed({ "./own.lua", "app.yml", "--set", "process.instances=3" }, "1.0", "now")
+    app:kill_at({ "./own.lua", "app.yml", "--set", "process.instances=3" }, "now")
     local said = abort()
     assert.same({ "1.0", "1.0" }, app:serving())
     assert.truthy(said:find("1.0 serves as before", 1, true), said)
   end)
 
   it("--force asks no strategy whether it could begin now, and tells what serves in the end", function()
-    killed({ "canary", "app.yml", "--set", "strategy={steps: [50%, 100%], hold: 30s, latency: 1000}" }, "2.0", "50% to the new")
+    app:write(fixture.release "2.0", "2.0")
+    app:kill_at({ "canary", "app.yml", "--set", "strategy={steps: [50%, 100%], hold: 30s, latency: 1000}" }, "50% to the new")
     local said = abort "--force"
     assert.truthy(said:find("1.0 serves as before", 1, true), said)
     local _, announced = said:gsub("deploy    shop", "")
@@ -58,7 +50,8 @@ describe("abort", function()
       self:undo(function() self:log "now" self:sleep(30) end)
       self:replace(old[2])
       self:fail "later"]]
-    killed({ "./own.lua", "app.yml" }, "2.0", "now")
+    app:write(fixture.release "2.0", "2.0")
+    app:kill_at({ "./own.lua", "app.yml" }, "now")
     assert.same({ "1.0", "2.0" }, app:serving())
     abort "--force"
     assert.same({ "1.0", "1.0" }, app:serving())

@@ -18,16 +18,6 @@ describe("what a strategy commits", function()
     return run.stdout .. run.stderr
   end
 
-  --- Begins the same in the background, and ends its controller when it says "now".
-  local function killed(text)
-    app:extend_rolling(text)
-    app:write(fixture.release "2.0", "2.0")
-    local log = app.dir .. "/log"
-    local pid = app:command({ "./own.lua", "app.yml" }, { background = true, log = log })
-    fixture.eventually(function() return (fixture.read(log) or ""):find("now", 1, true) end, 20, "the sleep")
-    fixture.signal(pid, "KILL")
-  end
-
   before_each(function()
     app = fixture.app { instances = 2, slots = 4, yaml = "strategy: {settle: 0}" }
     assert.equal(0, app:deploy("rolling", "1.0").exit)
@@ -77,13 +67,15 @@ describe("what a strategy commits", function()
 
   for verb, flags in pairs { abort = { "abort", "app.yml" }, ["abort --force"] = { "abort", "app.yml", "--force" } } do
     it("stays when the controller dies and the run is taken back: " .. verb, function()
-      killed [[
+      app:extend_rolling [[
         local old = self.fleet:old()
         self:each(old, function(_, each)
           self:replace(each)
           if each ~= old[1] then self:sleep(0.5) self:log "now" self:sleep(30) end
           self:commit()
         end)]]
+      app:write(fixture.release "2.0", "2.0")
+      app:kill_at({ "./own.lua", "app.yml" }, "now")
       local run = app:command(flags)
       assert.equal(3, run.exit, run.stdout .. run.stderr)
       contains(run.stdout .. run.stderr, "the strategy committed")

@@ -11,6 +11,7 @@ local secrets = require "deployrt.secrets"
 ---@field command string[]
 ---@field env table<string, string>
 ---@field secrets table<string, string>  where each comes from
+---@field group? string|false  of what served before a run: the group of hosts in which it did alone; false: in several
 ---@field settings string   another one where any of this changes, or the value of a secret
 local launch = {}
 

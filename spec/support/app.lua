@@ -113,6 +113,16 @@ function App:begin(argv, log)
   return pid
 end
 
+--- Starts a run in the background, and ends its controller when it says something.
+---@param argv string[]
+---@param text string
+function App:kill_at(argv, text)
+  local log = self.dir .. "/log"
+  local pid = self:command(argv, { background = true, log = log })
+  machine.eventually(function() return (machine.read(log) or ""):find(text, 1, true) end, 20, text)
+  machine.signal(pid, "KILL")
+end
+
 function App:await_end(pid)
   machine.eventually(function() return not machine.alive(pid) end, 20, "end of the run")
 end

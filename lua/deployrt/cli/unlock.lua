@@ -17,7 +17,7 @@ local function remove_from_hosts(command, opened)
       refuse_live(command, held, opened.app.file)
       host:call("lock_break", { held.run })
       command.say("unlocked", ("%s: removed the lock of run %s"):format(host.name, held.run), { run = held.run, host = host.name })
-      removed, dead = removed + 1, held.dead and not held.over and held.run or dead
+      removed, dead = removed + 1, held.dead and held.run or dead
     end
   end
   return removed, dead
