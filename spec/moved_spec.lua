@@ -92,6 +92,16 @@ describe("an application that moved", function()
     assert.same({ "3.0", "3.0" }, app:serving())
   end)
 
+  it("to a host of another name is the same also to a balancer that does not run", function()
+    assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", "hosts=[local]" }).exit)
+    for pid in fixture.sh(("cat %s/home/.deployrt/shop/balancer/haproxy.pid"):format(app.dir)):gmatch("%d+") do fixture.signal(math.tointeger(pid), "KILL") end
+    fixture.eventually(function() return answer() == "" end, 10, "its end")
+    local run = app:deploy("rolling", "1.0", nil, { "--set", "hosts=[{name: other, transport: local}]" })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(answer(), "hello from 1.0")
+    assert.is_nil(run.stdout:find("start ", 1, true), run.stdout) -- it served already, by what HAProxy comes up with
+  end)
+
   it("away from its balancer is replaced without a gap once that is started again, and can be rolled back to", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
     local pids = fixture.sh(("cat %s/home/.deployrt/shop/balancer/haproxy.pid"):format(app.dir)):match("%d+")
