@@ -195,6 +195,29 @@ describe("a run on some of the hosts", function()
     assert.same({ "1.0", "1.0" }, app:serving())
   end)
 
+  it("lets another one change other hosts meanwhile, and has them back, too, once the balancer has forgotten them", function()
+    local proxy, log = fixture.haproxy { servers = {} }, app.dir .. "/log"
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    app:write(fixture.release("1.0"), "1.0")
+    assert.equal(0, app:command({ "rolling", "app.yml", "--force" }).exit)
+    app:write(fixture.release("2.0"), "2.0")
+    pid = app:begin({ "./own.lua", "app.yml", "--host", bed.hosts[2].name }, log)
+    local load = app:load { rate = 100, port = proxy.port }
+    local run = app:command { "in_place", "app.yml", "--host", bed.hosts[1].name, "--state", app.dir .. "/other" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({}, load:stop().errors)
+    assert.falsy(fixture.read(log):find("set right again", 1, true), fixture.read(log))
+    local function versions()
+      load = app:load { rate = 100, port = proxy.port }
+      fixture.eventually(function() return load:numbers().versions["2.0"] and load:numbers().versions["1.0"] end, 10, "both of them")
+      load:stop()
+    end
+    versions()
+    proxy:restart()
+    fixture.eventually(function() return fixture.read(log):find("2 slots set right again", 1, true) end, 10, "the word that it is mended")
+    versions()
+  end)
+
   it("is under way although one that was interrupted has left its lock on another", function()
     local dead = app:begin({ "./own.lua", "app.yml", "--host", bed.hosts[1].name })
     fixture.signal(dead, "KILL")

@@ -153,7 +153,7 @@ function Session:new_run(fields)
     kept_open = {}, kept_routed = {}, -- by slot: its traffic could not be taken away, so what runs there is not stopped
     closed_aside = {}, -- by slot: somebody else had opened it, and it may have got requests
     gone = {}, closed = {}, new = {}, -- by slot, on a way back that is taken up: stopped already, closed already, of the new release
-    behind = {}, has = {}, -- by the balancer's place: why it is away, and the states that it was last known to have
+    behind = {}, has = {}, instances = {}, -- by the balancer's place: why it is away, the states that it was last known to have, and its process
     warn = function(message) run.emit { event = "warning", message = message } end,
     connections = self.connections, controller = self.controller,
     archive = self.archive,

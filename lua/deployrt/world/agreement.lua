@@ -191,6 +191,21 @@ function agreement.save(context)
   end)
 end
 
+--- Slots of hosts that `--host` leaves out are wanted as they are: another run may be at work there. But a balancer that was
+--- restarted has forgotten them as it has the run's own.
+local function follow(context, index, seen)
+  local app, own = context.app, {}
+  if app.hosts == app.all_hosts or seen.down then return end
+  local before = context.instances[index] or seen.instance
+  context.instances[index] = seen.instance
+  if before ~= seen.instance then return end
+  for _, entry in ipairs(app.hosts) do own[entry.name] = true end
+  for name, slot in pairs(seen.slots) do
+    local is_own = own[name:match("^(.*)%-%d+$")] or slot.left
+    if context.wanted[name] and not is_own then context.wanted[name] = { state = slot.state, weight = slot.weight } end
+  end
+end
+
 --- What a balancer does differently from what the run wants of it, as changes.
 local function differences(seen, wanted)
   local slots, changes = seen.slots, {}
@@ -216,6 +231,7 @@ end
 local function mend_one(context, index)
   local driver = context.drivers[index]
   local seen = driver:read()
+  follow(context, index, seen)
   local changes = differences(seen, context.wanted)
   local down = seen.down and is_wanted(context.wanted)
   local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
