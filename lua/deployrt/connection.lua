@@ -7,6 +7,7 @@ local ssh = require "deployrt.ssh"
 ---@field name string
 ---@field is_local boolean
 ---@field root string     the application's directory there, absolute once connected
+---@field away? deployrt.Error  why it is not to be had: it is not asked again
 ---@field machine? string  the same for two connections to one machine; containers are machines; nil: it cannot be told
 local Connection = {}
 Connection.__index = Connection
@@ -40,6 +41,7 @@ end
 --- The open link; dials when there is none. One task dials, the others wait for it.
 ---@async
 function Connection:link()
+  if self.away then return nil, self.away end
   while self.dialling do self.dialling:wait() end
   if self.open_link and self.open_link:state() == "open" then return self.open_link end
   self.dialling = core.event()

@@ -38,4 +38,14 @@ function history.learn(state, lines)
   end
 end
 
+--- What the history has of a run.
+---@param state deployrt.State
+---@param id string
+---@return deployrt.Run?
+function history.find(state, id)
+  for _, run in ipairs(state:runs()) do
+    if run.id == id then return run end
+  end
+end
+
 return history

@@ -89,14 +89,14 @@ function lock.read(host)
   return nil
 end
 
---- Hosts in the order in which a run takes them: it listens to the first that it has.
+--- Hosts in the order in which a run takes them.
 local function by_name(connections)
   local sorted = table.move(connections, 1, #connections, 1, {})
   table.sort(sorted, function(a, b) return a.name < b.name end)
   return sorted
 end
 
---- Who holds the lock of some of the hosts, and the host that he listens to; a run that is under way before one that was interrupted.
+--- Who holds the lock of some of the hosts, and the first of those; a run that is under way before one that was interrupted.
 ---@async
 ---@param connections deployrt.Connection[]
 ---@param is_over? fun(run: string): boolean  locks of such runs do not count
@@ -240,7 +240,10 @@ local function beat_one(self, host, failures)
     if answer.code == "superseded" then failures[#failures + 1] = answer end
     return
   end
-  if host == self.connections[1] and answer ~= "" then self.control = answer:gsub("%s+$", "") end
+  local word = answer:gsub("%s+$", "")
+  if word == "" or word == host.heard or not self.active then return end
+  host.heard = word
+  self.on_control(word)
 end
 
 local function beat_aside(self, host)
@@ -267,7 +270,7 @@ function Lock:tell(step)
   self.told:set()
 end
 
---- Seconds between two signs of life to the same host. The first host hears each second, and is asked for what people want.
+--- Seconds between two signs of life to the same host, which is asked for what people want. The first host hears each second.
 local function pause_between(self)
   return math.max(beat_every, math.min(slowest_beat, #self.connections / beats_a_second))
 end
@@ -276,7 +279,7 @@ end
 ---@param on_lost fun(err: deployrt.Error)    another controller has taken over
 ---@param on_control fun(word: string)        somebody asks something of the run
 function Lock:keep(on_lost, on_control)
-  self.on_lost = on_lost
+  self.on_lost, self.on_control = on_lost, on_control
   self.active = true -- a cancellation may be swallowed by the call that it interrupts
   self.beating = core.spawn(function()
     while self.active do
@@ -284,10 +287,6 @@ function Lock:keep(on_lost, on_control)
       self.told:clear()
       if not self.active then return end
       if core.now() - self.beaten >= pause_between(self) then beat(self) else beat_aside(self, self.connections[1]) end
-      if self.control and self.control ~= self.heard then
-        self.heard = self.control
-        on_control(self.control)
-      end
     end
   end)
 end

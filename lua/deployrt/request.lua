@@ -1,11 +1,11 @@
--- request.lua -- What somebody asks of a run that is under way: its controller reads it on one host, with its next sign of life.
+-- request.lua -- What somebody asks of a run that is under way: its controller reads it on its hosts, with its next sign of life.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local lock = require "deployrt.lock"
 
 local request = {}
 
---- The run that is under way, and the host that it listens to.
+--- The run that is under way, and a host where it hears.
 ---@async
 ---@param opened deployrt.Session
 ---@return deployrt.LockState? held  nil: none is
@@ -16,10 +16,13 @@ function request.live_run(opened)
 end
 
 --- The same; without one it is an error.
---- Raises deployrt.Error: "nothing"; "locked" when the run was interrupted.
+--- Raises deployrt.Error: "nothing"; "locked" when the run was interrupted; why a host is away, where no other one knows of a run.
 function request.check_live(opened)
   local held, line = lock.find(opened:lines())
-  if not held then errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app)) end
+  if not held then
+    opened:check_complete()
+    errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app))
+  end
   if held.dead then errors.raise("locked", lock.refusal(held, opened.app.file)) end
   return held, line
 end

@@ -1,4 +1,5 @@
 -- resume.lua -- Taking up a run that was interrupted: find its journal, replay it, look at the world, and go on.
+local alone = require "deployrt.resume.alone"
 local config = require "deployrt.config"
 local copy = require "deployrt.state.copy"
 local core = require "deployrt.core"
@@ -9,13 +10,12 @@ local journal = require "deployrt.journal"
 local library = require "deployrt.library"
 local lock = require "deployrt.lock"
 local operation = require "deployrt.operation"
+local repair = require "deployrt.resume.repair"
 local schema = require "deployrt.schema"
 local secrets = require "deployrt.secrets"
 local session = require "deployrt.session"
 local strategy = require "deployrt.strategy"
 local undo = require "deployrt.undo"
-local world_balancer = require "deployrt.world.balancer"
-local world_instance = require "deployrt.world.instance"
 
 local resume = {}
 
@@ -45,13 +45,6 @@ local function unfinished_here(state)
   return last and is_unfinished(last) and last.id or nil
 end
 
---- What the history has of a run.
-local function known_run(state, id)
-  for _, each in ipairs(state:runs()) do
-    if each.id == id then return each end
-  end
-end
-
 --- The runs that hold the lock, of a team or of hosts.
 local function holders(state, lines)
   local team = state.read_lock and state:read_lock()
@@ -69,20 +62,20 @@ local function choose(state, lines)
   local here, holding, open = unfinished_here(state), holders(state, lines), nil
   for _, id in ipairs(holding) do
     if id == here then return here end
-    local record = id ~= "?" and known_run(state, id)
+    local record = id ~= "?" and history.find(state, id)
     if id ~= "?" and not (record and not is_unfinished(record)) then open = open or id end
   end
   if open and here then history.learn(state, lines) end -- what ended elsewhere is not to be offered later
   return open or here or holding[1]
 end
 
---- The run to take up, and the longest copy of its journal.
+--- The run to take up, and the longest copy of its journal. Raises why a host is away when the others know of no run.
 local function look_elsewhere(app, state, wanted)
-  local opened = session.open(app)
+  local opened <close> = session.open(app, { partial = true })
   local id = wanted or choose(state, opened:lines())
+  if not id then opened:check_complete() end
   local texts = { id and copy.read(state, id) or "" }
   for _, line in ipairs(id and opened:lines() or {}) do texts[#texts + 1] = line:call("run_journal", { id }) end
-  opened:close()
   local best, length = "", 0
   for _, each in ipairs(texts) do
     local text, count = journal.restore(each)
@@ -97,7 +90,7 @@ end
 local function ending_of(state, id, records)
   local last = records[#records]
   if last.type == "FINISHED" and last.outcome ~= "needs_attention" then return last end
-  local record = known_run(state, id)
+  local record = history.find(state, id)
   return record and not is_unfinished(record) and record.outcome ~= "superseded" and record or nil
 end
 
@@ -134,14 +127,13 @@ end
 --- Does what a controller had no time for that died when its run was over: the history has how it ended, and no host is locked.
 ---@return {text: string, exit: integer, outcome: string}?  how the run ended; nil when no host was locked by it any more
 local function bury(app, state, id, ending)
-  local record = known_run(state, id)
+  local record = history.find(state, id)
   if record and not record.finished then
     for _, key in ipairs { "outcome", "exit", "finished", "failed", "error" } do record[key] = ending[key] end
     record.finished = record.finished or core.time()
     state:save(id, record)
   end
-  local opened = session.open(app)
-  local closing <close> = setmetatable({}, { __close = function() opened:close() end })
+  local opened <close> = session.open(app, { partial = true })
   local locked = left_locked(app, opened, id)
   for _, line in ipairs(locked) do line:call("lock_release", { id }) end
   local team = state.read_lock and state:read_lock()
@@ -184,7 +176,7 @@ end
 --- What was ended or unlocked elsewhere, and came before what serves now, is not offered again.
 local function refuse_overtaken(past, lines, later)
   history.learn(past.state, lines)
-  local record = known_run(past.state, past.id)
+  local record = history.find(past.state, past.id)
   if record and is_unfinished(record) then
     record.outcome, record.finished, record.error = "superseded", core.time(), ("run %s came after it"):format(later)
     pcall(past.state.save, past.state, past.id, record) -- a disk that is full does not make it a run to take up
@@ -232,135 +224,33 @@ local function ask_in_doubt(run, options)
   end
 end
 
---- Whether a life of this run that was killed then had started it again.
-local function was_mended(run, member, found)
-  local launch = found.launch
-  return found.key:sub(1, #run.id + 1) == run.id .. "/" and launch ~= nil and launch.release == member.release and launch.settings == member.launch.settings
-end
-
---- Instances that the journal leaves running, and that are not there any more. A copy of it that lags may not know what the
---- run itself started in their place.
-local function missing_instances(run, only_old)
-  local doubtful, missing = {}, {}
-  for _, intent in ipairs(run.turns:in_doubt()) do doubtful[intent.instance or ""] = true end
-  for _, member in ipairs(run.fleet.members) do
-    local adopted = not member.stranger or member.recorded -- before that the process is none of ours to look after
-    local kept = adopted and not run.fleet.given_up[member.host.name]
-    local known = kept and not doubtful[member.label] and not (only_old and run.fleet:is_target(member))
-    local found = known and run.world:perform({ name = "instance.show", host = member.host, args = { port = member.port } }, "")
-    if found and found.state == "running" and was_mended(run, member, found) then member.pid = found.pid end
-    local unknown = found and found.state == "running" and found.pid ~= member.pid
-    if unknown and not world_instance.is_own_start(run.world.context, found) then
-      errors.raise("moved", ("%s: another process runs there than the journal has: the application was changed by somebody else meanwhile; "
-        .. "see `deployrt status`"):format(member.label), { host = member.host.name })
-    end
-    if found and (unknown or found.state ~= "running") then missing[#missing + 1] = member end
-  end
-  return missing
-end
-
---- What was adopted, died since, and cannot be started again: the run goes on, and a rollback says what it lacks.
-local function mourn(run, member)
-  local err = errors.new("adopted", ("%s: what was adopted there does not run any more, and could not be started again (%s): start it by hand"):format(
-    member.label, member.launch.obstacle), { host = member.host.name })
-  run.emit { event = "warning", message = err.message }
-  table.insert(run.root.entries, 1, { label = "adopted", host = member.host.name, run = function() error(err, 0) end })
-end
-
---- Starts an instance again. Before a rollback it must be well, whatever traffic it has by now: it is to get it back.
-local function start_again(run, member, abort)
-  if member.launch.obstacle then return mourn(run, member) end
-  run.emit { event = "warning", message = ("%s does not run any more: it is started again"):format(member.label) }
-  local result = operation.effect {
-    name = "instance.restore", kind = "look", host = member.host, instance = member.label, args = {
-      port = member.port, launch = member.launch, release = member.release,
-      health = (abort or member.state == "serving") and member.was_healthy ~= false and run.app.health or nil,
-    },
-  }
-  member.pid = result.pid
-end
-
---- Who is to be told apart, as the journal says; nil: nobody was, and nobody is. A copy that lags may not know of a route
---- that the balancer has.
-local function expected_route(run)
-  local context = run.world.context
-  if context.route ~= nil then return context.route end
-  return world_balancer.read(context).route and (run.balancer.route or false)
-end
-
---- Brings the world to what the journal says of it, as far as that is gone: instances that died, then the balancer's states,
---- which may give them traffic. A copy of the journal that lags tells of some as running that were stopped already.
-local function repair(run, abort)
-  local context = run.world.context
-  for _, member in ipairs(missing_instances(run, abort)) do start_again(run, member, abort) end
-  if #context.drivers > 0 then
-    local route = expected_route(run)
-    if route ~= nil then world_balancer.route(context, nil, { route = route, timeout = 0 }) end
-    if next(context.wanted) then world_balancer.prepare(context) end -- before it wanted anything, it had set nothing up either
-    local changes = {}
-    for name, state in pairs(context.wanted) do changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight } end
-    table.sort(changes, function(a, b) return a.slot < b.slot end)
-    if #changes > 0 then world_balancer.restore(context, nil, { changes = changes, timeout = run.balancer.drain_timeout }) end
-  end
-end
-
---- What a rollback stopped already is not opened again on the way.
----@return table<string, true> put_back  slots whose process it has put back
-local function recall_rollback(run, records)
-  local gone, instances, put_back = run.world.context.gone, {}, {}
-  for _, record in ipairs(records) do
-    if record.type == "INTENT" and record.id:find("^undo") then instances[record.id] = record.instance end
-    local label = record.type == "DONE" and record.ok and instances[record.id]
-    if label and record.op:find("^instance%.") then
-      local slot = world_balancer.slot_of(label)
-      gone[slot], put_back[slot] = record.op == "instance.stop" or nil, record.op == "instance.restore" or nil
-    end
-  end
-  return put_back
-end
-
---- On the way back the new release gets no more traffic than it has, and none again where it has lost it already. What served
---- when the run began is not new, whatever its release.
-local function hold_down_the_new(run, put_back)
-  local context, found = run.world.context, {}
-  for _, member in ipairs(run.found or {}) do found[member.slot] = member.pid end
-  for _, member in ipairs(run.fleet.members) do
-    local is_new = run.fleet:is_target(member) and found[member.slot] ~= member.pid
-    if is_new and not put_back[member.slot] then
-      local wanted = context.wanted[member.slot]
-      context.new[member.slot], context.closed[member.slot] = true, wanted and wanted.state ~= "ready" or nil
-    end
-  end
-end
-
---- A rollback that goes on wants of the balancers what is there, until it wants something else: what the strategy wanted
---- last is not to be brought back.
-local function want_what_is_there(run)
-  local context = run.world.context
-  for name in pairs(context.wanted) do context.wanted[name] = nil end
-  local ok, found = pcall(function() return #context.drivers > 0 and world_balancer.read(context) or { slots = {} } end)
-  if not ok then return end
-  for name, slot in pairs(found.slots) do context.wanted[name] = { state = slot.state, weight = slot.weight } end
-  context.route = found.route or false
+--- Hosts that are away keep nothing from being taken up when the run has given them up, or is to be undone whatever is there.
+local function check_hosts(run, past)
+  local ok, err = pcall(run.session.check_complete, run.session, run.fleet.given_up)
+  if ok then return end
+  err.message = ("%s; run %s goes on when it is back. If it is gone for good, take back what was done on the others with `deployrt abort --force %s`"):format(
+    err.message, past.id, past.file)
+  error(err, 0)
 end
 
 --- What happens between the last record and the first new operation.
 local function go_live(past, options)
   return function(run)
     local me = core.whoami()
+    if not options.force then check_hosts(run, past) end
     if not options.abort then ask_in_doubt(run, options) end
     run.announce(run)
-    run.journal:write { type = "RESUMED", epoch = run.lock.epoch, user = me.user, controller = me.host, abort = options.abort }
+    run.journal:write { type = "RESUMED", epoch = run.lock.epoch, user = me.user, controller = me.host, abort = options.abort, force = options.force }
     run.emit { event = "log", message = ("run %s: %d records replayed; %s"):format(past.id, #past.records,
       run.turns.unwinding and "its rollback goes on" or options.abort and "rolling back" or "going on") }
-    local put_back = recall_rollback(run, past.records)
-    if options.force or run.turns.unwinding then want_what_is_there(run) end
-    if options.abort or run.turns.unwinding then hold_down_the_new(run, put_back) end
+    local put_back = repair.recall_rollback(run, past.records)
+    if options.force or run.turns.unwinding then repair.want_what_is_there(run) end
+    if options.abort or run.turns.unwinding then repair.hold_down_the_new(run, put_back) end
     if options.force then return end
     if not run.turns.unwinding then
       local stopping = run.stopping
       run.stopping = nil -- a signal of an earlier life ends the run after the repair, and not the repair
-      operation.within(undo.root("repair" .. run.lock.epoch), repair, run, options.abort)
+      operation.within(undo.root("repair" .. run.lock.epoch), repair.bring_back, run, options.abort)
       run.stopping = run.stopping or stopping
     end
     if options.abort then run.stop(run, errors.new("aborted", ("aborted by %s@%s"):format(me.user, me.host))) end
@@ -400,58 +290,6 @@ local function restore(header, state)
   return app, { strategy = loaded, values = (schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name, strategy.is_option)) }
 end
 
-local function is_below(id, path)
-  return id:find("^[/#]", #path + 1) ~= nil and id:sub(1, #path) == path
-end
-
---- What had been committed is not undone, but for what ran beside that.
----@param beside {all: string, but: string}[]  paths
-local function let_stand(run, scope, beside)
-  local settled = {}
-  for _, entry in ipairs(scope:commit()) do
-    local open = false
-    for _, each in ipairs(beside) do open = open or is_below(entry.id, each.all) and not is_below(entry.id, each.but) end
-    if open then scope:push(entry) else settled[#settled + 1] = entry end
-  end
-  operation.let_stand(run, settled)
-end
-
---- Undoes what a journal tells without running the strategy: one operation after the other, from the last to the first.
----@param records table[]
----@param hush? fun(run: table)  keeps the run from telling others
----@return fun(run: table)
-local function undo_all(records, hush)
-  return function(run)
-    if hush then hush(run) end
-    local hosts, done, scope = {}, {}, run.root
-    run.found = {} -- that is what is there now, and not what was there at the beginning
-    for _, host in ipairs(run.session.hosts) do hosts[host.name] = host end
-    for _, record in ipairs(records) do
-      if record.type == "DONE" then done[record.id] = record end
-    end
-    for _, record in ipairs(records) do
-      local host = hosts[record.host or ""]
-      if record.op == "commit" and record.type == "DONE" then
-        let_stand(run, scope, record.result.beside)
-      elseif record.type == "INTENT" and record.id:sub(1, 1) == "/" then
-        if done[record.id] and done[record.id].ok then run.world:recall { name = record.op, host = host, args = record.args } end
-        local compensation = operation.compensation(record, host)
-        if compensation then scope:push(compensation) end
-      end
-    end
-    want_what_is_there(run) -- some of it may be undone already
-    errors.raise("aborted", "aborted, from the journal alone")
-  end
-end
-
-local function undone(records)
-  local list = {}
-  for _, record in ipairs(records) do
-    if record.id and record.id:sub(1, 4) == "undo" then list[#list + 1] = record end
-  end
-  return list
-end
-
 --- What was typed by hand has no script that could go on with it; the journal alone says how to take it back.
 local function undo_by_hand(id, options, file)
   if not options.abort then
@@ -478,13 +316,14 @@ function resume.prepare(app, state, options)
   end
   local header = table.remove(records, 1)
   local then_app, found = (options.restore or restore)(header, state)
-  local past = { id = id, path = path, header = header, records = records, abort = options.abort, force = options.force, state = state, file = app.file }
   if found.by_hand then options = undo_by_hand(id, options, app.file) end
+  if alone.was_forced(records) then options = setmetatable({ abort = true, force = true }, { __index = options }) end
+  local past = { id = id, path = path, header = header, records = records, abort = options.abort, force = options.force, state = state, file = app.file }
   past.epoch, past.go_live = next_epoch(past, records), go_live(past, options)
   found.past, found.kind, found.flags = past, header.kind, header.flags
   if options.force then
-    found.proceed = undo_all(records, found.hush)
-    past.records = undone(records)
+    found.proceed = alone.undo_all(records, found.hush)
+    past.records = alone.undone(records)
   end
   return then_app, found
 end

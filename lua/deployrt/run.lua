@@ -364,8 +364,7 @@ end
 ---@param options table  as for execute; journal, emit, begun(run) before anything else, `offline`: nothing is
 --- looked at, and `begin`, what is known without looking
 function run.rehearse(app, options)
-  local opened = session.open(app, { secrets = options.kind ~= "stop" })
-  local closing <close> = setmetatable({}, { __close = function() opened:close() end })
+  local opened <close> = session.open(app, { secrets = options.kind ~= "stop" })
   local target = options.target and options.target(opened) or launch.of(app, opened, options.force)
   opened.fleet.target = target
   local self = opened:new_run {
@@ -445,8 +444,7 @@ end
 --- Raises deployrt.Error: "locked" when another run is under way, or was interrupted.
 function run.is_needed(app, state, force)
   if #app.hosts == 0 then return true end
-  local opened = session.open(app, { secrets = true })
-  local closing <close> = setmetatable({}, { __close = function() opened:close() end })
+  local opened <close> = session.open(app, { secrets = true })
   opened.fleet.target = launch.of(app, opened, false)
   return opened:with_run({}, function(self)
     if state then lock.refuse_held(opened:lines(), app.file, function(id) return state:is_over(id) end) end
@@ -463,8 +461,9 @@ end
 ---@return integer exit
 function run.execute(app, options)
   local hangups <close> = (options.signals or core.signals)("HUP") -- losing the terminal stops nothing, at no time
-  local opened = session.open(app, { secrets = options.kind ~= "stop" })
-  local closing <close> = setmetatable({}, { __close = function() opened:close() end })
+  local past = options.past
+  local opened <close> = session.open(app, { secrets = options.kind ~= "stop", away = past and not past.force, partial = past and past.force })
+  if past and #opened:lines() == 0 then opened:check_complete() end
   local self = new_run(opened, options)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
@@ -477,7 +476,7 @@ function run.execute(app, options)
   if ok or not self.changed or self.turns.failed then let_go(self) else result = break_off(self, result) end
   self.journal:close()
   if ok then return result end
-  if not options.past and not self.lock then self.state:forget(self.id) end
+  if not past and not self.lock then self.state:forget(self.id) end
   if self.stopping and not self.changed then result = errors.new("interrupted", self.stopping.message .. "; nothing was changed") end
   error(result, 0)
 end

@@ -26,10 +26,11 @@ local real = {
 ---@field app table
 ---@field hosts deployrt.Host[]
 ---@field connections table<string, deployrt.Connection>  by the name of the host
----@field unreachable table<string, deployrt.Error>  hosts that were left out
+---@field unreachable table<string, deployrt.Error>  hosts that were left out, or are away
 ---@field controller deployrt.Connection  this machine, whether or not it is one of the hosts
 local Session = {}
 Session.__index = Session
+Session.__close = function(self) self:close() end
 
 local session = {}
 
@@ -68,7 +69,7 @@ local function refuse_twins(self)
 end
 
 --- Connections that are not there yet, for hosts of the application and for those that balancers are on.
-local function connect(self, app, partial)
+local function connect(self, app, opts)
   local opening = { self.controller }
   local wanted = {}
   for i, entry in ipairs(app.hosts) do
@@ -83,29 +84,33 @@ local function connect(self, app, partial)
   end
   local there, problem = pcall(fleet.together, opening, function(each)
     local ok, err = pcall(each.connect, each)
-    if not ok and not (partial and each ~= self.controller) then error(err, 0) end
-    if not ok then self.unreachable[each.name] = errors.wrap(err) end
+    if not ok and not ((opts.partial or opts.away) and each ~= self.controller) then error(err, 0) end
+    if not ok then
+      each.away = errors.wrap(err)
+      self.unreachable[each.name] = each.away
+    end
   end)
   if not there then
     if #app.hosts > 1 and errors.is_gone(problem) then problem.message = problem.message .. "; to go on without it, name the others with --host" end
     error(problem, 0)
   end
-  if partial then keep_reachable(self) end
+  if opts.partial then keep_reachable(self) end
   refuse_twins(self)
 end
 
 --- Connects to all hosts at once; one that cannot be had is an error, or left out.
 ---@async
 ---@param app table  from config.load
----@param opts? {secrets?: boolean, partial?: boolean}  secrets: read them, because processes will be started; partial: hosts
----  that cannot be had are left out
+---@param opts? {secrets?: boolean, partial?: boolean, away?: boolean}  secrets: read them, because processes will be started;
+---  partial: hosts that cannot be had are left out; away: they are known, and whatever is asked of them fails
 ---@return deployrt.Session
 function session.open(app, opts)
+  opts = opts or {}
   local self = setmetatable({ app = app, hosts = {}, connections = {}, unreachable = {}, drivers = {}, wanted = {}, site = app.site or real }, Session)
   self.controller = connection.new({ name = "local" }, app.app, self.site.dial)
   local opened, problem = pcall(function()
-    connect(self, app, opts and opts.partial)
-    self.secrets = secrets.read(opts and opts.secrets and app.process.secrets or {}, app.dir, self.controller, app.place)
+    connect(self, app, opts)
+    self.secrets = secrets.read(opts.secrets and app.process.secrets or {}, app.dir, self.controller, app.place)
     for i, entry in ipairs(app.balancers) do
       self.drivers[i] = self.site.driver(entry, {
         app = app.app, dir = app.dir, slots = slots_of(app), alone = #app.balancers == 1, health = app.health,
@@ -172,12 +177,23 @@ function Session:new_run(fields)
   return run
 end
 
---- The connections, in the order of the hosts.
+--- The connections that there are, in the order of the hosts.
 ---@return deployrt.Connection[]
 function Session:lines()
   local list = {}
-  for i, each in ipairs(self.hosts) do list[i] = self.connections[each.name] end
+  for _, each in ipairs(self.hosts) do
+    if not self.unreachable[each.name] then list[#list + 1] = self.connections[each.name] end
+  end
   return list
+end
+
+--- Raises why a host is away, the first of them.
+---@param without? table<string, boolean>  names of hosts that may be
+function Session:check_complete(without)
+  for _, entry in ipairs(self.app.hosts) do
+    local err = self.unreachable[entry.name]
+    if err and not (without and without[entry.name]) then error(err, 0) end
+  end
 end
 
 function Session:close()

@@ -11,9 +11,8 @@ local resume = require "deployrt.cli.resume"
 local function ending_of(command, opened, id)
   local state = common.state(command, opened.app)
   history.learn(state, opened:lines())
-  for _, run in ipairs(state:runs()) do
-    if run.id == id and run.finished then return run end
-  end
+  local run = history.find(state, id)
+  if run and run.finished then return run end
   errors.raise("unfinished", ("run %s has let go of its lock, and did not say how it ended: see `deployrt status %s`"):format(id, opened.app.file))
 end
 
@@ -34,7 +33,7 @@ local function ask(command, opened)
 end
 
 return function(command)
-  local ended = not command.flags.force and common.look(command, function(opened) return ask(command, opened) end)
+  local ended = not command.flags.force and common.look(command, function(opened) return ask(command, opened) end, nil, { partial = true })
   if not ended then return resume(command, true) end
   command.say("run.finished", ("run %s: %s"):format(ended.id, ended.outcome:gsub("_", " ")), { run = ended.id, outcome = ended.outcome, exit = ended.exit })
   if ended.outcome == "needs_attention" then return 3 end

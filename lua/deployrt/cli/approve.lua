@@ -26,5 +26,5 @@ return function(command)
       or ("run %s does not wait for anybody now; a pause that it has not come to is called off"):format(held.run),
       { run = held.run, waited = waits, answer = answer })
     return 0
-  end)
+  end, nil, { partial = true })
 end

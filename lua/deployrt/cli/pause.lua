@@ -8,5 +8,5 @@ return function(command)
     request.send(line, held, "pause")
     command.say("paused", ("run %s holds at its next step; `deployrt approve %s` lets it go on"):format(held.run, opened.app.file), { run = held.run })
     return 0
-  end)
+  end, nil, { partial = true })
 end

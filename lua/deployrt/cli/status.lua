@@ -118,12 +118,12 @@ local function run_of(last, held)
 end
 
 --- A lock that a run has left, and how far that run is by what the history has of it.
-local function lock_of(held, runs, is_over)
-  local shown, outcome = { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step }, nil
+local function lock_of(held, state)
+  local shown = { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step }
   if not held.dead then return shown end
-  for _, run in ipairs(runs) do outcome = run.id == held.run and run.outcome or outcome end
-  shown.needs_attention = outcome == "needs_attention" or nil
-  shown.over = not shown.needs_attention and is_over(held.run) or nil
+  local run = history.find(state, held.run)
+  shown.needs_attention = run and run.outcome == "needs_attention" or nil
+  shown.over = not shown.needs_attention and state:is_over(held.run) or nil
   return shown
 end
 
@@ -138,7 +138,7 @@ local function gather(command, app, opened, problem)
   local last = runs[#runs]
   return {
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
-    lock = held and lock_of(held, runs, function(id) return state:is_over(id) end),
+    lock = held and lock_of(held, state),
     run = last and run_of(last, held) or nil,
     strangers = strangers(opened), left = left(opened), balancer = trouble_of(opened, problem, rows, not problem and common.idleness(opened, runs, held)),
   }
