@@ -79,4 +79,47 @@ describe("tasks with limits", function()
     end)
     assert.same({ true, "done" }, { task:wait() })
   end))
+
+  it("have not waited when no time has passed meanwhile", run(function()
+    local task = core.spawn(function()
+      core.confine { instructions = 1e6 }
+      while true do core.spawn(function() end):wait() end
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.matches("ran 1 million instructions", err.message, 1, true)
+  end))
+
+  it("count what is kept for them while they are exempt, and are told of it soon, however many they are", run(function()
+    local kept, began = {}, core.now()
+    local function grow()
+      core.exempt(true)
+      kept[#kept + 1] = { ("x"):rep(10000) .. #kept }
+      core.exempt(false)
+      local one, other = core.spawn(grow), core.spawn(grow)
+      one:wait()
+      other:wait()
+    end
+    local task = core.spawn(function()
+      core.confine { memory = 20 << 20 }
+      grow()
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.matches("used more than 20 MB of memory", err.message, 1, true)
+    assert.is_true(core.now() - began < 20)
+  end))
+end)
+
+describe("tasks that are always ready", function()
+  it("let the loop have its turn", run(function()
+    local over = false
+    core.spawn(function()
+      core.sleep(0.1)
+      over = true
+    end)
+    local began = os.clock()
+    while not over and os.clock() - began < 10 do core.spawn(function() end):wait() end
+    assert.is_true(over)
+  end))
 end)

@@ -19,9 +19,10 @@ struct Limit {
   double instructions, seconds; /* 0: no limit */
   size_t memory, text;
   int strings; /* registry slot of what `("").name` finds meanwhile */
-  double spent;
-  double began;       /* on the monotonic clock */
-  double cpu_began;   /* 0: not asked yet */
+  unsigned long moment; /* in which it counts */
+  double spent;         /* instructions, since that moment */
+  double busy, cpu;     /* seconds on the monotonic clock, and then of processor time */
+  double busy_from, cpu_from; /* when the script began to run; 0: processor time is not asked for yet */
   size_t heap, top;   /* bytes now, and those not to be passed */
   size_t refused;     /* the request before, if it was refused: the collector was asked since */
   bool starved;       /* a request was refused for good */
@@ -35,6 +36,11 @@ struct Limit {
 };
 
 static Limit *current;
+static unsigned long moment; /* one more whenever time passes */
+
+void limit_time_passes(void) {
+  moment++;
+}
 
 static double clock_seconds(clockid_t clock) {
   struct timespec t;
@@ -91,10 +97,20 @@ static void spend(Limit *limit, double steps) {
 
 /* Asking for processor time is a call of the kernel: it is counted only once half of the time is over. */
 static void look_at_clock(Limit *limit) {
-  if (limit->seconds <= 0 || clock_seconds(CLOCK_MONOTONIC) - limit->began < limit->seconds / 2) return;
-  double used = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
-  if (limit->cpu_began <= 0) limit->cpu_began = used;
-  if (used - limit->cpu_began >= limit->seconds / 2) condemn(limit, "seconds");
+  if (limit->seconds <= 0) return;
+  double busy = limit->busy + clock_seconds(CLOCK_MONOTONIC) - limit->busy_from;
+  if (busy < limit->seconds / 2) return;
+  double now = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
+  if (limit->cpu_from <= 0) limit->cpu_from = now;
+  if (limit->cpu + now - limit->cpu_from >= limit->seconds / 2) condemn(limit, "seconds");
+}
+
+/* Sums up what was used since the script began to run. */
+static void stop_clock(Limit *limit) {
+  if (limit->seconds <= 0) return;
+  limit->busy += clock_seconds(CLOCK_MONOTONIC) - limit->busy_from;
+  if (limit->cpu_from > 0) limit->cpu += clock_seconds(CLOCK_THREAD_CPUTIME_ID) - limit->cpu_from;
+  limit->cpu_from = 0;
 }
 
 const char *limit_verdict(Limit *limit, bool failed) {
@@ -104,10 +120,18 @@ const char *limit_verdict(Limit *limit, bool failed) {
   return limit->verdict;
 }
 
+void push_verdict_as_error(lua_State *L, const char *verdict) {
+  lua_createtable(L, 0, 2);
+  lua_pushliteral(L, "limit");
+  lua_setfield(L, -2, "code");
+  lua_pushstring(L, verdict);
+  lua_setfield(L, -2, "message");
+}
+
 static int push_verdict(lua_State *L, Limit *limit) {
   if (lua_gethookcount(L) != 1)
     lua_sethook(L, on_count, LUA_MASKCOUNT, 1); /* so that a pcall cannot carry on */
-  lua_pushstring(L, limit_verdict(limit, true));
+  push_verdict_as_error(L, limit_verdict(limit, true)); /* no text: a traceback of each of its tasks takes long */
   return lua_error(L);
 }
 
@@ -168,21 +192,36 @@ static void push_string_methods(lua_State *L, int slot) {
   lua_pop(L, 2);
 }
 
+/* Counting begins anew once time has passed: who waits for nothing has not waited. */
 static void limit_refresh(Limit *limit) {
-  if (!limit) return;
-  limit->spent = 0;
+  if (!limit || limit->moment == moment) return;
+  limit->moment = moment;
+  limit->spent = limit->busy = limit->cpu = 0;
   limit->refused = 0;
-  limit->began = clock_seconds(CLOCK_MONOTONIC);
-  limit->cpu_began = 0;
+}
+
+static size_t heap_of(lua_State *L) {
+  return (size_t)lua_gc(L, LUA_GCCOUNT) * 1024 + (size_t)lua_gc(L, LUA_GCCOUNTB);
+}
+
+/* What the runtime keeps for the script counts, too, once it is no garbage. */
+static void look_at_heap(lua_State *L, Limit *limit) {
+  if (!limit->memory || limit->reason || limit->heap <= limit->top) return;
+  lua_gc(L, LUA_GCCOLLECT);
+  limit->heap = heap_of(L);
+  if (limit->heap > limit->top) condemn(limit, "memory");
+  else spend(limit, (double)limit->memory / COLLECTION_COST);
 }
 
 static void push_limit_enter(lua_State *L, Limit *limit, lua_State *co) {
   if (!limit) return;
   if (limit->strings != LUA_NOREF) push_string_methods(L, limit->strings);
-  limit->heap = (size_t)lua_gc(L, LUA_GCCOUNT) * 1024 + (size_t)lua_gc(L, LUA_GCCOUNTB);
+  limit->heap = heap_of(L);
   if (!limit->top) limit->top = limit->heap + limit->memory;
-  limit->allocate = lua_getallocf(L, &limit->allocate_data);
   limit->thread = co;
+  look_at_heap(L, limit);
+  limit->busy_from = limit->seconds > 0 ? clock_seconds(CLOCK_MONOTONIC) : 0;
+  limit->allocate = lua_getallocf(L, &limit->allocate_data);
   current = limit;
   lua_setallocf(L, allocate, limit);
   if (limit->reason) lua_sethook(co, on_count, LUA_MASKCOUNT, 1);
@@ -191,6 +230,7 @@ static void push_limit_enter(lua_State *L, Limit *limit, lua_State *co) {
 static void push_limit_leave(lua_State *L, Limit *limit) {
   if (!limit || current != limit) return;
   lua_setallocf(L, limit->allocate, limit->allocate_data);
+  stop_clock(limit);
   current = NULL;
   limit->thread = NULL;
   if (limit->strings != LUA_NOREF) push_string_methods(L, limit->strings_before);
@@ -213,6 +253,7 @@ static Limit *check_limit(lua_State *L, int index) {
                    .seconds = seconds,
                    .memory = (size_t)memory,
                    .text = (size_t)text,
+                   .moment = moment,
                    .strings = LUA_NOREF,
                    .strings_before = LUA_NOREF};
   if (lua_getfield(L, index, "strings") == LUA_TTABLE) {
@@ -281,18 +322,8 @@ void check_allowance_confine(lua_State *L, Allowance *allowance, lua_State *co) 
   push_limit_leave(L, before);
   allowance->limit = limit;
   push_limit_hook(co, limit);
-  limit_refresh(limit);
   push_limit_enter(L, limit, co);
   push_limit_release(L, before);
-}
-
-void push_verdict_as_error(lua_State *L, const char *verdict) {
-  lua_settop(L, 1);
-  lua_createtable(L, 0, 2);
-  lua_pushliteral(L, "limit");
-  lua_setfield(L, -2, "code");
-  lua_pushstring(L, verdict);
-  lua_setfield(L, -2, "message");
 }
 
 int push_confined_call(lua_State *L) {
@@ -300,13 +331,13 @@ int push_confined_call(lua_State *L) {
   Limit *limit = check_limit(L, 1), *before = current;
   push_limit_leave(L, before);
   push_limit_hook(L, limit);
-  limit_refresh(limit);
   push_limit_enter(L, limit, L);
   bool failed = lua_pcall(L, lua_gettop(L) - 2, LUA_MULTRET, 0) != LUA_OK;
   push_limit_leave(L, limit);
   push_limit_hook(L, before);
   push_limit_enter(L, before, L);
   const char *verdict = limit_verdict(limit, failed);
+  if (verdict) lua_settop(L, 1);
   if (verdict) push_verdict_as_error(L, verdict);
   push_limit_release(L, limit);
   lua_pushboolean(L, !failed && !verdict);

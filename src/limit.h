@@ -1,4 +1,4 @@
-/* limit.h -- What a script may use between two waits: instructions, processor time, memory. */
+/* limit.h -- What a script may use until it waits: instructions, processor time, memory. */
 #ifndef DEPLOYRT_LIMIT_H
 #define DEPLOYRT_LIMIT_H
 
@@ -15,7 +15,10 @@ typedef struct {
   bool exempt;  /* the runtime itself is at work in the task: the limit rests, and is not inherited */
 } Allowance;
 
-/* Around each resume of `co`: counting begins at zero, and allocations are watched. */
+/* Everybody waits, and time passes: counting begins anew. */
+void limit_time_passes(void);
+
+/* Around each resume of `co`: what it uses is counted, and allocations are watched. */
 void push_allowance_enter(lua_State *L, Allowance *allowance, lua_State *co);
 void push_allowance_leave(lua_State *L, Allowance *allowance);
 
@@ -42,7 +45,7 @@ bool push_allowance_exempt(lua_State *L, Allowance *allowance, bool exempt);
  * passed it. */
 const char *limit_verdict(Limit *limit, bool failed);
 
-/* Whatever a script made of it: that it passed its limit is why it failed. */
+/* Whatever a script made of it: that it passed its limit is why it failed. Pushes the error. */
 void push_verdict_as_error(lua_State *L, const char *verdict);
 
 /* Registers the Lua functions of limits in the table on top of the stack. */

@@ -24,9 +24,9 @@ struct Task {
   TaskState state; /* first resumed as TASK_NEW, with its arguments */
   lua_State *co;
   Task *parent;
-  int children; /* live ones; the task is not done before they are */
+  Task *first_child; /* of the live ones; the task is not done before they are */
+  Task *next, *previous; /* among its parent's children */
   Task *next_ready;
-  Task *next, *previous; /* among the live ones */
   Waiter *waiter;        /* what it sleeps on */
   Waiter joining;        /* its own wait for its children */
   uv_timer_t *timer;     /* the deadline of the present wait */
@@ -47,7 +47,9 @@ typedef struct Join {
 
 enum { SLOT_THREAD = 1, SLOT_LOCALS = 2, SLOT_RESULTS = 3 };
 
-static Task *running, *ready_first, *ready_last, *live_first;
+#define LONGEST_TURN 0.02 /* seconds in which only tasks run: then it is the loop's turn, whoever is ready */
+
+static Task *running, *ready_first, *ready_last, *roots;
 static int live_tasks;
 static bool polling; /* inside uv_run() */
 
@@ -140,18 +142,24 @@ static void push_slot(lua_State *L, Task *t, int slot) {
   lua_remove(L, -2);
 }
 
-static void live_add(Task *t) {
-  t->next = live_first;
-  if (live_first) live_first->previous = t;
-  live_first = t;
+static Task **siblings_of(Task *t) {
+  return t->parent ? &t->parent->first_child : &roots;
+}
+
+static void live_add(Task *t, Task *parent) {
+  t->parent = parent;
+  Task **first = siblings_of(t);
+  t->next = *first;
+  if (*first) (*first)->previous = t;
+  *first = t;
   live_tasks++;
 }
 
 static void live_remove(Task *t) {
   if (t->previous) t->previous->next = t->next;
-  else live_first = t->next;
+  else *siblings_of(t) = t->next;
   if (t->next) t->next->previous = t->previous;
-  t->next = t->previous = NULL;
+  t->next = t->previous = t->parent = NULL;
   live_tasks--;
 }
 
@@ -166,12 +174,12 @@ static void task_finish(Task *t) {
     j = next;
   }
   t->joins = NULL;
-  if (t->parent && --t->parent->children == 0) task_wake(&t->parent->joining);
-  t->parent = NULL;
+  Task *parent = t->parent;
+  live_remove(t);
+  if (parent && !parent->first_child) task_wake(&parent->joining);
   push_allowance_release(t->co, &t->allowance);
   luaL_unref(t->co, LUA_REGISTRYINDEX, t->reference);
   t->reference = LUA_NOREF;
-  live_remove(t);
 }
 
 /* Its registry slot keeps a live task from the collector: one that comes here alive is in a state that
@@ -206,7 +214,7 @@ static void keep_results(Task *t, int count) {
 static int join_children_step(lua_State *L, int status, lua_KContext ctx) {
   (void)status;
   Task *t = (Task *)ctx;
-  if (t->children > 0) return task_wait(L, &t->joining, -1, ctx, join_children_step);
+  if (t->first_child) return task_wait(L, &t->joining, -1, ctx, join_children_step);
   return 0;
 }
 
@@ -220,9 +228,7 @@ static void cancel(Task *t) {
 }
 
 static void cancel_children(Task *parent) {
-  for (Task *t = live_first; t; t = t->next) {
-    if (t->parent == parent) cancel(t);
-  }
+  for (Task *t = parent->first_child; t; t = t->next) cancel(t);
 }
 
 static void ready_remove(Task *t) {
@@ -233,22 +239,13 @@ static void ready_remove(Task *t) {
   if (ready_last == t) ready_last = before;
 }
 
-static void task_finish(Task *t);
-
-static Task *any_child(Task *parent) {
-  for (Task *t = live_first; t; t = t->next) {
-    if (t->parent == parent) return t;
-  }
-  return NULL;
-}
-
 /* Ends a task and all below it as a process dies: nothing of them runs any more, no handler and no __close.
  */
 static void abandon(Task *t) {
   if (t->waiter) t->waiter->task = NULL;
   t->waiter = NULL;
   timeline_remove(&t->deadline);
-  while (t->children > 0) abandon(any_child(t));
+  while (t->first_child) abandon(t->first_child);
   if (t->state == TASK_READY || t->state == TASK_NEW) ready_remove(t);
   t->failed = true;
   task_finish(t);
@@ -260,9 +257,10 @@ static int task_body_step(lua_State *L, int status, lua_KContext ctx) {
   t->failed = status != LUA_OK && status != LUA_YIELD;
   const char *verdict = limit_verdict(t->allowance.limit, t->failed);
   if (verdict) t->failed = true;
+  if (verdict) lua_settop(L, 1);
   if (verdict) push_verdict_as_error(L, verdict);
   keep_results(t, t->failed ? 1 : lua_gettop(L) - 1); /* the handler lies below them */
-  if (t->failed && t->children > 0) cancel_children(t);
+  if (t->failed) cancel_children(t);
   return join_children_step(L, 0, ctx);
 }
 
@@ -312,7 +310,7 @@ static Task *push_task(lua_State *L, int arguments) {
   if (!lua_checkstack(t->co, arguments + LUA_MINSTACK)) luaL_error(L, "too many arguments of a task");
   lua_pushvalue(L, -1);
   t->reference = luaL_ref(L, LUA_REGISTRYINDEX);
-  live_add(t); /* it lives once nothing more can fail */
+  live_add(t, running); /* it lives once nothing more can fail */
   lua_pushcfunction(t->co, l_task_body);
   lua_insert(L, -arguments - 1); /* the task below the function and its arguments */
   lua_xmove(L, t->co, arguments);
@@ -322,28 +320,36 @@ static Task *push_task(lua_State *L, int arguments) {
 static int l_spawn(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   Task *t = push_task(L, lua_gettop(L));
-  if (running) {
-    t->parent = running;
-    running->children++;
-    t->allowance = push_allowance_inherit(t->co, &running->allowance);
-  }
+  if (running) t->allowance = push_allowance_inherit(t->co, &running->allowance);
   ready_add(t);
   return 1;
 }
 
 static void ready_step(lua_State *L) {
-  for (Task *t; (t = ready_take());) resume_step(L, t);
+  double began = loop_now();
+  for (Task *t; (t = ready_take());) {
+    resume_step(L, t);
+    if (loop_now() - began > LONGEST_TURN) return;
+  }
 }
 
 /* In virtual time nothing real is looked at while somebody waits for a moment: it is that moment at once. */
-static void poll_once(void) {
+static bool move_on(void) {
+  double before = timeline_now();
   Deadline *next = timeline_on() ? timeline_next() : NULL;
-  if (next) {
-    wake(next->owner, WAKE_TIMEOUT);
-    return;
-  }
+  if (!next) return false;
+  if (timeline_now() > before) limit_time_passes();
+  wake(next->owner, WAKE_TIMEOUT);
+  return true;
+}
+
+/* Time passes when everybody waits. Else the loop only has a look. */
+static void poll_once(void) {
+  bool rests = !ready_first;
+  if (rests && move_on()) return;
+  if (rests) limit_time_passes();
   polling = true;
-  uv_run(loop_get(), UV_RUN_ONCE);
+  uv_run(loop_get(), rests ? UV_RUN_ONCE : UV_RUN_NOWAIT);
   polling = false;
 }
 
@@ -488,5 +494,5 @@ void push_task_functions(lua_State *L) {
 }
 
 void task_shutdown(void) {
-  running = ready_first = ready_last = NULL;
+  running = ready_first = ready_last = roots = NULL;
 }
