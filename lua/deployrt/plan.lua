@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local inventory = require "deployrt.inventory"
 local offline = require "deployrt.world.offline"
+local pace = require "deployrt.pace"
 local run = require "deployrt.run"
 
 local plan = {}
@@ -19,9 +20,14 @@ local function subject(spec)
 end
 
 --- A journal that only remembers.
-local function memory()
-  local records = {}
-  return { records = records, write = function(_, record) records[#records + 1] = record end, sync = function() end }
+---@param now fun(): number
+local function memory(app, now)
+  local records, steps = {}, pace.new(#app.hosts * app.process.instances)
+  local function write(_, record)
+    steps:step(now())
+    records[#records + 1] = record
+  end
+  return { records = records, write = write, sync = function() end }
 end
 
 local most = 20 -- of what would be undone; more of it nobody reads
@@ -69,7 +75,7 @@ local function ignore() end
 ---@param options table  as for run.execute
 --- Raises deployrt.Error: what would stop the run beforehand.
 function plan.check(app, options)
-  options.journal, options.emit, options.begun, options.proceed = memory(), ignore, ignore, ignore
+  options.journal, options.emit, options.begun, options.proceed = memory(app, core.now), ignore, ignore, ignore
   if inventory.is_elastic(app) then inventory.imagine(app) end
   local ok, err = pcall(rehearse, app, options)
   if not ok and not (err.code == "release" and has_build(app)) then error(err, 0) end -- the build makes it
@@ -89,10 +95,11 @@ end
 --- Raises deployrt.Error: what would stop the run beforehand.
 function plan.make(app, options)
   local found = { lines = {}, effects = 0 }
-  local log, rehearsal = memory(), nil
+  local rehearsal
+  local function now() return rehearsal and rehearsal.world:now() or 0 end
+  local log = memory(app, now)
   local function add(depth, text, event)
-    local at = rehearsal and rehearsal.world:now() or 0
-    table.insert(found.lines, { at = at, text = ("  "):rep(depth) .. text, event = event })
+    table.insert(found.lines, { at = now(), text = ("  "):rep(depth) .. text, event = event })
   end
   local show = {}
   show["step.started"] = function(event) add(0, "== " .. event.step, event) end

@@ -381,6 +381,7 @@ function run.rehearse(app, options)
   locals.run, locals.scope = self, self.root
   check_balancers(self, options.notes)
   for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
+  stopping.pretend_limit(self, self.script.options.timeout or 3600)
   local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns:is_busy() end) }
   local ok, err = pcall(function()
     check(self)

@@ -59,6 +59,15 @@ function stopping.limit(run, seconds)
   end)
 end
 
+--- The same where time is only pretended.
+---@param run table
+---@param seconds number
+function stopping.pretend_limit(run, seconds)
+  run.world:set_alarm(seconds, function()
+    stopping.stop(run, errors.new("timeout", ("the run would take longer than its timeout of %gs"):format(seconds)))
+  end)
+end
+
 --- Waits until tasks have ended. SIGINT or SIGTERM cancels them; one more ends us as it ends others.
 ---@async
 ---@param tasks table[]

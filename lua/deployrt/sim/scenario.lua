@@ -12,7 +12,7 @@ local scenario = {}
 
 local midnight = 1700000000 -- the time of day at which every simulation begins
 local capacity = 100        -- requests a second that an instance can serve
-local longest = 2 * 3600    -- seconds in which a controller must have come to an end
+local longest = 3600        -- seconds beyond the run's timeout in which a controller must have come to an end
 local silence = 32          -- seconds after which a run counts as dead, and a little more
 local attempts = 6          -- of an operator, until a run must have ended
 local abort_within = 100    -- seconds: what is in flight may wait for its health (60), and for a host that does not answer (30)
@@ -83,6 +83,7 @@ local function begin(plan)
   local world = worlds.new(plan.seed, plan.app, { target = target, faults = plan.faults, check = plan.check })
   populate(world, plan)
   world.capacity, world.balancer.demand = capacity, demand_of(world, plan)
+  world.timeout = plan.values.timeout or 3600
   world.allow_gap, world.keeps_old = plan.values.allow_gap, plan.values.keep
   world.judges = plan.values.inconclusive and { pass = true, inconclusive = plan.values.inconclusive == "pass" or nil }
   world.drain_timeout = plan.app.balancers[1] and plan.app.balancers[1].drain.timeout or 30
@@ -156,6 +157,7 @@ end
 --- The life of a controller, to its end or its death. What interrupts and freezes is meant for the one that is not a rival.
 ---@async
 local function live(world, body, rival)
+  local time = longest + world.timeout
   local life = { ended = core.event(), signal = core.event(), rival = rival }
   world.lives[#world.lives + 1] = life
   if rival then world.rival = life else world.life = life end
@@ -165,8 +167,8 @@ local function live(world, body, rival)
     life.finished, life.exit, life.error = core.now(), ok and result or nil, not ok and errors.wrap(result) or nil
     life.ended:set()
   end)
-  if not life.ended:wait(longest) then
-    world:violate("deadlines fire", ("a controller has not come to an end in %d seconds"):format(longest))
+  if not life.ended:wait(time) then
+    world:violate("deadlines fire", ("a controller has not come to an end in %g seconds"):format(time))
     life.dead, life.why = true, "stuck"
   end
   if life.dead then life.task:abandon() end
@@ -324,7 +326,7 @@ end
 --- The life that had the last word: of two controllers, the one that was not refused, or came later. Whoever leaves something
 --- is seen through.
 local function last_of(world, life, see)
-  if world.takeover then world.takeover:wait(longest) end
+  if world.takeover then world.takeover:wait(longest + world.timeout) end
   if world.later then
     life = see(world.later)
   elseif not ended(life) then
@@ -333,7 +335,7 @@ local function last_of(world, life, see)
   if life.error and world.hindered and is_locked(world) then life = see(world.hindered) end -- it got the lock on some hosts only
   local rival = world.rival
   if not rival then return life end
-  if not rival.finished and not rival.dead then rival.ended:wait(longest) end
+  if not rival.finished and not rival.dead then rival.ended:wait(longest + world.timeout) end
   if rival.exit == 3 then rival = see(rival, world.rival_state) end
   local later = not life.outcome or not life.finished or rival.finished and rival.finished > life.finished
   return rival.outcome and later and rival or life

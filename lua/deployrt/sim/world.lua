@@ -6,6 +6,7 @@ local core = require "deployrt.core"
 local faults = require "deployrt.sim.faults"
 local link = require "deployrt.sim.link"
 local machine = require "deployrt.sim.machine"
+local pace = require "deployrt.pace"
 local random = require "deployrt.sim.random"
 local simulated = require "deployrt.world.simulated"
 local tally = require "deployrt.sim.tally"
@@ -39,7 +40,7 @@ local json = cjson.new()
 function world.new(seed, app, opts)
   local self = setmetatable({
     seed = seed, app = app, ports = app.process.ports, machines = {}, by_name = {}, events = {}, target = opts.target, check = opts.check,
-    agenda = agenda.new(), launches = {}, lives = {}, records = 0, began = 0,
+    agenda = agenda.new(), launches = {}, lives = {}, records = 0, began = 0, pace = pace.new(#app.hosts * app.process.instances),
   }, World)
   for i, entry in ipairs(app.hosts) do
     local host = machine.new(entry.name, self)
@@ -143,7 +144,10 @@ end
 ---@async
 function World:on_record(when)
   self:hold()
-  if when == "before" then self.records = self.records + 1 end
+  if when == "before" then
+    self.records = self.records + 1
+    self.pace:step(core.now())
+  end
   for _, crash in ipairs(self.faults:of("crash")) do
     if crash.record == self.records and crash.when == when then
       local life = core.locals().life

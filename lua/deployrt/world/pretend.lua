@@ -7,6 +7,7 @@ local errors = require "deployrt.errors"
 ---@field real? deployrt.World   where it looks first; without, hosts are empty
 ---@field hosts table<string, table>  what it remembers of each
 ---@field time number            seconds since it began
+---@field alarm? {at: number, action: fun()}
 local Pretend = {}
 Pretend.__index = Pretend
 
@@ -60,11 +61,27 @@ function Pretend:serve(is_busy)
       idle = 0
       local moment = table.remove(self.moments, 1)
       self.time = math.max(self.time, moment.at)
+      self:look_at_alarm()
       for _, event in ipairs(moment.events) do event:set() end
     elseif idle > calm then
       core.sleep(0.001) -- somebody looks at the real world
     end
   end
+end
+
+--- Has something happen once the time has gone on for so long; it does not go on for that.
+---@param seconds number
+---@param action fun()
+function Pretend:set_alarm(seconds, action)
+  self.alarm = { at = self.time + seconds, action = action }
+end
+
+---@private
+function Pretend:look_at_alarm()
+  local alarm = self.alarm
+  if not alarm or self.time < alarm.at then return end
+  self.alarm = nil
+  alarm.action()
 end
 
 function Pretend:close()
