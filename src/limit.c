@@ -18,16 +18,16 @@ struct Limit {
   int references;
   double instructions, seconds; /* 0: no limit */
   size_t memory, text;
-  int strings; /* registry slot of what `("").name` finds meanwhile */
-  unsigned long moment; /* in which it counts */
-  double spent;         /* instructions, since that moment */
-  double busy, cpu;     /* seconds on the monotonic clock, and then of processor time */
+  int strings;                /* registry slot of what `("").name` finds meanwhile */
+  unsigned long moment;       /* in which it counts */
+  double spent;               /* instructions, since that moment */
+  double busy, cpu;           /* seconds on the monotonic clock, and then of processor time */
   double busy_from, cpu_from; /* when the script began to run; 0: processor time is not asked for yet */
-  size_t heap, top;   /* bytes now, and those not to be passed */
-  size_t refused;     /* the request before, if it was refused: the collector was asked since */
-  bool starved;       /* a request was refused for good */
-  lua_State *thread;  /* the script's thread that runs, for the hook */
-  lua_Alloc allocate; /* the state's own allocator, while this one stands before it */
+  size_t heap, top;           /* bytes now, and those not to be passed */
+  size_t refused;             /* the request before, if it was refused: the collector was asked since */
+  bool starved;               /* a request was refused for good */
+  lua_State *thread;          /* the script's thread that runs, for the hook */
+  lua_Alloc allocate;         /* the state's own allocator, while this one stands before it */
   void *allocate_data;
   int strings_before; /* registry slot */
   const char *reason; /* of the verdict, before a place was known */
@@ -131,7 +131,8 @@ void push_verdict_as_error(lua_State *L, const char *verdict) {
 static int push_verdict(lua_State *L, Limit *limit) {
   if (lua_gethookcount(L) != 1)
     lua_sethook(L, on_count, LUA_MASKCOUNT, 1); /* so that a pcall cannot carry on */
-  push_verdict_as_error(L, limit_verdict(limit, true)); /* no text: a traceback of each of its tasks takes long */
+  push_verdict_as_error(
+      L, limit_verdict(limit, true)); /* no text: a traceback of each of its tasks takes long */
   return lua_error(L);
 }
 
@@ -200,15 +201,15 @@ static void limit_refresh(Limit *limit) {
   limit->refused = 0;
 }
 
-static size_t heap_of(lua_State *L) {
+static size_t push_heap_size(lua_State *L) {
   return (size_t)lua_gc(L, LUA_GCCOUNT) * 1024 + (size_t)lua_gc(L, LUA_GCCOUNTB);
 }
 
 /* What the runtime keeps for the script counts, too, once it is no garbage. */
-static void look_at_heap(lua_State *L, Limit *limit) {
+static void push_heap_check(lua_State *L, Limit *limit) {
   if (!limit->memory || limit->reason || limit->heap <= limit->top) return;
   lua_gc(L, LUA_GCCOLLECT);
-  limit->heap = heap_of(L);
+  limit->heap = push_heap_size(L);
   if (limit->heap > limit->top) condemn(limit, "memory");
   else spend(limit, (double)limit->memory / COLLECTION_COST);
 }
@@ -216,10 +217,10 @@ static void look_at_heap(lua_State *L, Limit *limit) {
 static void push_limit_enter(lua_State *L, Limit *limit, lua_State *co) {
   if (!limit) return;
   if (limit->strings != LUA_NOREF) push_string_methods(L, limit->strings);
-  limit->heap = heap_of(L);
+  limit->heap = push_heap_size(L);
   if (!limit->top) limit->top = limit->heap + limit->memory;
   limit->thread = co;
-  look_at_heap(L, limit);
+  push_heap_check(L, limit);
   limit->busy_from = limit->seconds > 0 ? clock_seconds(CLOCK_MONOTONIC) : 0;
   limit->allocate = lua_getallocf(L, &limit->allocate_data);
   current = limit;

@@ -24,13 +24,13 @@ struct Task {
   TaskState state; /* first resumed as TASK_NEW, with its arguments */
   lua_State *co;
   Task *parent;
-  Task *first_child; /* of the live ones; the task is not done before they are */
+  Task *first_child;     /* of the live ones; the task is not done before they are */
   Task *next, *previous; /* among its parent's children */
   Task *next_ready;
-  Waiter *waiter;        /* what it sleeps on */
-  Waiter joining;        /* its own wait for its children */
-  uv_timer_t *timer;     /* the deadline of the present wait */
-  Deadline deadline;     /* the same in virtual time */
+  Waiter *waiter;    /* what it sleeps on */
+  Waiter joining;    /* its own wait for its children */
+  uv_timer_t *timer; /* the deadline of the present wait */
+  Deadline deadline; /* the same in virtual time */
   WakeReason reason;
   bool cancel_requested; /* delivered once, at the next wait */
   bool failed;
@@ -47,7 +47,8 @@ typedef struct Join {
 
 enum { SLOT_THREAD = 1, SLOT_LOCALS = 2, SLOT_RESULTS = 3 };
 
-#define LONGEST_TURN 0.02 /* seconds in which only tasks run: then it is the loop's turn, whoever is ready */
+#define LONGEST_TURN 0.02 /* seconds in which only tasks run: then it is the loop's turn, whoever is ready   \
+                           */
 
 static Task *running, *ready_first, *ready_last, *roots;
 static int live_tasks;
