@@ -278,17 +278,27 @@ local function ends_service(context, changes)
   return now.all > 0 and after.all == 0
 end
 
+--- What is not to be changed is wanted as it is.
+local function leave_as_they_are(context, changes)
+  local seen = agreement.read_one(context, names_of(changes)).slots
+  for _, change in ipairs(changes) do
+    local slot = seen[change.slot]
+    if slot then agreement.want(context, { { slot = change.slot, state = slot.state, weight = slot.weight } }) end
+  end
+end
+
 --- A rollback that goes on may have been further than its journal tells. A step of it that would give the new release more
---- than it has now is behind: of that only the closing of slots is left.
+--- than it has now is behind: of that only the closing of slots is left, if something else serves then.
 local function without_rise(context, changes)
   if not next(context.new) then return changes end
   local now, after = weigh(context, changes)
   if after.new * now.all <= now.new * after.all then return changes end
-  local closing = {}
-  for _, change in ipairs(changes) do
-    if change.state ~= "ready" then closing[#closing + 1] = change end
-  end
-  return closing
+  local closing, opening = {}, {}
+  for _, change in ipairs(changes) do table.insert(change.state ~= "ready" and closing or opening, change) end
+  leave_as_they_are(context, opening)
+  if not ends_service(context, closing) then return closing end
+  leave_as_they_are(context, closing)
+  return {}
 end
 
 --- What serves instead of something that could not be put back goes on serving.
