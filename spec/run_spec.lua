@@ -83,6 +83,24 @@ describe("a run", function()
     assert.same({}, numbers.errors)
   end)
 
+  it("asks before_traffic once before the first of the new release gets requests, whatever the strategy", function()
+    app = fixture.app { instances = 2, slots = 4 }
+    local said = app.dir .. "/said"
+    for i, strategy in ipairs { "rolling", "in_place", "canary", "blue_green" } do
+      app.opts.yaml = ("strategy: {settle: 0, hold: 200ms, inconclusive: pass}\nhooks: {before_traffic: 'echo $RELEASE >> %s'}"):format(said)
+      local old, new = ("%d.0"):format(i), ("%d.1"):format(i)
+      os.remove(said)
+      app:write(fixture.release(old), old)
+      local run = app:command { strategy, "app.yml" }
+      assert.same({ 0, old .. "\n" }, { run.exit, fixture.read(said) }, run.stdout .. run.stderr)
+      app.opts.yaml = app.opts.yaml:gsub("'echo.*'", "'exit 1'")
+      run = app:deploy(strategy, new)
+      assert.equal(1, run.exit, run.stdout)
+      assert.truthy(run.stderr:find("before_traffic", 1, true), run.stderr)
+      assert.same({ old, old }, app:serving())
+    end
+  end)
+
   it("writes one JSON object a line", function()
     app:deploy("rolling", "1.0")
     local run = app:deploy("rolling", "2.0", nil, { "--json" })

@@ -1,5 +1,6 @@
 -- balancer.lua -- The verbs of traffic: attach, drain, detach, swap, switch, share.
 local errors = require "deployrt.errors"
+local hooks = require "deployrt.hooks"
 local operation = require "deployrt.operation"
 local options = require "deployrt.options"
 local route = require "deployrt.balancer.route"
@@ -273,11 +274,21 @@ local function as_list(value)
   return kept(value.port and { value } or value)
 end
 
+--- Before the first of the new release gets requests, the user's hook has its say.
+local function ask_before_traffic(list)
+  local run = operation.current()
+  if run.kind ~= "deploy" or operation.is_undoing() then return end
+  for _, each in ipairs(list) do
+    if run.fleet:is_target(each) then return hooks.once "before_traffic" end
+  end
+end
+
 --- Sends traffic to an instance, or to a list of them, at full weight.
 ---@async
 ---@param instances deployrt.Instance|deployrt.Instance[]
 function Balancer:attach(instances)
   local list, changes = as_list(instances), {}
+  ask_before_traffic(list)
   ready(list, changes)
   apply(self, changes, labels(list))
   set_state(list, "serving")
@@ -305,6 +316,7 @@ Balancer.detach = Balancer.drain
 ---@param overlap? number  seconds in which both serve
 function Balancer:switch(old, new, overlap)
   local out, into = as_list(old), as_list(new)
+  ask_before_traffic(into)
   if overlap and overlap > 0 then
     self:attach(into)
     operation.sleep(overlap)
@@ -339,6 +351,7 @@ function Balancer:share(percent, new, old, opts, leaving)
     errors.raise("usage", ("a share is a percentage from 0 to 100, not %s"):format(tostring(percent)))
   end
   new, old, leaving = kept(new), kept(old), kept(leaving or {})
+  ask_before_traffic(new)
   local note = ("%g%% to the new release"):format(percent)
   local changes = {}
   if route.is_wanted(opts) then

@@ -194,7 +194,7 @@ schema.root = { type = "object", keys = {
   strategy = { type = "map", of = { type = "any" }, doc = "the strategy's own options" },
   hooks = { type = "object", doc = "commands on this machine", keys = {
     before = command "before anything is changed", after = command "after a success",
-    failed = command "after a failure", before_traffic = command "before new instances get requests",
+    failed = command "after a failure", before_traffic = command "before the first of the new release gets requests from a balancer",
     build = command "makes the release: before a run looks at anything",
   } },
   notify = { type = "list", doc = "who is told", of = { type = "object", keys = {

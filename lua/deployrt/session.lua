@@ -143,7 +143,7 @@ local silent_journal = { write = function() end, sync = function() end, close = 
 --- What operations need to know of the run that they belong to.
 function Session:new_run(fields)
   local run = {
-    id = "look", app = self.app, balancer = self.balancer, fleet = self.fleet, journal = silent_journal,
+    id = "look", asked = {}, app = self.app, balancer = self.balancer, fleet = self.fleet, journal = silent_journal,
     turns = turns.none, clock = clock.new(core.now), control = { hold = function() end }, stop_event = core.event(), emit = function() end, report_traffic = function() end,
     mask = function(err)
       err.message = self.secrets:mask(err.message)

@@ -2,6 +2,7 @@
 local analysis = require "deployrt.analysis"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local hooks = require "deployrt.hooks"
 local hosts = require "deployrt.host"
 local membrane = require "deployrt.membrane"
 local operation = require "deployrt.operation"
@@ -238,18 +239,14 @@ function verbs:keep(instances)
   self.fleet:keep(instances)
 end
 
---- Runs a hook of app.yml, if it has one of this name.
+--- Runs a hook of app.yml, if it has one of this name; `before_traffic` once in a run: traffic for a new instance does so, too.
 ---@async
 ---@param name string
 ---@param env? table<string,string>
 function verbs:hook(name, env)
-  local run = operation.current()
-  local command = run.app.hooks and run.app.hooks[name]
-  if not command then return end
   if env then permission.check "host.run" end -- a variable can make any program do anything
   env = hosts.environment(env)
-  if type(command) == "string" then command = { "/bin/sh", "-c", command } end
-  operation.effect { name = "host.hook", kind = "ask", note = name, args = { name = name, command = command, env = env or {} } }
+  if name == "before_traffic" then hooks.once(name, env) else hooks.run(name, env) end
 end
 
 --- A gate: waits until a person lets the run through, with `deployrt approve`; --yes does so beforehand.
