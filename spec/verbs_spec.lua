@@ -89,6 +89,7 @@ describe("a script that is wrong about its verbs", function()
 
   it("tolerates no failure where none is allowed, nor what ends the run on purpose", function()
     fails(1, 'function s:deploy() self:each({ 1 }, function(s) s:fail("one") end, { tolerate = 0 }) end', "one")
+    fails(1, 'function s:deploy() self:each(self.fleet:old(), function(s) s:fail("one") end, { tolerate = "100%" }) end', "nothing was deployed: on every host it failed")
     fails(0, 'function s:deploy() self:each({ 1 }, function(s) s:withdraw("no more") end, { tolerate = 1 }) self:fail("on") end', "no more")
   end)
 

@@ -39,7 +39,8 @@ local function check_content(self)
         host.name, self.target.release), { host = host.name })
     end
     if self.target.packed and not has and not self.has_archive then
-      errors.raise("missing", ("%s has no release %s any more: deploy it again"):format(host.name, self.target.release), { host = host.name })
+      errors.raise("missing", ("%s does not have release %s, and only a deployment brings it there: deploy it again%s"):format(host.name, self.target.release,
+        self.kind == "rollback" and ", or, if the host came later, take it out of app.yml (hosts:) to roll back without it" or ""), { host = host.name })
     end
   end
 end
@@ -83,6 +84,15 @@ local function nothing_to_do(self)
   return true
 end
 
+--- A run that went on without every host has deployed nothing.
+local function check_kept(self)
+  local all = self.fleet:active_hosts()
+  if #all == 0 or #self.fleet:kept_hosts(all) > 0 then return end
+  local names = {}
+  for i, host in ipairs(all) do names[i] = host.name end
+  errors.raise("failed", ("nothing was deployed: on every host it failed, and was tolerated (%s)"):format(table.concat(names, ", ")))
+end
+
 --- The happy path, from the first change to the last.
 local function proceed(self)
   adoption.take(self.script, self)
@@ -94,6 +104,7 @@ local function proceed(self)
   rollout.prepare(self.script)
   adoption.attach(self.script, self)
   script.call(self, "deploy")
+  check_kept(self)
   self.script:fill()
   rollout.leave(self.script, true)
   rollout.retire(self.script)
@@ -109,7 +120,7 @@ local function finish_well(self)
   end
   try("old releases were not removed: ", rollout.prune, self)
   try("what was adopted is still known: ", adoption.forget, self)
-  try("", self.script.hook, "after")
+  if self.kind ~= "stop" then try("", self.script.hook, "after") end
   operation.checkpoint()
   try("what was adopted still runs: ", adoption.stop_last, self)
 end
