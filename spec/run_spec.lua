@@ -33,6 +33,8 @@ describe("a run", function()
     assert.truthy(run.stderr:find("hook 'before' failed with status 3", 1, true))
     assert.truthy(run.stderr:find("no migration", 1, true))
     assert.same({ "2.0" }, app:serving())
+    assert.equal(0, app:command({ "stop", "app.yml", "--set", "hooks={after: 'echo stopped >> hooks.log'}" }).exit)
+    assert.falsy(fixture.read(app.dir .. "/hooks.log"):find("stopped", 1, true), "a stop is no success to be announced")
   end)
 
   it("leaves out what app.yml says for another strategy, and refuses it on the command line", function()

@@ -201,16 +201,28 @@ function Fleet:is_target(member)
   return member.launch.release == self.target.release and member.launch.settings == self.target.settings
 end
 
+--- The first of each host, then the second of each, and so on, whatever ports they have.
+local function take_turns(list)
+  table.sort(list, function(a, b)
+    if a.port ~= b.port then return a.port < b.port end
+    return a.host.name < b.host.name
+  end)
+  local counts, rounds, turns = {}, {}, {}
+  for _, member in ipairs(list) do
+    local count = (counts[member.host] or 0) + 1
+    counts[member.host], rounds[count] = count, rounds[count] or {}
+    table.insert(rounds[count], member)
+  end
+  for _, round in ipairs(rounds) do table.move(round, 1, #round, #turns + 1, turns) end
+  return turns
+end
+
 local function select(self, accept)
   local list = {}
   for _, member in ipairs(self.members) do
     if accept(member) then list[#list + 1] = member end
   end
-  table.sort(list, function(a, b)
-    if a.port ~= b.port then return a.port < b.port end
-    return a.host.name < b.host.name
-  end)
-  return list
+  return take_turns(list)
 end
 
 --- Whether an instance serves, as far as the run is about it.
@@ -248,10 +260,10 @@ function Fleet:instances()
   return select(self, function() return true end)
 end
 
---- How many instances serve when all is well.
+--- How many instances serve when all is well, on hosts that the run goes on with.
 ---@return integer
 function Fleet:capacity()
-  return #self:active_hosts() * self.process.instances
+  return #self:kept_hosts(self:active_hosts()) * self.process.instances
 end
 
 --- The hosts that the run has not given up.
