@@ -303,4 +303,23 @@ describe("a script in mid-run", function()
       assert.is_nil(kept:find('"stdout":"hunter2', 1, true), path)
     end
   end)
+
+  it("has nothing that is another one each time", function()
+    local lines = {}
+    local env = sandbox.environment(function() end, function(line) lines[#lines + 1] = line end)
+    assert(load([==[
+      print({}, print, coroutine.running(), tostring(print), string.format("%s %5.1f %q %%p", {}, 1.5, "a"), string.problem)
+      print(select(2, pcall(string.format, "%p", {})))
+      for _, t in ipairs { { [{}] = 1, [{}] = 2 }, { [print] = 1, [pcall] = 2 } } do
+        print(select(2, pcall(pairs, t)))
+        print(select(2, pcall(next, t)))
+      end
+      local list = {}
+      for key in pairs { b = 1, a = 1, [true] = 1, [2] = 1, [1.5] = 1, [false] = 1 } do list[#list + 1] = tostring(key) end
+      print(table.concat(list, " "))
+    ]==], "own.lua", "t", env))()
+    local order = "the order of keys that are %ss is another one each time: use texts, numbers, instances or hosts as keys"
+    assert.same({ 'table\tfunction\tthread\tfunction\ttable   1.5 "a" %p\tnil', "a script cannot format with %p: an address is another one each time",
+      order:format "table", order:format "table", order:format "function", order:format "function", "false true 1.5 2 a b" }, { lines[1], lines[2], table.unpack(lines, 3) })
+  end)
 end)

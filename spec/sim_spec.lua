@@ -292,6 +292,23 @@ strategy: {settle: 1s}
   end)
 end)
 
+describe("a strategy that keeps instances in a set", function()
+  it("goes through them in the same order each time, also when it is taken up again", function()
+    local file = fixture.write(fixture.dir() .. "/own.lua", [[
+      local own = require("deployrt.strategy").extend("rolling", { name = "own" })
+      function own:deploy()
+        local todo = {}
+        for _, old in ipairs(self.fleet:old()) do todo[old] = true end
+        for old in pairs(todo) do self:step(tostring(old), self.replace, self, old) end
+      end
+      return own]])
+    local ok, summary = core.run(sim.test, file, { seeds = 60, fault = "crash" })
+    assert.is_true(ok, tostring(summary))
+    assert.is_nil(summary.violation, summary.violation and summary.violation.violation.message)
+    fixture.cleanup()
+  end)
+end)
+
 describe("a strategy that waits for nothing", function()
   after_each(fixture.cleanup)
 

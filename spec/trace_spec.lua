@@ -125,7 +125,7 @@ describe("an error in a script", function()
 
   it("that a verb refuses is at the line of the call too, and says what it takes", function()
     for where, says in pairs {
-      sleep = { 'self:sleep("5s")', "a time is a number of seconds from 0 on, not 5s" }, took = { 'self.undo(self, "x")', "undo takes a function, not a string" },
+      sleep = { 'self:sleep("5s")', "a time is a number of seconds from 0 to 31622400, not 5s" }, took = { 'self.undo(self, "x")', "undo takes a function, not a string" },
       share = { "self.balancer:share(150", "a share is a percentage from 0 to 100, not 150" }, colon = { "old.start()", "call it with a colon: object:start(...)" },
       set = { "old.port = 1", "a script cannot set port" },
     } do

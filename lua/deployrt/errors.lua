@@ -34,7 +34,10 @@ end
 
 local longest = 4000 -- bytes of a message that a script made
 
-local function text_of(value)
+--- A text as long as a message may be; nil for what is none.
+---@param value any
+---@return string?
+function errors.clip(value)
   if type(value) ~= "string" then return nil end
   return #value > longest and value:sub(1, longest) .. "..." or value
 end
@@ -43,7 +46,7 @@ local own = { interrupted = true, withdrawn = true, superseded = true, abandoned
 
 --- The code of an error table, unless it was made by hand and claims what only the runtime says.
 local function code_of(raised)
-  local code = text_of(rawget(raised, "code"))
+  local code = errors.clip(rawget(raised, "code"))
   return not (own[code] and debug.getmetatable(raised) ~= Error) and code or "script"
 end
 
@@ -51,8 +54,8 @@ end
 ---@return any  other values than error tables come back as they are
 function errors.copy(raised)
   if type(raised) ~= "table" or type(rawget(raised, "message")) ~= "string" then return raised end
-  return errors.new(code_of(raised), text_of(rawget(raised, "message")), {
-    host = text_of(rawget(raised, "host")), detail = text_of(rawget(raised, "detail")),
+  return errors.new(code_of(raised), errors.clip(rawget(raised, "message")), {
+    host = errors.clip(rawget(raised, "host")), detail = errors.clip(rawget(raised, "detail")),
   })
 end
 

@@ -26,6 +26,7 @@ local deepest = 20
 local views = setmetatable({}, { __mode = "k" })   -- object -> view
 local objects = setmetatable({}, { __mode = "k" }) -- view -> object
 local metatables = {}
+local numbers, counted = setmetatable({}, { __mode = "k" }), 0 -- object -> its place among those that scripts have seen
 
 local trusted = setmetatable({}, { __mode = "k" }) -- functions of the runtime's that its own declarations hold
 
@@ -67,6 +68,13 @@ function membrane.behind(value)
   return objects[value] or value
 end
 
+--- The place of a view's object among those that scripts have seen, which is the same in a replay; nil for other values.
+---@param view any
+---@return integer?
+function membrane.number(view)
+  return numbers[objects[view]]
+end
+
 local function import_all(...)
   local list = table.pack(...)
   for i = 1, list.n do list[i] = membrane.import(list[i]) end
@@ -85,6 +93,7 @@ function membrane.export(value)
     if not view then
       view = setmetatable({}, metatables[kind](meta))
       views[value], objects[view] = view, value
+      if not numbers[value] then numbers[value], counted = counted, counted + 1 end
     end
     return view
   end

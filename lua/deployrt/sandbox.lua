@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local library = require "deployrt.sandbox.library"
+local membrane = require "deployrt.membrane"
 local trace = require "deployrt.trace"
 
 local sandbox = {}
@@ -11,16 +12,38 @@ sandbox.limits = { instructions = 200e6, seconds = 5, memory = 256 << 20, text =
 local for_each_instance = 128 << 10 -- bytes: what the runtime keeps of it in a run, and uses in passing
 local longest_script = 1 << 20 -- bytes
 
+--- What a key is sorted by: its kind, and its place among those.
+local function rank_of(key)
+  local kind = type(key)
+  if kind == "number" or kind == "string" then return kind, key end
+  if kind == "boolean" then return kind, key and 1 or 0 end
+  return membrane.number(key) and "object" or kind, membrane.number(key)
+end
+
+--- Raises where two keys have nothing that a replay could sort them by.
+local function come_before(a, b)
+  local kind, place = rank_of(a)
+  local other_kind, other = rank_of(b)
+  if kind ~= other_kind then return kind < other_kind end
+  if place == nil and not rawequal(a, b) then
+    error(("the order of keys that are %ss is another one each time: use texts, numbers, instances or hosts as keys"):format(kind), 0)
+  end
+  return place ~= nil and place < other
+end
+
+--- The keys of a table in their order; `level` is whose mistake it is when they have none.
+local function sorted_keys(t, level)
+  local keys = {}
+  for key in next, t do keys[#keys + 1] = key end
+  local ok, problem = pcall(table.sort, keys, come_before)
+  if not ok then error(problem, level + 1) end
+  return keys
+end
+
 local function sorted_pairs(t)
   local meta = debug.getmetatable(t)
   if type(meta) == "table" and meta.__pairs then return meta.__pairs(t) end
-  local keys = {}
-  for key in next, t do keys[#keys + 1] = key end
-  table.sort(keys, function(a, b)
-    if type(a) == type(b) and (type(a) == "number" or type(a) == "string") then return a < b end
-    return type(a) < type(b)
-  end)
-  local i = 0
+  local keys, i = sorted_keys(t, 2), 0
   return function()
     i = i + 1
     if keys[i] ~= nil then return keys[i], t[keys[i]] end
@@ -34,19 +57,19 @@ end
 function sandbox.environment(find, print_line)
   local env = library.new()
   for name, value in pairs {
-    assert = assert, error = error, ipairs = ipairs, pairs = sorted_pairs, select = select, tonumber = tonumber, tostring = tostring,
-    type = type, rawequal = rawequal, rawget = rawget, rawlen = rawlen, rawset = rawset, _VERSION = _VERSION,
+    assert = assert, error = error, ipairs = ipairs, pairs = sorted_pairs, select = select, tonumber = tonumber, type = type,
+    rawequal = rawequal, rawget = rawget, rawlen = rawlen, rawset = rawset, _VERSION = _VERSION,
   } do env[name] = value end
   env.next = function(t, key)
     local take = key == nil
-    for each in sorted_pairs(t) do
+    for _, each in ipairs(sorted_keys(t, 2)) do
       if take then return each, t[each] end
       take = rawequal(each, key)
     end
   end
   env.print = function(...)
     local words = table.pack(...)
-    for i = 1, words.n do words[i] = tostring(words[i]) end
+    for i = 1, words.n do words[i] = env.tostring(words[i]) end
     local line = table.concat(words, "\t")
     core.charge(1000 + #line)
     print_line(line)

@@ -22,13 +22,20 @@ local vigil = require "deployrt.vigil"
 ---@field balancer deployrt.Balancer
 local verbs = {}
 
+--- What a script says, as a text.
+local function text_of(verb, value, default)
+  if value == nil then return default end
+  if type(value) == "string" or type(value) == "number" or type(value) == "boolean" then return errors.clip(tostring(value)) end
+  errors.raise("usage", ("%s takes a text, not a %s"):format(verb, type(value)))
+end
+
 --- Runs `fn` as a named part of the run.
 ---@async
 ---@param label string
 ---@param fn fun(...): ...
 function verbs:step(label, fn, ...)
   operation.checkpoint()
-  label = tostring(label)
+  label = text_of("step", label, "nil")
   local run, scope = operation.current()
   run.control:hold(run, label)
   local child = scope:child(false, label)
@@ -143,7 +150,10 @@ end
 ---@param amount table|integer|string  2 or "25%"
 ---@return fun(): any[]?
 function verbs:batches(list, amount)
-  local size = units.resolve_amount(type(amount) == "table" and amount or units.amount(amount), #list)
+  local known, problem = amount, "it has neither `count` nor `percent`"
+  if type(amount) ~= "table" then known, problem = units.amount(amount) end
+  if not (known and (known.count or known.percent)) then errors.raise("usage", "batches takes an amount: " .. problem) end
+  local size = units.resolve_amount(known, #list)
   local count, number = math.ceil(#list / math.max(size, 1)), 0
   return function()
     if number >= count then return nil end
@@ -161,9 +171,11 @@ function verbs:successor(old)
   return self.fleet:candidate(old.host) or self.fleet:candidate(old.host, old.port)
 end
 
+local longest = 366 * 24 * 3600 -- seconds
+
 local function check_seconds(seconds)
-  if type(seconds) == "number" and seconds >= 0 and seconds < math.huge then return seconds end
-  errors.raise("usage", ("a time is a number of seconds from 0 on, not %s"):format(tostring(seconds)))
+  if type(seconds) == "number" and seconds >= 0 and seconds <= longest then return seconds end
+  errors.raise("usage", ("a time is a number of seconds from 0 to %d, not %s"):format(longest, tostring(seconds)))
 end
 
 --- Instances of the new release that a host lacks, idle ones before others that are yet to be started.
@@ -255,26 +267,26 @@ end
 ---@param answers? string[]  `deployrt approve ANSWER` gives one of them; --yes the first
 ---@return string? answer
 function verbs:approve(question, answers)
-  return operation.gate(tostring(question or "a person must approve"), membrane.import(answers))
+  return operation.gate(text_of("approve", question, "a person must approve"), membrane.import(answers))
 end
 
 --- Says something to whoever watches.
 ---@param text string
 function verbs:log(text)
   local run = operation.current()
-  run.emit { event = "log", message = tostring(text) }
+  run.emit { event = "log", message = text_of("log", text, "nil") }
 end
 
 --- Ends the run as failed; everything is rolled back.
 ---@param message string
 function verbs:fail(message)
-  errors.raise("failed", tostring(message or "the strategy ended the run, and did not say why"))
+  errors.raise("failed", text_of("fail", message, "the strategy ended the run, and did not say why"))
 end
 
 --- Ends the run as decided otherwise, which is no failure: everything is rolled back, and the exit code is 0.
 ---@param message string
 function verbs:withdraw(message)
-  errors.raise("withdrawn", tostring(message))
+  errors.raise("withdrawn", text_of("withdraw", message, "the strategy ended the run, and did not say why"))
 end
 
 --- Registers something of one's own to be done on rollback.

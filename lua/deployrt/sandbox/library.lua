@@ -23,12 +23,34 @@ local function by_length(fn)
   end
 end
 
+local basic = {}
+
+local nameless = { table = true, ["function"] = true, thread = true, userdata = true }
+
+--- The address of a thing is another one each time: it is shown as what it is.
+function basic.tostring(...)
+  local value = ...
+  if select("#", ...) == 0 then error("bad argument #1 to 'tostring' (value expected)", 2) end
+  local meta = nameless[type(value)] and (debug.getmetatable(value) or {})
+  if meta and not (type(meta) == "table" and rawget(meta, "__tostring")) then return type(value) end
+  return tostring(value)
+end
+
 local strings = copy(string, { dump = true })
-for name, fn in pairs(pattern) do strings[name] = fn end
+for name, fn in pairs(pattern) do strings[name] = string[name] and fn or nil end
 
 function strings.rep(text, count, ...)
   if text == "" and tonumber(count) and tonumber(count) > 0 then charge(tonumber(count)) end -- it loops all the same
   return string.rep(text, count, ...)
+end
+
+function strings.format(text, ...)
+  if type(text) == "string" and text:gsub("%%%%", ""):find("%%[-+ #0%d.]*p") then error("a script cannot format with %p: an address is another one each time", 2) end
+  local values = table.pack(...)
+  for i = 1, values.n do
+    if nameless[type(values[i])] then values[i] = basic.tostring(values[i]) end
+  end
+  return string.format(text, table.unpack(values, 1, values.n))
 end
 
 local utf8_functions = copy(utf8)
@@ -180,8 +202,6 @@ function coroutines.wrap(fn)
   end
   return function(...) return pass(coroutines.resume(co, ...)) end
 end
-
-local basic = {}
 
 local deepest = 100 -- pcall in pcall: each costs as much as all below it when errors pass through them
 local depths = setmetatable({}, { __mode = "k" }) -- by coroutine
