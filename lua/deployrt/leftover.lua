@@ -5,16 +5,26 @@ local world_instance = require "deployrt.world.instance"
 
 local leftover = {}
 
+--- What a strategy wrote itself to undo something: only its author knows what that was, and to try again may never help.
+local function is_own(failure)
+  return failure.entry ~= nil and not failure.entry.back and not failure.host
+end
+
+local function remedy(run, failure)
+  if is_own(failure) then return ("by hand, then end the run: deployrt abort --force %s"):format(run.app.file) end
+  return ("%sdeployrt abort %s"):format(errors.is_gone(failure.error) and ("once %s is back: "):format(failure.host or "it") or "", run.app.file)
+end
+
 --- What is left when compensations failed, host by host, with what mends it.
 ---@param run table
----@param failures table[]  {label, host, error}
+---@param failures table[]  {label, host, error, entry}
 ---@return {host: string, message: string, command: string}[]
 function leftover.describe(run, failures)
   local left = {}
   for _, failure in ipairs(failures) do
     left[#left + 1] = {
-      host = failure.host or "balancer", message = ("%s: %s"):format(failure.label, errors.text(failure.error)),
-      command = ("%sdeployrt abort %s"):format(errors.is_gone(failure.error) and ("once %s is back: "):format(failure.host or "it") or "", run.app.file),
+      host = is_own(failure) and "strategy" or failure.host or "balancer", message = ("%s: %s"):format(failure.label, errors.text(failure.error)),
+      command = remedy(run, failure),
     }
   end
   return left
