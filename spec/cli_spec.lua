@@ -126,6 +126,21 @@ describe("the command line", function()
     end
   end)
 
+  it("checks what a strategy needs from app.yml alone, with the place, and reads no secret", function()
+    local before = fixture.read(app.file)
+    fixture.write(app.file, (before:gsub("\n  ports: [^\n]+", ("\n  ports: [%d]\n  secrets: {A: '${env:NOT_THERE}'}"):format(app.ports[1]))))
+    for strategy, says in pairs { blue_green = "needs a full second set", canary = "needs a spare slot", in_place = "nothing would serve meanwhile" } do
+      local run = app:command { "check", strategy, "app.yml" }
+      assert.equal(2, run.exit, run.stdout)
+      assert.matches("^deployrt: app.yml:%d+:%d+: ", run.stderr)
+      assert.truthy(run.stderr:find(says, 1, true), run.stderr)
+    end
+    fixture.write(app.file, before)
+    for _, strategy in ipairs { "blue_green", "canary", "rolling" } do
+      assert.equal(0, app:command({ "check", strategy, "app.yml" }).exit)
+    end
+  end)
+
   it("checks with --connect what a strategy needs, as its run would", function()
     local argv = { "check", "blue_green", "app.yml", "--connect" }
     assert.equal(0, app:command(argv).exit)

@@ -17,7 +17,7 @@ function blue_green:check()
   self.fleet:use_groups()
   local missing = self.fleet:lacking_slots()
   if missing then
-    self:fail(("%s needs a full second set: %s; add ports to process.ports, or hosts of another group"):format(self.name, missing))
+    self:fail(("%s needs a full second set: %s; add ports to process.ports, or hosts of another group"):format(self.name, missing), "process.ports")
   end
 end
 

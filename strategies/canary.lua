@@ -15,7 +15,7 @@ local canary = strategy.define {
 function canary:check()
   if #self.fleet:old() > 0 and not self.balancer:exists() then self:fail("canary splits traffic: app.yml needs a balancer") end
   local full = self.fleet:full_host()
-  if full then self:fail(("canary needs a spare slot on %s: add a port to process.ports, or use in_place"):format(full)) end
+  if full then self:fail(("canary needs a spare slot on %s: add a port to process.ports, or use in_place"):format(full), "process.ports") end
 end
 
 --- Both sides: what is healthy serves, and what is gone or about to leave carries nothing.

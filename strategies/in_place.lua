@@ -19,7 +19,7 @@ function in_place:check()
   local gap = not self.balancer:exists() and "without a balancer clients have no service while their instance restarts"
     or self.fleet:gap(batch, true)
   if gap then
-    self:fail(("nothing would serve meanwhile: %s; set strategy.allow_gap: true to accept the gap, or use another strategy with a spare slot"):format(gap))
+    self:fail(("nothing would serve meanwhile: %s; set strategy.allow_gap: true to accept the gap, or use another strategy with a spare slot"):format(gap), "process.ports")
   end
 end
 

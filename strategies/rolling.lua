@@ -16,7 +16,7 @@ local rolling = strategy.define {
 function rolling:check()
   local batch = self:batches(self.fleet:old(), self.options.batch)()
   local gap = batch and not self.options.allow_gap and self.fleet:gap(batch)
-  if gap then self:fail(("nothing would serve meanwhile: %s; add ports to process.ports, or set strategy.allow_gap: true to accept it"):format(gap)) end
+  if gap then self:fail(("nothing would serve meanwhile: %s; add ports to process.ports, or set strategy.allow_gap: true to accept it"):format(gap), "process.ports") end
 end
 
 --- Replaces one instance. Override this to change what that means.

@@ -375,7 +375,7 @@ end
 ---@param options table  as for execute; journal, emit, begun(run) before anything else, `offline`: nothing is
 --- looked at, and `begin`, what is known without looking
 function run.rehearse(app, options)
-  local opened <close> = session.open(app, { secrets = options.kind ~= "stop" })
+  local opened <close> = session.open(app, { secrets = options.kind ~= "stop" and (options.offline and "unread" or true) })
   local target = options.target and options.target(opened) or launch.of(app, opened, options.force)
   opened.fleet.target = target
   local self = opened:new_run {

@@ -64,13 +64,14 @@ end
 ---@param directory string             of app.yml
 ---@param here deployrt.Connection     this machine
 ---@param place? fun(path: string): string   as app.place
+---@param unread? boolean              nothing will be started: each is what app.yml says of it
 ---@return deployrt.Secrets
 --- Raises deployrt.Error: "secret", with the place of the one that is not to be had.
-function secrets.read(values, directory, here, place)
+function secrets.read(values, directory, here, place, unread)
   local self = setmetatable({ directory = directory, controller = here, values = {}, masked = {}, literals = {}, empty = {} }, Secrets)
   for _, name in ipairs(names_of(values or {})) do
     local text = tostring(values[name])
-    local value = value_of(self, name, text, place)
+    local value = unread and text or value_of(self, name, text, place)
     self.values[name] = value
     if value == "" and text ~= "" then self.empty[#self.empty + 1] = name end
     if not text:find("${", 1, true) then self.literals[#self.literals + 1] = value end

@@ -101,7 +101,7 @@ end
 --- Connects to all hosts at once; one that cannot be had is an error, or left out.
 ---@async
 ---@param app table  from config.load
----@param opts? {secrets?: boolean, partial?: boolean, away?: boolean}  secrets: read them, because processes will be started;
+---@param opts? {secrets?: boolean|"unread", partial?: boolean, away?: boolean}  secrets: read them, because processes will be started;
 ---  partial: hosts that cannot be had are left out; away: they are known, and whatever is asked of them fails
 ---@return deployrt.Session
 function session.open(app, opts)
@@ -110,7 +110,7 @@ function session.open(app, opts)
   self.controller = connection.new({ name = "local" }, app.app, self.site.dial)
   local opened, problem = pcall(function()
     connect(self, app, opts)
-    self.secrets = secrets.read(opts.secrets and app.process.secrets or {}, app.dir, self.controller, app.place)
+    self.secrets = secrets.read(opts.secrets and app.process.secrets or {}, app.dir, self.controller, app.place, opts.secrets == "unread")
     for i, entry in ipairs(app.balancers) do
       self.drivers[i] = self.site.driver(entry, {
         app = app.app, dir = app.dir, slots = slots_of(app), alone = #app.balancers == 1, health = app.health,

@@ -279,8 +279,10 @@ end
 
 --- Ends the run as failed; everything is rolled back.
 ---@param message string
-function verbs:fail(message)
-  errors.raise("failed", text_of("fail", message, "the strategy ended the run, and did not say why"))
+---@param key? string  what of app.yml is to be changed, "process.ports": the message begins with its place
+function verbs:fail(message, key)
+  local text = text_of("fail", message, "the strategy ended the run, and did not say why")
+  errors.raise("failed", key and ("%s: %s"):format(operation.current().app.place(text_of("fail", key)), text) or text)
 end
 
 --- Ends the run as decided otherwise, which is no failure: everything is rolled back, and the exit code is 0.

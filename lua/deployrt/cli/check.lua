@@ -83,8 +83,9 @@ return function(command)
     for _, line in ipairs(adoption.describe(run)) do lines[#lines + 1] = line end
     return lines
   end, app, { secrets = true }) or {}
-  if command.flags.connect and options.kind then
+  if options.kind then
     inventory.check(app, options.strategy)
+    options.offline = not command.flags.connect
     plan.check(app, options)
   end
   if not command.flags.quiet then
