@@ -91,6 +91,19 @@ describe("logs and answers", function()
     assert.truthy(said:find("serving  healthy", 1, true) and not said:find("%", 1, true), said)
   end)
 
+  it("has time, run and event in each object, whatever command wrote it", function()
+    for event, argv in pairs { exec = { "exec", "app.yml", "--json", "--", "true" }, line = { "logs", "app.yml", "--json", "--lines", "1" },
+      run = { "history", "app.yml", "--json" }, ["test.finished"] = { "test", "rolling", "--seeds=1", "--json" } } do
+      local list = objects(app:command(argv).stdout)
+      assert.is_true(#list > 0, event)
+      for _, object in ipairs(list) do
+        assert.equal(event, object.event)
+        assert.matches("^%d+%-%d%d%-%d%dT", object.time)
+        assert.equal(event == "run" and object.id or cjson.null, object.run)
+      end
+    end
+  end)
+
   it("names no release that an application was stopped for", function()
     assert.same({}, app:stop())
     local status = app:status()

@@ -58,9 +58,9 @@ end
 
 --- What --json writes where there is no run to show.
 local function object_of(event, message, fields)
-  local object = { time = text.iso(core.time()), event = event, message = text.clean(message) }
+  local object = { message = text.clean(message) }
   for key, value in pairs(fields or {}) do object[key] = value end
-  return require("deployrt.progress.json").line(object) .. "\n" -- only where it is asked for: help is to start fast
+  return require("deployrt.progress.json").now(event, object) -- only where it is asked for: help is to start fast
 end
 
 --- The object of a problem: where it is stands in front of its text.

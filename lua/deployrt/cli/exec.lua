@@ -24,7 +24,7 @@ end
 
 local function report(command, name, width, result, err)
   if command.flags.json then
-    command.write(json.encode(object_of(name, result, err)) .. "\n")
+    command.write(json.now("exec", object_of(name, result, err)))
   elseif err then
     command.write_error(("%-" .. width .. "s ! %s\n"):format(name, errors.text(err)))
   else

@@ -19,7 +19,8 @@ return function(command)
     if command.flags.json then
       run.launch, run.previous_launch, run.life = nil, nil, nil
       if run.strategy == "stop" then run.release = nil end
-      command.write(json.encode(run) .. "\n")
+      run.run, run.time, run.event = run.id, text.iso(run.finished or run.started), "run"
+      command.write(json.line(run) .. "\n")
     else
       command.write(("%s  %-10s %-14s %s  %s@%s\n"):format(run.id, text.line(run.strategy), run.outcome, change_of(run), run.user, run.controller))
     end

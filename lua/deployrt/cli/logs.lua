@@ -20,7 +20,7 @@ end
 function Printer:format(line)
   if not self.command.flags.json then return ("%s | %s\n"):format(self.label, line) end
   local member = self.member
-  return json.encode { host = member.host.name, port = member.port, release = member.release or cjson.null, line = line } .. "\n"
+  return json.now("line", { host = member.host.name, port = member.port, release = member.release or cjson.null, line = line })
 end
 
 --- Prints the lines that are complete. The pieces of one that is not are kept as they came: a line may be of any length.

@@ -1,4 +1,5 @@
 -- cli/test.lua -- deployrt test STRATEGY [APP.yml]: simulate with faults and check the invariants.
+local cjson = require "cjson"
 local common = require "deployrt.cli.common"
 local config = require "deployrt.config"
 local core = require "deployrt.core"
@@ -76,8 +77,9 @@ local function encode(command, name, summary, seconds)
       replay = replay(command, found.seed), events = sim.report.trace(found), faults = {} }
     for i, fault in ipairs(found.faults) do broken.faults[i] = faults.describe(fault) end
   end
-  command.write(json.encode { event = "test.finished", strategy = name, seeds = summary.seeds, outcomes = summary.outcomes, holds = found == nil,
-    violation = broken, seconds = seconds } .. "\n")
+  local fields = { strategy = name, seeds = summary.seeds, outcomes = summary.outcomes, holds = found == nil, violation = broken, seconds = seconds }
+  if command.flags.seed then fields.time = cjson.null end
+  command.write(json.now("test.finished", fields))
 end
 
 return function(command)

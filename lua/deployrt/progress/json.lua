@@ -1,5 +1,6 @@
 -- progress/json.lua -- One JSON object a line, for machines; keys come in a fixed order.
 local cjson = require "cjson"
+local core = require "deployrt.core"
 local text = require "deployrt.progress.text"
 
 local json = {}
@@ -75,6 +76,16 @@ function json.line(event)
   for key, value in pairs(event) do out[key] = value end
   if out.run == nil then out.run = cjson.null end
   return encode_object(out)
+end
+
+--- An object of what is told now, as a line; `run` is null where there is none.
+---@param event string
+---@param fields table
+---@return string
+function json.now(event, fields)
+  local object = { time = text.iso(core.time()), event = event }
+  for key, value in pairs(fields) do object[key] = value end
+  return json.line(object) .. "\n"
 end
 
 --- The view of --json.
