@@ -77,6 +77,7 @@ local function is_open(state, weight)
 end
 
 --- Whether there are balancers at all.
+---@return boolean
 function Balancer:exists()
   return self.configured
 end
@@ -333,6 +334,8 @@ end
 
 --- The same for one instance.
 ---@async
+---@param old deployrt.Instance
+---@param new deployrt.Instance
 function Balancer:swap(old, new)
   self:switch(old, new)
 end
@@ -374,6 +377,7 @@ end
 
 --- Counters since the balancer started: slot -> {requests, errors, latency}.
 ---@async
+---@return table<string, {requests: integer, errors: integer, latency: number}>
 function Balancer:stats()
   if not self.configured then return {} end
   return operation.observe { name = "balancer.stats", args = {} }

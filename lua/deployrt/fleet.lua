@@ -44,6 +44,7 @@ function Fleet:on(host)
 end
 
 --- What the balancer says of a member.
+---@param member deployrt.Instance
 ---@return "serving"|"draining"|"idle"
 function Fleet:state_of(member)
   if not self.balancer:exists() then return "serving" end
@@ -144,6 +145,7 @@ function Fleet:check_ports()
 end
 
 --- Notes an instance that was started; forget() is its opposite.
+---@param member deployrt.Instance
 function Fleet:add(member)
   local at, name = #self.members + 1, member.host.name
   self.members[at], self.places[member] = member, at
@@ -166,6 +168,7 @@ local function remove(list, member)
 end
 
 --- Notes that an instance runs no more; its slot is free.
+---@param member deployrt.Instance
 function Fleet:forget(member)
   local at, last = self.places[member], self.members[#self.members]
   if at then
@@ -189,7 +192,10 @@ function Fleet:renew(label, pid)
   end
 end
 
---- The instance that runs in a slot.
+--- The instance that runs in a slot; nil: none does.
+---@param host deployrt.Host
+---@param port integer
+---@return deployrt.Instance?
 function Fleet:at(host, port)
   for _, member in ipairs(self:on(host)) do
     if member.port == port then return member end
@@ -197,6 +203,8 @@ function Fleet:at(host, port)
 end
 
 --- Whether an instance is of the release and the settings that are being deployed.
+---@param member deployrt.Instance
+---@return boolean
 function Fleet:is_target(member)
   return member.launch.release == self.target.release and member.launch.settings == self.target.settings
 end
@@ -284,6 +292,7 @@ function Fleet:keep(instances)
 end
 
 --- With host groups, those of the group that serves; otherwise all.
+---@return deployrt.Host[]
 function Fleet:active_hosts()
   return self.active or self.hosts
 end
@@ -349,6 +358,7 @@ local function fits(self, host, port)
 end
 
 --- A port of the host that nothing runs on and nobody has been promised; nil when there is none.
+---@param host deployrt.Host
 ---@return integer?
 function Fleet:free_port(host)
   for _, port in ipairs(self.process.ports) do

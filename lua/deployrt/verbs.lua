@@ -33,6 +33,8 @@ end
 ---@async
 ---@param label string
 ---@param fn fun(...): ...
+---@param ... any  for it
+---@return any ...  what it returns
 function verbs:step(label, fn, ...)
   operation.checkpoint()
   label = text_of("step", label, "nil")
@@ -247,6 +249,7 @@ function verbs:analyse(opts)
 end
 
 --- Marks instances that stay up without traffic after the run, until the next one.
+---@param instances deployrt.Instance[]
 function verbs:keep(instances)
   self.fleet:keep(instances)
 end
