@@ -113,6 +113,7 @@ describe("what is wrong before a run", function()
     assert.equal(2, run.exit, run.stdout .. run.stderr)
     contains(run.stderr, ...)
     assert.same({ "1.0" }, app:serving())
+    assert.equal("", fixture.sh(("find %s/state -mindepth 3 -type d -empty"):format(app.dir)), "the trace of a run that never was")
   end
 
   it("names the stranger on a slot", function()

@@ -293,8 +293,8 @@ end
 --- A run, new or in a later life, with all that its tasks need.
 local function new_run(opened, options)
   local past = options.past
-  local id = past and past.id or options.state:create()
   local target = past and past.header.launch or options.target and options.target(opened) or launch.of(opened.app, opened, options.force)
+  local id = past and past.id or options.state:create()
   if past then reopen_archive(opened.app, opened, past.header) end
   opened.fleet.target = target
   local self = opened:new_run {
