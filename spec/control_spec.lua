@@ -218,6 +218,18 @@ describe("a run on some of the hosts", function()
     versions()
   end)
 
+  it("that is taken up leaves alone what another one did on other hosts meanwhile", function()
+    app.ports = { 8080, 8081 }
+    app:write(fixture.release("2.0"), "2.0")
+    app:kill_at({ "./own.lua", "app.yml", "--host", bed.hosts[2].name }, "== step 1")
+    local load = app:load { rate = 100 }
+    assert.equal(0, app:command({ "rolling", "app.yml", "--host", bed.hosts[1].name, "--state", app.dir .. "/other" }).exit)
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({}, load:stop().errors)
+    assert.same({ "1.0", "2.0" }, app:serving())
+  end)
+
   it("is under way although one that was interrupted has left its lock on another", function()
     local dead = app:begin({ "./own.lua", "app.yml", "--host", bed.hosts[1].name })
     fixture.signal(dead, "KILL")

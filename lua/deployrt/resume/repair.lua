@@ -1,4 +1,5 @@
 -- resume/repair.lua -- A run that is taken up finds the world as its journal has it, as far as that is gone: brings it there.
+local agreement = require "deployrt.world.agreement"
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
 local world_balancer = require "deployrt.world.balancer"
@@ -67,6 +68,7 @@ end
 function repair.bring_back(run, abort)
   local context = run.world.context
   for _, member in ipairs(missing_instances(run, abort)) do start_again(run, member, abort) end
+  agreement.forget_others(context)
   if #context.drivers > 0 then
     local route = expected_route(run)
     if route ~= nil then world_balancer.route(context, nil, { route = route, timeout = 0 }) end

@@ -191,18 +191,34 @@ function agreement.save(context)
   end)
 end
 
---- Slots of hosts that `--host` leaves out are wanted as they are: another run may be at work there. But a balancer that was
---- restarted has forgotten them as it has the run's own.
+--- Tells the slots of hosts that `--host` leaves out; nil when it leaves none out.
+---@return (fun(slot: string): boolean)?
+local function others(context)
+  local app, left_out = context.app, {}
+  if app.hosts == app.all_hosts then return nil end
+  for _, entry in ipairs(app.all_hosts) do left_out[entry.name] = true end
+  for _, entry in ipairs(app.hosts) do left_out[entry.name] = nil end
+  return function(slot) return left_out[slot:match("^(.*)%-%d+$")] == true end
+end
+
+--- Slots of other hosts are wanted as they are: another run may be at work there. But a balancer that was restarted has
+--- forgotten them as it has the run's own.
 local function follow(context, index, seen)
-  local app, own = context.app, {}
-  if app.hosts == app.all_hosts or seen.down then return end
+  local is_other = others(context)
+  if not is_other or seen.down then return end
   local before = context.instances[index] or seen.instance
   context.instances[index] = seen.instance
   if before ~= seen.instance then return end
-  for _, entry in ipairs(app.hosts) do own[entry.name] = true end
   for name, slot in pairs(seen.slots) do
-    local is_own = own[name:match("^(.*)%-%d+$")] or slot.left
-    if context.wanted[name] and not is_own then context.wanted[name] = { state = slot.state, weight = slot.weight } end
+    if is_other(name) then context.wanted[name] = { state = slot.state, weight = slot.weight } end
+  end
+end
+
+--- What an earlier life of the run saw of other hosts' slots is long ago.
+function agreement.forget_others(context)
+  local is_other = others(context)
+  for name in pairs(is_other and context.wanted or {}) do
+    if is_other(name) then context.wanted[name] = nil end
   end
 end
 
