@@ -55,19 +55,29 @@ describe("the file that deployrt writes for nginx", function()
   end)
 end)
 
-describe("the pid file of nginx", function()
-  it("is found wherever its directive stands, and not in a comment", function()
-    local facts = { pid_default = "logs/nginx.pid", prefix = "/usr/share/nginx/" }
+describe("what is read of nginx's configuration", function()
+  local facts = { pid_default = "logs/nginx.pid", prefix = "/usr/share/nginx/", config = "/etc/nginx/nginx.conf" }
+
+  it("has the pid file wherever its directive stands, but in no comment, block or quoted text", function()
     for dump, path in pairs {
       ["daemon on; pid /tmp/x/nginx.pid; error_log /dev/null;\nevents {}\n"] = "/tmp/x/nginx.pid",
       ["events {} pid\n  'run/my.pid' ;"] = "/usr/share/nginx/run/my.pid",
       ["# configuration file /etc/nginx/nginx.conf:\npid /run/a.pid; # was: ; pid /run/b.pid;\n#pid /run/c.pid;\n"] = "/run/a.pid",
       ["daemon on;#; pid /run/b.pid;\nhttp { log_format x '$request#$pid'; }\n"] = "/usr/share/nginx/logs/nginx.pid",
+      ["pid /run/a.pid;\nhttp { log_format main '$remote_addr \"$request\"; pid $pid; conn $connection;'; }\n"] = "/run/a.pid",
+      ["pid /run/a.pid;\nhttp { log_format x \"it\\\"s; pid $pid;\"; map $a $b { default x#y'z; pid /run/b.pid; } }\n"] = "/run/a.pid",
+      ["events {}\nhttp { map $uri $b { ~^/${x}/$ { a; pid /run/b.pid; } } }\npid run/a.pid;"] = "/usr/share/nginx/run/a.pid",
     } do assert.equal(path, process.pid_file(facts, dump), dump) end
   end)
 
-  it("is not the only directive that may stand behind another one", function()
-    assert.same({ "modules/a.so", "modules/b.so" }, process.values("load_module modules/a.so; load_module 'modules/b.so';\n", "load_module"))
+  it("are the files that it includes, where it includes them", function()
+    local dump = "# configuration file /etc/nginx/nginx.conf:\ninclude modules.d/*.conf;\nhttp { map $uri $x { include maps/pid; } }\n"
+      .. "# configuration file /etc/nginx/modules.d/10-a.conf:\nload_module modules/a.so; load_module 'modules/b.so';\n"
+      .. "# configuration file /etc/nginx/maps/pid:\npid /not/this;\n"
+    local found = {}
+    for i, node in ipairs(process.statements(facts, dump, "load_module")) do found[i] = node.words[2] end
+    assert.same({ "modules/a.so", "modules/b.so" }, found)
+    assert.equal("/usr/share/nginx/logs/nginx.pid", process.pid_file(facts, dump))
   end)
 end)
 
@@ -121,6 +131,13 @@ describe("the nginx driver", function()
     ng:stop()
     assert.matches("does not run.*start it", refused("refused", function() open():check() end).message)
     assert.equal(text, fixture.read(ng.file))
+  end))
+
+  it("finds an nginx that runs whatever its log format says", inside(function()
+    local found = fixture.read(ng.config)
+    fixture.write(ng.config, (found:gsub("http {", "%0\n  log_format main '$remote_addr \"$request\" status $status; pid $pid; conn $connection;';")))
+    open():check()
+    assert.equal("ready", open():read().slots["local-1"].state)
   end))
 
   it("puts the file back when nginx silently keeps its old configuration", inside(function()

@@ -7,6 +7,7 @@ local file = require "deployrt.balancer.nginx_file"
 local outage = require "deployrt.balancer.outage"
 local process = require "deployrt.balancer.nginx_process"
 local routes = require "deployrt.balancer.nginx_route"
+local syntax = require "deployrt.balancer.nginx_syntax"
 
 ---@class deployrt.Nginx: deployrt.Driver
 ---@field entry table     of app.yml
@@ -88,7 +89,7 @@ local function learn(self, again)
   self.pid_file, self.places = process.pid_file(facts, dump), { place_of(self, self.entry.file, file.beginning(self.entry, self.context.slots[1])) }
   if self.entry.routes then self.places[2] = place_of(self, self.entry.routes, routes.beginning(self.entry)) end
   self.modules = ""
-  for _, path in ipairs(process.values(dump, "load_module")) do self.modules = ("%sload_module \"%s\";\n"):format(self.modules, path) end
+  for _, node in ipairs(process.statements(facts, dump, "load_module")) do self.modules = self.modules .. dump:sub(node.first, node.last) .. "\n" end
   self.facts = facts
   return dump
 end
@@ -183,47 +184,49 @@ function Nginx:read()
   return { slots = slots, instance = seen.master, route = route_of(self, seen, situation) }
 end
 
---- Whether a word stands in the configuration besides where it is declared.
-local function is_used(dump, word, declaration)
-  for line in dump:gmatch("[^\n]+") do
-    local code = " " .. line:gsub("#.*", "") .. " "
-    if code:find(word) and not code:find(declaration) then return true end
-  end
-  return false
+--- Whether a word of some statement has this in it; `declares` tells by its words the one that does not count.
+local function is_used(nodes, pattern, declares)
+  local found = false
+  syntax.each(nodes, function(node)
+    for _, word in ipairs(declares(node.words) and {} or node.words) do found = found or (" " .. word):find(pattern) ~= nil end
+  end)
+  return found
 end
 
-local function escaped(text)
-  return (text:gsub("%p", "%%%0"))
+--- A variable, with or without braces.
+local function variable_pattern(name)
+  return "%${?" .. name .. "%f[^%w_]"
 end
 
 --- With routes, the server block asks their variables where to go.
-local function check_routes_used(self, dump)
+local function check_routes_used(self, nodes)
   for _, use in ipairs { { "target", "proxy_pass http://$%s;" }, { "cookie", "add_header Set-Cookie $%s always;" } } do
     local name, line = routes.variable(self.entry, use[1]), use[2]
-    if not is_used(dump, "%$" .. name .. "%f[^%w_]", "^%s*map%s+%S+%s+%$" .. name .. "%f[^%w_]") then
+    if not is_used(nodes, variable_pattern(name), function(words) return words[1] == "map" and words[3] == "$" .. name end) then
       self:fail(("nothing in nginx's configuration uses $%s of balancer.routes: write `%s` into a location of your server, and let the "
         .. "file begin with what stands below"):format(name, line:format(name)), routes.beginning(self.entry))
     end
   end
 end
 
-local function check_use(self, dump)
+local function check_use(self, nodes)
   local entry = self.entry
-  if entry.routes then return check_routes_used(self, dump) end
-  local name = escaped(entry.upstream or entry.variable)
-  local edge = "%f[^%w_.-]"
-  local word, declaration = "[/%s\"']" .. name .. edge, "upstream%s+" .. name .. edge
-  local advice = ("proxy_pass http://%s;"):format(entry.upstream or "")
+  local used, advice
+  if entry.routes then return check_routes_used(self, nodes) end
   if entry.style == "variable" then
-    word, declaration, advice = "%$" .. name .. "%f[^%w_]", "set%s+%$" .. name .. "%s", ("proxy_pass $%s;"):format(entry.variable)
+    used = is_used(nodes, variable_pattern(entry.variable), function(words) return words[1] == "set" and words[2] == "$" .. entry.variable end)
+    advice = ("proxy_pass $%s;"):format(entry.variable)
+  else
+    local name = entry.upstream:gsub("%p", "%%%0")
+    used = is_used(nodes, "[/%s]" .. name .. "%f[^%w_.-]", function(words) return words[1] == "upstream" and words[2] == entry.upstream end)
+    advice = ("proxy_pass http://%s;"):format(entry.upstream)
   end
-  if is_used(dump, word, declaration) then return end
-  self:fail(("nothing in nginx's configuration uses it: write `%s` into a location of your server"):format(advice))
+  if not used then self:fail(("nothing in nginx's configuration uses it: write `%s` into a location of your server"):format(advice)) end
 end
 
 local function check_included(self, dump)
   local included = {}
-  for path in dump:gmatch("# configuration file ([^\n]+):\n") do included[process.real_path(self.host, path) or ""] = true end
+  for _, each in ipairs(syntax.files(dump)) do included[process.real_path(self.host, each.path) or ""] = true end
   for i, place in ipairs(self.places) do
     if not included[place.file] then
       self:fail(("nginx's configuration (%s) does not include this file: write `include %s;` %s"):format(self.facts.config,
@@ -232,10 +235,11 @@ local function check_included(self, dump)
   end
 end
 
-local function check_log(self, dump)
-  local path = self.entry.access_log
+local function check_log(self, nodes)
+  local path, is_written = self.entry.access_log, false
   if not path then return end
-  if not dump:find(path .. " deployrt", 1, true) then
+  for _, node in ipairs(syntax.find(nodes, "access_log", path)) do is_written = is_written or node.words[3] == "deployrt" end
+  if not is_written then
     self:fail(("balancer.access_log: nginx writes no `access_log %s deployrt;` : add that and the line below, at the level of http"):format(path),
       access_log.format)
   end
@@ -251,8 +255,9 @@ function Nginx:check()
   check_included(self, dump)
   local seen = look(self)
   states_of(self, seen.texts[1])
-  check_use(self, dump)
-  check_log(self, dump)
+  local nodes = syntax.parse(dump)
+  check_use(self, nodes)
+  check_log(self, nodes)
   local problem = process.not_allowed(self.host, self.places, not self.entry.reload and seen.pid)
   if not problem then return end
   self:fail(("this user may not %s: give him the right, or work as another user%s"):format(problem,

@@ -1,82 +1,8 @@
 -- nginx_file.lua -- The file of nginx's configuration that says where traffic goes: read and written, the rest of it kept.
 -- What nginx cannot say, such as the weight of a server that is down, stands in comments that begin with "# deployrt ".
+local syntax = require "deployrt.balancer.nginx_syntax"
+
 local nginx_file = {}
-
---- Where the text of a quoted word, a comment or a plain character ends.
-local function past(text, at)
-  local sign = text:sub(at, at)
-  if sign == "#" then return (text:find("\n", at, true) or #text + 1) - 1 end
-  if sign ~= '"' and sign ~= "'" then return sign == "\\" and at + 1 or at end
-  repeat
-    at = text:find("[\\" .. sign .. "]", at + 1)
-    local escaped = at and text:sub(at, at) == "\\"
-    if escaped then at = at + 1 end
-  until not escaped
-  return at or #text
-end
-
---- The end of a statement that begins at `from`: its `;`, or its `{`.
-local function head_end(text, from)
-  local at = from
-  while at <= #text do
-    local sign = text:sub(at, at)
-    if sign == ";" or sign == "{" or sign == "}" then return at, sign end
-    at = past(text, at) + 1
-  end
-  return #text, ""
-end
-
-local function words_of(text)
-  local list = {}
-  for word in text:gsub("#[^\n]*", ""):gmatch("[^%s;{}]+") do list[#list + 1] = word end
-  return list
-end
-
----@class deployrt.NginxNode
----@field first integer   where it begins in the text
----@field last integer
----@field words string[]  empty: a comment
----@field nodes? deployrt.NginxNode[]  of a block
----@field body? integer   where the inside of a block begins
----@field stop? integer   where its `}` is
-
---- The statements and comments of a text from a place on, up to the end of the block.
----@param text string
----@param at? integer
----@return deployrt.NginxNode[]
----@return integer stop
-local function parse(text, at)
-  local nodes = {}
-  at = text:find("%S", at or 1)
-  while at and text:sub(at, at) ~= "}" do
-    local node = { first = at, words = {} }
-    if text:sub(at, at) == "#" then
-      node.last = past(text, at)
-    else
-      local stop, sign = head_end(text, at)
-      node.last, node.words = stop, words_of(text:sub(at, stop))
-      if sign == "{" then
-        node.body = stop + 1
-        node.nodes, node.stop = parse(text, node.body)
-        node.last = node.stop
-      elseif sign == "}" then
-        node.last = stop - 1
-      end
-    end
-    nodes[#nodes + 1] = node
-    at = text:find("%S", node.last + 1)
-  end
-  return nodes, at or #text
-end
-
---- All nodes, however deep, that begin with two such words.
-local function find_all(nodes, first, second, found)
-  for _, node in ipairs(nodes) do
-    if node.words[1] == first and node.words[2] == second then found[#found + 1] = node end
-    if node.nodes then find_all(node.nodes, first, second, found) end
-  end
-  return found
-end
 
 --- The part of the file that deployrt writes.
 ---@param entry table  of app.yml
@@ -86,7 +12,7 @@ end
 local function own_part(entry, text)
   local first, second = "upstream", entry.upstream
   if entry.style == "variable" then first, second = "set", "$" .. entry.variable end
-  local found = find_all(parse(text), first, second, {})
+  local found = syntax.find(syntax.parse(text), first, second)
   if #found == 1 then return found[1] end
   return nil, #found == 0 and "has no" or "has more than one"
 end
@@ -121,16 +47,16 @@ local function serves(slot)
 end
 
 --- What a `server` line does: whether it is down, its weight, and the parameters that are none of ours.
-local function server_of(words)
-  local server = { endpoint = words[2], weight = 1, more = "" }
-  for i = 3, #words do
-    local weight = words[i]:match("^weight=(%d+)$")
+local function server_of(node)
+  local server = { endpoint = node.words[2], weight = 1, more = "" }
+  for i = 3, #node.words do
+    local weight = node.words[i]:match("^weight=(%d+)$")
     if weight then
       server.weight = math.tointeger(weight)
-    elseif words[i] == "down" then
+    elseif node.words[i] == "down" then
       server.down = true
     else
-      server.more = server.more .. " " .. words[i]
+      server.more = server.more .. " " .. node.raw[i]
     end
   end
   return server
@@ -153,7 +79,7 @@ end
 --- One statement, or comment, of an upstream block, as upstream_lines returns it.
 local function line_of(text, node, comment, slots)
   local said = comment and note_of(comment)
-  local server = node.words[1] == "server" and server_of(node.words)
+  local server = node.words[1] == "server" and server_of(node)
   local name = server and slot_at(slots, server.endpoint)
   if name then return { slot = name, state = state_of(server, said) } end
   if server and said then return nil end

@@ -1,4 +1,6 @@
 -- nginx_process.lua -- nginx on its host: what runs there, its configuration tested, exchanged and loaded.
+local syntax = require "deployrt.balancer.nginx_syntax"
+
 local nginx_process = {}
 
 local function shell(host, script, arguments, options)
@@ -56,15 +58,13 @@ function nginx_process.real_path(host, path)
   return shell(host, '[ -e "$1" ] && readlink -f -- "$1"', { path }).stdout:match("[^\n]*")
 end
 
---- What a directive is given, each time that it stands outside of all blocks: in a line of its own or behind another one.
+--- Statements of such a name outside of all blocks.
+---@param facts deployrt.NginxFacts
 ---@param dump string
 ---@param name string
----@return string[]
-function nginx_process.values(dump, name)
-  local list = {}
-  local text = ("\n" .. dump):gsub("%f[^%s;{}]#[^\n]*", "")
-  for value in text:gmatch("[\n;}]%s*" .. name .. "%s+[\"']?([^%s;\"']+)[\"']?%s*%f[;]") do list[#list + 1] = value end
-  return list
+---@return deployrt.NginxNode[]
+function nginx_process.statements(facts, dump, name)
+  return syntax.outermost(dump, facts.config:match("^.*/") or "", name)
 end
 
 --- Where the process id of the master is written.
@@ -72,8 +72,8 @@ end
 ---@param dump string
 ---@return string path
 function nginx_process.pid_file(facts, dump)
-  local paths = nginx_process.values(dump, "pid")
-  local path = paths[#paths] or facts.pid_default
+  local node = nginx_process.statements(facts, dump, "pid")[1]
+  local path = node and node.words[2] or facts.pid_default
   return path:sub(1, 1) == "/" and path or facts.prefix .. path
 end
 
