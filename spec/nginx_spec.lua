@@ -81,6 +81,20 @@ describe("what is read of nginx's configuration", function()
   end)
 end)
 
+describe("the modules of nginx", function()
+  it("are loaded from where they are by an nginx that tests a part elsewhere", inside(function()
+    local host = connection.new({ name = "local", dir = fixture.dir() .. "/home" }, "shop")
+    host:connect()
+    local facts = process.find(host)
+    local modules = process.modules(facts, "load_module modules/absent.so; load_module '/absent/b.so';\n")
+    assert.equal(('load_module "%smodules/absent.so";\nload_module "/absent/b.so";\n'):format(facts.prefix), modules)
+    local problem = process.test_part(host, facts, "", { style = "upstream", modules = modules })
+    assert.truthy(problem:find(('dlopen() "%smodules/absent.so" failed'):format(facts.prefix), 1, true), problem)
+    host:close()
+    fixture.cleanup()
+  end))
+end)
+
 describe("the nginx driver", function()
   local ng, host, ports
 

@@ -88,8 +88,7 @@ local function learn(self, again)
   if not dump then fail_broken(self, facts, problem) end
   self.pid_file, self.places = process.pid_file(facts, dump), { place_of(self, self.entry.file, file.beginning(self.entry, self.context.slots[1])) }
   if self.entry.routes then self.places[2] = place_of(self, self.entry.routes, routes.beginning(self.entry)) end
-  self.modules = ""
-  for _, node in ipairs(process.statements(facts, dump, "load_module")) do self.modules = self.modules .. dump:sub(node.first, node.last) .. "\n" end
+  self.modules = process.modules(facts, dump)
   self.facts = facts
   return dump
 end

@@ -67,14 +67,27 @@ function nginx_process.statements(facts, dump, name)
   return syntax.outermost(dump, facts.config:match("^.*/") or "", name)
 end
 
+local function full_path(facts, path)
+  return path:sub(1, 1) == "/" and path or facts.prefix .. path
+end
+
 --- Where the process id of the master is written.
 ---@param facts deployrt.NginxFacts
 ---@param dump string
 ---@return string path
 function nginx_process.pid_file(facts, dump)
   local node = nginx_process.statements(facts, dump, "pid")[1]
-  local path = node and node.words[2] or facts.pid_default
-  return path:sub(1, 1) == "/" and path or facts.prefix .. path
+  return full_path(facts, node and node.words[2] or facts.pid_default)
+end
+
+--- The statements that load its modules, for an nginx whose relative paths begin elsewhere.
+---@param facts deployrt.NginxFacts
+---@param dump string
+---@return string
+function nginx_process.modules(facts, dump)
+  local lines = {}
+  for i, node in ipairs(nginx_process.statements(facts, dump, "load_module")) do lines[i] = ('load_module "%s";\n'):format(full_path(facts, node.words[2])) end
+  return table.concat(lines)
 end
 
 -- $1: the pid file, $2: our file, $3: its copy from before, $4 and $5: the same of the one for routes, or empty; then workers
