@@ -167,6 +167,28 @@ describe("the nginx driver", function()
     assert.equal("", fixture.sh("ls -A " .. ng.dir .. " | grep deployrt-"))
   end))
 
+  it("puts the file back when the command that reloads nginx fails or hangs, and does not call nginx away", inside(function()
+    serve(ports[2])
+    local text = fixture.read(ng.file)
+    for command, how in pairs { ["sleep 300; true"] = "did not end within 20s", ["echo denied >&2; exit 3"] = "failed with status 3" } do
+      local shop = open { reload = command }
+      local err = refused("balancer", shop.apply, shop, switch)
+      assert.truthy(err.message:find(("balancer.reload: `%s` %s, and nginx did not reload: try it by hand; the file is as it was"):format(command, how), 1, true), err.message)
+      assert.equal(text, fixture.read(ng.file))
+      assert.equal("", fixture.sh("ls -A " .. ng.dir .. " | grep deployrt-"))
+      host:close()
+    end
+  end))
+
+  it("goes by what nginx does, whatever the command that reloads it comes to", inside(function()
+    serve(ports[2])
+    local shop = open { reload = ("kill -HUP %s; exit 1"):format(ng.pid) }
+    local workers = ng:workers()
+    shop:apply(switch)
+    for pid in workers:gmatch("%d+") do assert.is_nil((" " .. ng:workers()):find(" " .. pid .. " ", 1, true)) end
+    assert.equal("ready", shop:read().slots["local-2"].state)
+  end))
+
   it("loads a file that an interrupted change had left behind, and says so only when it has", inside(function()
     serve(ports[2])
     local shop = open()

@@ -1,4 +1,5 @@
 -- command.lua -- A balancer that a command of the user's sets: it gets the wanted states of all slots as JSON.
+local attempt = require "deployrt.balancer.attempt"
 local cjson = require "cjson"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
@@ -11,6 +12,8 @@ local Command = {}
 Command.__index = Command
 
 local command = { keys = { "command", "can" } }
+
+local patience = 60 -- seconds
 
 command.help = [[
 command: deployrt runs a command of yours whenever traffic is to change, on this machine or on a host (`host:`).
@@ -119,11 +122,8 @@ local function check_answer(self, text, wanted)
 end
 
 local function run(self, wanted)
-  local result = self.host:execute(self.argv, { stdin = request(self, wanted), cwd = self:directory(), timeout = 60 })
-  if result.status ~= 0 or result.signal then
-    local how = result.signal and "was ended by SIG" .. result.signal or "exited with " .. result.status
-    self:fail(how .. ", so that it is not known what it did", ((result.stderr or "") .. (result.stdout or "")):sub(-2000))
-  end
+  local how, result = attempt.run(self.host, self.argv, { stdin = request(self, wanted), cwd = self:directory(), timeout = patience })
+  if how then self:fail(how .. ", so that it is not known what it did", attempt.output(result)) end
   check_answer(self, result.stdout, wanted)
 end
 

@@ -292,8 +292,10 @@ local function refuse_reload(self, why, detail)
 end
 
 --- Waits until nginx does what the file says. A signal is not answered: a master that finds the configuration broken keeps
---- the old one, and says so only in its error log.
-local function confirm(self, before)
+--- the old one, and says so only in its error log. A command that failed may have sent one all the same.
+---@param problem? string  of the command
+---@param detail? string
+local function confirm(self, before, problem, detail)
   local began, tested = core.now(), false
   while true do
     local ok, seen = pcall(look, self)
@@ -303,8 +305,9 @@ local function confirm(self, before)
     local waited = core.now() - began
     if converged then return seen end
     if not fresh and not tested and waited > refusal_after then
-      local problem = process.test(self.host, self.facts)
-      if problem then refuse_reload(self, "nginx did not load its configuration", problem) end
+      if problem then refuse_reload(self, problem .. ", and nginx did not reload: try it by hand", detail) end
+      local broken = process.test(self.host, self.facts)
+      if broken then refuse_reload(self, "nginx did not load its configuration", broken) end
       tested = true
     end
     if waited > reload_deadline then
@@ -326,9 +329,7 @@ end
 --- Has nginx load our files, and waits until it has.
 local function load_files(self)
   local before = look(self)
-  local problem = process.reload(self.host, before.pid, self.entry.reload)
-  if problem then refuse_reload(self, "nginx could not be told to reload", problem) end
-  local seen = confirm(self, before)
+  local seen = confirm(self, before, process.reload(self.host, before.pid, self.entry.reload, reload_deadline))
   process.settle(self.host, self.places)
   return seen
 end

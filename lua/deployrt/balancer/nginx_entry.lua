@@ -42,7 +42,8 @@ style: variable -- one instance at a time; a switch changes one line.
 
 Other keys:
   config      nginx's main configuration; default: the one compiled in
-  reload      a command in place of a signal to the master process, such as: sudo systemctl reload nginx
+  reload      a command in place of a signal to the master process, such as: sudo systemctl reload nginx.
+              It has 20 seconds
   access_log  counts requests and errors, which canary and the live view want. It needs this format, at the level of http:
     FORMAT
     access_log /var/log/nginx/deployrt.log deployrt;

@@ -1,23 +1,26 @@
 -- nginx_process.lua -- nginx on its host: what runs there, its configuration tested, exchanged and loaded.
+local attempt = require "deployrt.balancer.attempt"
 local syntax = require "deployrt.balancer.nginx_syntax"
 
 local nginx_process = {}
 
-local function shell(host, script, arguments, options)
+local patience = 30 -- seconds that a command may take
+
+local function argv_of(script, arguments)
   local argv = { "/bin/sh", "-c", script, "sh" }
-  table.move(arguments, 1, #arguments, #argv + 1, argv)
-  return host:execute(argv, options or { timeout = 30 })
+  return table.move(arguments, 1, #arguments, #argv + 1, argv)
 end
 
---- What a command said, for an error's detail.
----@param result {stdout: string, stderr: string}
----@return string
-function nginx_process.output(result)
-  return ((result.stderr or "") .. (result.stdout or "")):sub(-2000)
+local function shell(host, script, arguments)
+  return host:execute(argv_of(script, arguments), { timeout = patience })
 end
 
-local function failure(result)
-  return (result.status ~= 0 or result.signal) and nginx_process.output(result) or nil
+--- What a command complains of; nil when it did well.
+---@return string?
+local function failure(host, argv, stdin)
+  local how, result = attempt.run(host, argv, { timeout = patience, stdin = stdin })
+  local said = attempt.output(result)
+  return how and (said ~= "" and said or ("%s %s"):format(argv[1], how))
 end
 
 ---@class deployrt.NginxFacts
@@ -48,9 +51,9 @@ end
 ---@return string? dump
 ---@return string? problem  in nginx's own words
 function nginx_process.dump(host, facts)
-  local result = host:execute({ facts.program, "-T", "-c", facts.config }, { timeout = 30 })
-  if result.status == 0 and not result.signal then return result.stdout end
-  return nil, (result.stderr or ""):sub(-2000)
+  local how, result = attempt.run(host, { facts.program, "-T", "-c", facts.config }, { timeout = patience })
+  if not how then return result.stdout end
+  return nil, result.stderr ~= "" and result.stderr:sub(-2000) or "nginx -T " .. how
 end
 
 --- The file itself, where links lead to; "" when there is none.
@@ -224,14 +227,12 @@ exit $status
 function nginx_process.test_part(host, facts, part, options)
   if options.style == "variable" then part = ("server {\n    listen unix:socket;\n%s\n}"):format(part) end
   local text = ("%spid nginx.pid;\nevents {}\nhttp {\n%s\n}\n"):format(options.modules, part)
-  local result = shell(host, test_script, { facts.program }, { timeout = 30, stdin = text })
-  return failure(result)
+  return failure(host, argv_of(test_script, { facts.program }), text)
 end
 
 --- What nginx says to its whole configuration as it is on the disk; nil: nothing.
 function nginx_process.test(host, facts)
-  local result = host:execute({ facts.program, "-t", "-q", "-c", facts.config }, { timeout = 30 })
-  return failure(result)
+  return failure(host, { facts.program, "-t", "-q", "-c", facts.config })
 end
 
 -- $1: nginx, $2: its configuration, then for each file: it, its next text, its copy from before. Exchanges the files, keeps
@@ -266,8 +267,7 @@ exit 1
 
 --- Writes the next text of a file, aside.
 local function stage(host, place, text)
-  return failure(shell(host, 'cp -p -- "$1" "$2" && cat > "$2" || { rm -f -- "$2"; exit 1; }', { place.file, place.next },
-    { timeout = 30, stdin = text }))
+  return failure(host, argv_of('cp -p -- "$1" "$2" && cat > "$2" || { rm -f -- "$2"; exit 1; }', { place.file, place.next }), text)
 end
 
 local function paths_of(places, list)
@@ -286,7 +286,9 @@ function nginx_process.exchange(host, facts, places, texts)
     local problem = stage(host, place, texts[i])
     if problem then return problem end
   end
-  return failure(shell(host, exchange_script, paths_of(places, { facts.program, facts.config })))
+  local problem = failure(host, argv_of(exchange_script, paths_of(places, { facts.program, facts.config })))
+  if problem then nginx_process.put_back(host, places) end -- a script that hangs is ended before it has done so
+  return problem
 end
 
 --- Puts a text in place of a file that means the same to nginx.
@@ -295,12 +297,12 @@ end
 ---@param text string
 ---@return string? problem
 function nginx_process.annotate(host, place, text)
-  return stage(host, place, text) or failure(shell(host, 'mv -f -- "$2" "$1"', { place.file, place.next }))
+  return stage(host, place, text) or failure(host, argv_of('mv -f -- "$2" "$1"', { place.file, place.next }))
 end
 
 --- Puts the files from before back.
 function nginx_process.put_back(host, places)
-  shell(host, 'while [ $# -gt 0 ]; do [ ! -e "$3" ] || mv -f -- "$3" "$1"; shift 3; done', paths_of(places, {}))
+  shell(host, 'while [ $# -gt 0 ]; do rm -f -- "$2"; [ ! -e "$3" ] || mv -f -- "$3" "$1"; shift 3; done', paths_of(places, {}))
 end
 
 --- nginx has loaded the files: those from before are of no use any more.
@@ -312,11 +314,15 @@ end
 ---@param host deployrt.Connection
 ---@param pid string
 ---@param command? string|string[]  `reload` of app.yml
----@return string? problem
-function nginx_process.reload(host, pid, command)
-  local argv = type(command) == "table" and command or { "/bin/sh", "-c", command or "kill -HUP " .. pid }
-  local result = host:execute(argv, { timeout = 60 })
-  return failure(result)
+---@param timeout number  seconds
+---@return string? problem  which command failed, and how
+---@return string? detail
+function nginx_process.reload(host, pid, command, timeout)
+  local line = command or "kill -HUP " .. pid
+  local argv = type(line) == "table" and line or { "/bin/sh", "-c", line }
+  local how, result = attempt.run(host, argv, { timeout = timeout })
+  if not how then return nil end
+  return ("%s`%s` %s"):format(command and "balancer.reload: " or "", type(line) == "table" and table.concat(line, " ") or line, how), attempt.output(result)
 end
 
 --- Why this user cannot do what a run does; nil when he can.
