@@ -10,6 +10,7 @@ local shares = require "deployrt.balancer.shares"
 ---@field slots table<string, {state: string, weight: integer, up: boolean, sessions: integer, disputed?: boolean}>  as last read;
 ---  disputed: only some of several balancers use it
 ---@field down? boolean  it does not run: the slots are what it comes up with
+---@field others deployrt.OtherServer[]  who gets traffic besides the slots, as last read
 ---@field differ? string  which of several has other states than this, or is away
 ---@field outdated? boolean  it is set up otherwise than app.yml says
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
@@ -25,7 +26,7 @@ local full_weight = 100
 ---@param drain? {timeout: number, long?: number}
 function balancer.new(count, drain)
   return setmetatable({
-    configured = count > 0, several = count > 1, drain_timeout = drain and drain.timeout or 30, drain_long = drain and drain.long, slots = {},
+    configured = count > 0, several = count > 1, drain_timeout = drain and drain.timeout or 30, drain_long = drain and drain.long, slots = {}, others = {},
     leaving = {},
   }, Balancer)
 end
@@ -36,6 +37,7 @@ function Balancer:refresh()
   if not self.configured then return end
   local found = operation.observe { name = "balancer.read", args = {} }
   self.slots, self.route, self.down, self.differ, self.outdated = found.slots, found.route, found.down, found.differ, found.outdated
+  self.others = found.others or {}
 end
 
 --- Balancers that differ: a slot of which only some say that it serves does so if something runs there.

@@ -12,7 +12,7 @@ local function pause(run, least)
   return math.max(least, #run.fleet.members / slots_a_second)
 end
 
-local others = "other hosts" -- what `--host` leaves out, beside releases
+local others = "other hosts" -- what `--host` leaves out and what app.yml does not name, beside releases
 
 local function releases_by_slot(run)
   local map = {}
@@ -30,31 +30,36 @@ local function routed_slots(balancer)
   return names
 end
 
---- The share of each slot in the traffic, from 0 to 1: by weight, and for routed slots by the percentage that goes to them.
+--- The share of each slot in all of the traffic, from 0 to 1: by weight, and for routed slots by the percentage that goes to them.
 --- Who is down gets none, as the balancer sees it; what is left of the routed requests is for the others.
 ---@param balancer deployrt.Balancer
 ---@return table<string, number>
+---@return number[]  of those who get traffic besides
 function monitor.slot_shares(balancer)
-  local parts, total, routed = {}, 0, routed_slots(balancer)
+  local parts, besides, total, routed = {}, {}, 0, routed_slots(balancer)
   local part = #routed > 0 and balancer.route.percent / 100 or 0
   for _, slot in pairs(balancer.slots) do
     if slot.state == "ready" and slot.up ~= false then total = total + slot.weight end
   end
+  for _, other in ipairs(balancer.others) do total = total + other.weight end
+  for i, other in ipairs(balancer.others) do besides[i] = (1 - part) * other.weight / total end
   for name, slot in pairs(balancer.slots) do
     if slot.state == "ready" and slot.up ~= false and slot.weight > 0 then parts[name] = (1 - part) * slot.weight / total end
   end
   for _, name in ipairs(routed) do parts[name] = (parts[name] or 0) + part / #routed end
-  return parts
+  return parts, besides
 end
 
---- The share of traffic by release, in percent; what goes to other hosts than the run's has no release.
+--- The share of traffic by release, in percent; what goes to other hosts than the run's, or to what app.yml does not name, has no release.
 ---@return table<string, number>
 function monitor.shares(run)
   local map, is_elsewhere, sums = releases_by_slot(run), run.fleet:elsewhere(), {}
-  for name, share in pairs(monitor.slot_shares(run.balancer)) do
-    local release = map[name] or is_elsewhere(name) and others
+  local function add(release, share)
     if release then sums[release] = (sums[release] or 0) + share end
   end
+  local parts, besides = monitor.slot_shares(run.balancer)
+  for name, share in pairs(parts) do add(map[name] or is_elsewhere(name) and others, share) end
+  for _, share in ipairs(besides) do add(others, share) end
   local total = 0
   for _, sum in pairs(sums) do total = total + sum end
   for release, sum in pairs(sums) do sums[release] = total > 0 and math.floor(10000 * sum / total + 0.5) / 100 or 0 end

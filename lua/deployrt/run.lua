@@ -6,6 +6,7 @@ local clock = require "deployrt.clock"
 local control = require "deployrt.control"
 local copy = require "deployrt.state.copy"
 local driver = require "deployrt.balancer.driver"
+local elsewhere = require "deployrt.elsewhere"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
@@ -56,6 +57,7 @@ end
 --- Looks at everything that could stop the run, and changes nothing.
 local function check(self)
   self.fleet:discover()
+  elsewhere.note(self.balancer, self.notes)
   if self.kind ~= "stop" then self.fleet:check_ports() end
   adoption.look(self)
   check_content(self)
@@ -391,11 +393,11 @@ function run.rehearse(app, options)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
   check_balancers(self, options.notes)
-  for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
   stopping.pretend_limit(self, self.script.options.timeout or 3600)
   local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns:is_busy() end) }
   local ok, err = pcall(function()
     check(self)
+    for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
     previous.find(self)
     self.unchanged = not options.proceed and not options.force and nothing_to_do(self)
     if not self.unchanged then

@@ -1,5 +1,6 @@
 -- stop.lua -- Taking an application out of service: no traffic, no process, no balancer of ours.
 local adoption = require "deployrt.adoption"
+local elsewhere = require "deployrt.elsewhere"
 local operation = require "deployrt.operation"
 local verbs = require "deployrt.verbs"
 
@@ -18,6 +19,7 @@ function stop.proceed(run)
   for _, each in ipairs(all) do
     if run.balancer.slots[each.slot] then known[#known + 1] = each end -- others are on ports that app.yml does not have any more
   end
+  for _, name in ipairs(elsewhere.left(run.balancer)) do known[#known + 1] = { slot = name, label = name } end
   script:step("take out of service", function() run.balancer:detach(known) end)
   script:step("stop", function()
     script:each(all, function(_, each) each:stop() end)

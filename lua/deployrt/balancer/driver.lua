@@ -12,8 +12,8 @@ local route = require "deployrt.balancer.route"
 ---@field outdated? boolean  set by check: it is set up otherwise than app.yml says, and prepare would change that
 ---@field prepare fun(self, run?: string)  makes every slot known to the balancer; run: the id of one that may want back what it finds
 ---@field unprepare? fun(self, run: string)  puts back what prepare changed for that run, if it did
----@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string}  as the balancer has it now; of the
----  named ones at least
+---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string, others?: deployrt.OtherServer[]}  as the
+---  balancer has it now; of the named ones at least
 ---@field apply fun(self, changes: deployrt.SlotChange[], forward?: boolean): table<string, deployrt.DriverSlot>?  returns when the balancer
 ---  does what was asked: it is read back; tells the slots as they were before, where it had to look; forward: nothing is put
 ---  back, so that what gets traffic must be in reach
@@ -55,6 +55,13 @@ local route = require "deployrt.balancer.route"
 ---@field long? integer     those of them that are, or may be, upgraded connections: they get `drain.long`
 ---@field queue integer     requests that wait for it
 ---@field left? boolean      app.yml does not name it any more, and it gets traffic still
+
+--- Somebody who gets traffic beside the slots: the user's own, which no run touches.
+---@class deployrt.OtherServer
+---@field name string     the balancer's name of it; its address where it has none
+---@field address string
+---@field weight integer  beside those of the slots
+---@field via string      what sends it traffic, in words: "backend 'shop'"
 
 ---@class deployrt.Slot
 ---@field name string

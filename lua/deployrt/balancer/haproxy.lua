@@ -150,7 +150,7 @@ function HAProxy:read()
       sessions = math.max(row.sessions, unseen and row.state ~= "ready" and 1 or 0), long = tunnels[row.server] and math.min(tunnels[row.server], row.sessions), queue = row.queue,
     }
   end
-  return { slots = slots, instance = seen.instance, route = seen.route }
+  return { slots = slots, instance = seen.instance, route = seen.route, others = servers.others(self, seen.rows, seen.slots) }
 end
 
 local window = 512 -- TIME_STATS_SAMPLES: the mean gives each request's time that share, whatever the manual says of 1024

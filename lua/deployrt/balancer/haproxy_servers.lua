@@ -73,6 +73,21 @@ function haproxy_servers.ambiguous(driver, rows)
   end
 end
 
+--- Who gets traffic and is no slot's.
+---@param driver deployrt.HAProxy
+---@param rows deployrt.HAProxyServer[]
+---@param slots table<string, deployrt.HAProxyServer>
+---@return deployrt.OtherServer[]
+function haproxy_servers.others(driver, rows, slots)
+  local taken, list = {}, {}
+  for _, row in pairs(slots) do taken[row.server] = true end
+  for _, row in ipairs(rows) do
+    local serves = not taken[row.server] and row.state == "ready" and row.up and row.weight > 0 and row.stat.bck ~= "1"
+    if serves then list[#list + 1] = { name = row.server, address = row.endpoint, weight = row.weight, via = ("backend '%s'"):format(driver.backend) } end
+  end
+  return list
+end
+
 --- Slots that have no server.
 ---@param driver deployrt.HAProxy
 ---@param slots table<string, deployrt.HAProxyServer>

@@ -4,6 +4,7 @@ local common = require "deployrt.cli.common"
 local core = require "deployrt.core"
 local deploy = require "deployrt.cli.run"
 local driver = require "deployrt.balancer.driver"
+local elsewhere = require "deployrt.elsewhere"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
@@ -72,12 +73,12 @@ return function(command)
   local found = command.flags.connect and common.look(command, function(opened, run)
     local lines = driver.check_all(opened.drivers)
     for _, name in ipairs(opened.secrets.empty) do lines[#lines + 1] = ("process.secrets.%s is empty"):format(name) end
-    for i, note in ipairs(lines) do lines[i] = "warning: " .. note end
-    lines[#lines + 1] = driver.renewal(opened.drivers)
     check_room(opened)
     opened.fleet:discover()
-    local idleness = common.idleness(opened, common.state(command, app):runs(), lock.find(opened:lines()))
-    lines[#lines + 1] = idleness and "warning: " .. idleness
+    elsewhere.note(opened.balancer, lines)
+    lines[#lines + 1] = common.idleness(opened, common.state(command, app):runs(), lock.find(opened:lines()))
+    for i, note in ipairs(lines) do lines[i] = "warning: " .. note end
+    lines[#lines + 1] = driver.renewal(opened.drivers)
     opened.fleet:check_ports()
     adoption.look(run)
     for _, line in ipairs(adoption.describe(run)) do lines[#lines + 1] = line end

@@ -2,6 +2,7 @@
 local cjson = require "cjson"
 local common = require "deployrt.cli.common"
 local driver = require "deployrt.balancer.driver"
+local elsewhere = require "deployrt.elsewhere"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local health = require "deployrt.health"
@@ -84,16 +85,6 @@ local function strangers(opened)
   return lines
 end
 
---- Slots that get traffic and that app.yml does not name any more, in words.
-local function left(opened)
-  local lines, shares = {}, monitor.slot_shares(opened.balancer)
-  for name, slot in pairs(opened.balancer.slots) do
-    if slot.left then lines[#lines + 1] = ("  %s gets %.1f%% of the traffic, and app.yml does not name it any more"):format(name, 100 * (shares[name] or 0)) end
-  end
-  table.sort(lines)
-  return lines
-end
-
 --- What is wrong with the balancers: what one that does not run means for the traffic, which of several is not as the others, and
 --- whether one is set up otherwise than app.yml says.
 ---@param idleness? string  that nothing gets traffic
@@ -140,12 +131,21 @@ local function gather(command, app, opened, problem)
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
     lock = held and lock_of(held, state),
     run = last and run_of(last, held) or nil,
-    strangers = strangers(opened), left = left(opened), balancer = trouble_of(opened, problem, rows, not problem and common.idleness(opened, runs, held)),
+    strangers = strangers(opened), elsewhere = elsewhere.rows(opened.balancer), balancer = trouble_of(opened, problem, rows, not problem and common.idleness(opened, runs, held)),
   }
 end
 
 local function value_of(value)
   return json.encode(value == nil and cjson.null or value)
+end
+
+--- Who gets traffic besides the instances.
+local function encode_elsewhere(found)
+  local rows = {}
+  for i, row in ipairs(found.elsewhere) do
+    rows[i] = ('{"server":%s,"address":%s,"share":%s,"left":%s}'):format(json.encode(row.server), value_of(row.address), json.encode(row.share), tostring(row.left))
+  end
+  return #rows > 0 and (',"elsewhere":[%s]'):format(table.concat(rows, ",")) or ""
 end
 
 --- What is wrong stands behind the rest: hosts that cannot be asked, and the balancer.
@@ -166,7 +166,7 @@ local function encode(found)
   local mixed
   if not found.unknown then mixed = found.mixed end
   return ('{"app":%s,"release":%s,"mixed":%s,"run":%s,"lock":%s,"instances":[%s]%s}\n'):format(json.encode(found.app),
-    value_of(found.release), value_of(mixed), value_of(found.run), value_of(found.lock), table.concat(rows, ","), encode_trouble(found))
+    value_of(found.release), value_of(mixed), value_of(found.run), value_of(found.lock), table.concat(rows, ","), encode_elsewhere(found) .. encode_trouble(found))
 end
 
 --- Lines in columns as wide as they need to be, the last one free.
@@ -200,7 +200,7 @@ local function show(found)
   table.move(table_of(rows), 1, #rows, #lines + 1, lines)
   if found.balancer and not found.unknown then lines[#lines + 1] = "  " .. found.balancer.message end
   table.move(found.strangers, 1, #found.strangers, #lines + 1, lines)
-  table.move(found.left, 1, #found.left, #lines + 1, lines)
+  for _, row in ipairs(found.elsewhere) do lines[#lines + 1] = "  " .. row.text end
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s%s: %s"):format(found.run.id, found.run.strategy, found.run.release and " of " .. found.run.release or "",
       (outcomes[found.run.outcome] or found.run.outcome):format(found.file))

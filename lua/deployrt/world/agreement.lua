@@ -51,6 +51,18 @@ local function dispute(best, all)
   end
 end
 
+--- Who gets traffic from some balancer besides the slots, each once.
+local function others_of(all)
+  local list, known = {}, {}
+  for _, seen in pairs(all) do
+    for _, other in ipairs(seen and seen.others or {}) do
+      local key = ("%s\t%s\t%s"):format(other.via, other.name, other.address)
+      if not known[key] then list[#list + 1], known[key] = other, true end
+    end
+  end
+  return list
+end
+
 --- What the balancers say: of several, the one that has most in service, for one that was restarted lost something; and what
 --- others have in service besides.
 ---@return table seen
@@ -73,6 +85,7 @@ function agreement.read_all(context)
     end
   end
   dispute(best, all)
+  best.others = others_of(all)
   return best, differ
 end
 

@@ -6,12 +6,12 @@ local errors = require "deployrt.errors"
 
 local balancer = {}
 
---- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route}, and which of several balancers differs.
+--- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route, others}, and which of several balancers differs.
 function balancer.read(context)
   local seen, differ = agreement.read_all(context)
   local outdated
   for _, driver in ipairs(context.drivers) do outdated = outdated or driver.outdated or nil end
-  return { slots = seen.slots, route = seen.route, down = seen.down, differ = differ, outdated = outdated }
+  return { slots = seen.slots, route = seen.route, down = seen.down, others = seen.others, differ = differ, outdated = outdated }
 end
 
 --- Who is told apart now: what the run wants counts more than what is seen.
