@@ -1,6 +1,7 @@
 -- elsewhere_spec.lua -- Traffic that goes where app.yml names nothing is told, whoever sends it there.
 -- weight: 8
 local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
 
 local function contains(text, ...)
   for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
@@ -55,5 +56,108 @@ describe("a server of the user's beside the slots", function()
     local told = is_told(("backend 'shop' also sends traffic to s3 (127.0.0.1:%d), which app.yml does not name"):format(port), "50.0%")
     assert.same({ "s3", "127.0.0.1:" .. port }, { told.server, told.address })
     assert.same({ ["somebody else\n"] = true }, answers())
+  end)
+end)
+
+if not hosts.possible() then
+  print("elsewhere_spec: skipped: hosts that app.yml names no more, because test hosts need root, iproute2 and sshd")
+  return
+end
+
+describe("a host that app.yml does not name any more", function()
+  local app, bed
+
+  setup(function() bed = hosts.up(2) end)
+  teardown(function() bed:down() end)
+
+  before_each(function()
+    app = fixture.app { slots = 2, instances = 1, yaml = "strategy: {settle: 0}" }
+    app.ports, app.opts.hosts = { 8080, 8081 }, bed:yaml()
+    for i = 1, 2 do bed:ssh(i, "rm -rf .deployrt") end
+  end)
+
+  after_each(function()
+    app.opts.hosts = bed:yaml()
+    app:write(fixture.release "1.0", "1.0")
+    assert.same({}, app:stop())
+    fixture.cleanup()
+    assert.same({}, fixture.leftovers())
+  end)
+
+  local function answers(port)
+    local found = {}
+    for _ = 1, 10 do found[fixture.sh(("curl -s http://127.0.0.1:%d/"):format(port))] = true end
+    return found
+  end
+
+  local function deploy(version, exit, release)
+    local run = app:deploy("rolling", version, release)
+    assert.equal(exit, run.exit, run.stdout .. run.stderr)
+    return run.stdout .. run.stderr
+  end
+
+  local function left_share(name)
+    for _, each in ipairs(app:status().elsewhere or {}) do
+      if each.server == name then return each.left and each.share end
+    end
+  end
+
+  --- What every balancer is held to, with the ports where its clients come.
+  local function loses_its_traffic(name, ports)
+    deploy("1.0", 0)
+    local load = app:load { port = ports[1], rate = 100, keepalive = false }
+    app.opts.hosts = bed:yaml { bed.hosts[2] }
+    local note = ("app.yml does not name %s any more: it gets no traffic from now on, and what runs there goes on until somebody stops it"):format(name)
+    contains(deploy("1.9", 1, { fault = "dies" }), note, "== leave", "rolled back")
+    assert.near(0.5, left_share(name), 0.01)
+    contains(app:command({ "check", "app.yml", "--connect" }).stdout, "warning: " .. note)
+    contains(app:command({ "status", "app.yml" }).stdout, ("%s gets 50.0%% of the traffic, and app.yml does not name it any more"):format(name))
+    contains(deploy("2.0", 0), note, "== leave", "traffic   2.0 100%")
+    for _, port in ipairs(ports) do assert.same({ ["hello from 2.0\n"] = true }, answers(port)) end
+    assert.is_nil(left_share(name))
+    assert.same({}, load:stop().errors)
+    contains(deploy("2.0", 0), "nothing to change")
+  end
+
+  it("loses its traffic at HAProxy of one's own, and gets it back if the run fails", function()
+    local proxy = fixture.haproxy { servers = {} }
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    loses_its_traffic("web1-8080", { proxy.port })
+  end)
+
+  it("loses its traffic at several balancers, also where one of them does not know it any more", function()
+    local one, two = fixture.haproxy { servers = {} }, fixture.haproxy { servers = {} }
+    app.opts.balancer = ("[{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}, {type: haproxy, socket: %s, backend: shop}]"):format(one.socket, two.socket)
+    loses_its_traffic("web1-8080", { one.port, two.port })
+    app.opts.hosts = bed:yaml()
+    deploy("2.0", 0)
+    two:restart()
+    app.opts.hosts = bed:yaml { bed.hosts[2] }
+    contains(deploy("3.0", 0), "== leave")
+    for _, proxy in ipairs { one, two } do assert.same({ ["hello from 3.0\n"] = true }, answers(proxy.port)) end
+  end)
+
+  it("loses its traffic with a stop, which says that something runs there", function()
+    local proxy = fixture.haproxy { servers = {} }
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    deploy("1.0", 0)
+    app.opts.hosts = bed:yaml { bed.hosts[2] }
+    app:write(fixture.release "1.0", "1.0")
+    local run = app:command { "stop", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, "app.yml does not name web1-8080 any more", "nothing of shop runs on its hosts any more")
+    assert.is_nil(fixture.sh(("curl -s http://127.0.0.1:%d/"):format(proxy.port)):find("hello", 1, true))
+  end)
+
+  it("can be given its traffic back wherever the controller died", function()
+    local proxy = fixture.haproxy { servers = {} }
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    deploy("1.0", 0)
+    app.opts.hosts = bed:yaml { bed.hosts[2] }
+    app:write(fixture.release "2.0", "2.0")
+    app:kill_at({ "rolling", "app.yml" }, "leave: done")
+    local run = app:command { "abort", "app.yml", "--yes" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.near(0.5, left_share "web1-8080", 0.01)
   end)
 end)

@@ -9,8 +9,10 @@ local route = require "deployrt.balancer.route"
 ---@class deployrt.Driver
 ---@field can? table<deployrt.Capability, boolean>  set by driver.open
 ---@field check fun(self): string[]?  raises what would stop a run, and tells what people should know; changes nothing
+---@field left? table<string, true>  set by read: slots that it knows although app.yml does not name them any more
 ---@field outdated? boolean  set by check: it is set up otherwise than app.yml says, and prepare would change that
----@field prepare fun(self, run?: string)  makes every slot known to the balancer; run: the id of one that may want back what it finds
+---@field prepare fun(self, run?: string, wanted?: table<string, table>)  makes every slot known to the balancer; run: the id of one that may
+---  want back what it finds; wanted: the slots that it has in hand
 ---@field unprepare? fun(self, run: string)  puts back what prepare changed for that run, if it did
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string, others?: deployrt.OtherServer[]}  as the
 ---  balancer has it now; of the named ones at least
@@ -54,7 +56,7 @@ local route = require "deployrt.balancer.route"
 ---@field sessions integer  requests in flight; 0 where the driver lacks "sessions"
 ---@field long? integer     those of them that are, or may be, upgraded connections: they get `drain.long`
 ---@field queue integer     requests that wait for it
----@field left? boolean      app.yml does not name it any more, and it gets traffic still
+---@field left? boolean      app.yml does not name it any more, and it gets, or got, traffic still
 
 --- Somebody who gets traffic beside the slots: the user's own, which no run touches.
 ---@class deployrt.OtherServer

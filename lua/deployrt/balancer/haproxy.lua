@@ -86,6 +86,7 @@ function HAProxy:look()
   if self.map then table.move(routes.observations(self.backend, self.map), 1, 3, #request + 1, request) end
   local text = self:ask(request)
   local rows, pid = runtime.rows_of(text, self.backend), text:match("\nPid: (%d+)")
+  if pid and not self.options.managed then servers.keep_left(self, rows) end
   if text == "" then
     errors.raise("lost", ("HAProxy at %s: it closed the connection without an answer: it is ending"):format(self.socket), { host = self.host.name })
   end
@@ -352,8 +353,9 @@ function HAProxy:check()
 end
 
 --- Slots that the user's HAProxy does not know get a server, in maintenance.
-local function add_missing(self)
+local function add_missing(self, wanted)
   local seen = look_at_backend(self)
+  if wanted then servers.forget_left(self, seen.slots, wanted) end
   local missing = servers.missing(self, seen.slots)
   if #missing == 0 then return end
   local request = servers.commands(self, missing, seen.rows, seen.version)
@@ -367,8 +369,9 @@ end
 --- one is started where it does not run, and reloaded where it runs with other slots or another address.
 ---@async
 ---@param run? string  that may want back the configuration which it finds
-function HAProxy:prepare(run)
-  if self.options.managed then managed.prepare(self, run) else add_missing(self) end
+---@param wanted? table<string, table>  slots that the run has in hand
+function HAProxy:prepare(run, wanted)
+  if self.options.managed then managed.prepare(self, run) else add_missing(self, wanted) end
 end
 
 --- Managed: the configuration that the run found is put back, if prepare() changed it.

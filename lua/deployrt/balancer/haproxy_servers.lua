@@ -17,8 +17,10 @@ local function addresses_of(driver, slot)
   return known
 end
 
+local own_prefix = "deployrt-"
+
 local function own_name(slot)
-  return "deployrt-" .. config.identifier(slot.name)
+  return own_prefix .. config.identifier(slot.name)
 end
 
 local function file_under(lists, key, row)
@@ -71,6 +73,39 @@ function haproxy_servers.ambiguous(driver, rows)
     local found = servers_of(driver, slot, index)
     if #found > 1 then return slot, found[1], found[2] end
   end
+end
+
+--- Servers that deployrt added for slots which app.yml does not name any more are slots as well: who they were stands in their
+--- names. They are looked for once: those that lose their traffic stay known.
+---@param driver deployrt.HAProxy
+---@param rows deployrt.HAProxyServer[]
+function haproxy_servers.keep_left(driver, rows)
+  if driver.left then return end
+  local taken, named, slots = {}, {}, {}
+  for name, row in pairs(haproxy_servers.match(driver, rows)) do taken[row.server], named[name] = true, true end
+  for i, slot in ipairs(driver.context.slots) do slots[i], named[slot.name] = slot, true end
+  driver.left = {}
+  for _, row in ipairs(rows) do
+    local name = row.server:sub(1, #own_prefix) == own_prefix and row.server:sub(#own_prefix + 1)
+    local address, port = row.endpoint:match("^%[?(.-)%]?:(%d+)$")
+    if name and address and not taken[row.server] and not named[name] then
+      driver.left[name], slots[#slots + 1] = true, { name = name, address = address, port = math.tointeger(port) }
+    end
+  end
+  driver.context = setmetatable({ slots = slots }, { __index = driver.context })
+end
+
+--- Those of them that are out of service when a run begins are of no use to it.
+---@param driver deployrt.HAProxy
+---@param slots table<string, deployrt.HAProxyServer>
+---@param wanted table<string, table>  slots that the run has in hand
+function haproxy_servers.forget_left(driver, slots, wanted)
+  local kept = {}
+  for _, slot in ipairs(driver.context.slots) do
+    local is_over = driver.left[slot.name] and not wanted[slot.name] and not (slots[slot.name] and slots[slot.name].state == "ready")
+    if is_over then driver.left[slot.name] = nil else kept[#kept + 1] = slot end
+  end
+  driver.context = setmetatable({ slots = kept }, { __index = driver.context })
 end
 
 --- Who gets traffic and is no slot's.

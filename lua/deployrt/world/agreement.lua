@@ -33,7 +33,7 @@ end
 
 local function is_alike(one, other)
   for name, slot in pairs(one.slots) do
-    local its = other.slots[name]
+    local its = other.slots[name] or slot.left and slot
     if not its or its.state ~= slot.state or slot.state == "ready" and its.weight ~= slot.weight then return false end
   end
   return true
@@ -47,6 +47,15 @@ local function dispute(best, all)
       if (its.state == "ready") ~= (slot.state == "ready") then
         slot.weight, slot.state, slot.disputed = math.max(slot.weight, its.weight), "ready", true
       end
+    end
+  end
+end
+
+--- What only other balancers than the best still send to slots that app.yml does not name any more.
+local function add_left(best, all)
+  for _, seen in pairs(all) do
+    for name, slot in pairs(seen and seen.slots or {}) do
+      if slot.left and not best.slots[name] then best.slots[name] = slot end
     end
   end
 end
@@ -85,6 +94,7 @@ function agreement.read_all(context)
     end
   end
   dispute(best, all)
+  add_left(best, all)
   best.others = others_of(all)
   return best, differ
 end
@@ -126,6 +136,26 @@ end
 --- Both: for what may write files, and sets states.
 function agreement.reshaping(context, action)
   agreement.writing(context, function() agreement.exclusively(context, action) end)
+end
+
+--- Tells the slots that a balancer need not know: app.yml does not name them any more, and only others have them still.
+local function is_foreign(context, driver)
+  return function(name)
+    if driver.left and driver.left[name] then return false end
+    for _, each in ipairs(context.drivers) do
+      if each.left and each.left[name] then return true end
+    end
+    return false
+  end
+end
+
+--- Sets states of slots, as far as a balancer has them.
+---@async
+---@return table<string, deployrt.DriverSlot>  as they were before, where it had to look
+function agreement.apply(context, driver, changes, forward)
+  local foreign, own = is_foreign(context, driver), {}
+  for _, change in ipairs(changes) do own[#own + 1] = not foreign(change.slot) and change or nil end
+  return #own > 0 and driver:apply(own, forward) or {}
 end
 
 --- From now on a run wants these states, whatever somebody else does.
@@ -236,10 +266,10 @@ function agreement.forget_others(context)
 end
 
 --- What a balancer does differently from what the run wants of it, as changes.
-local function differences(seen, wanted)
+local function differences(seen, wanted, foreign)
   local slots, changes = seen.slots, {}
   for name, state in pairs(wanted) do
-    local slot = slots[name]
+    local slot = slots[name] or foreign(name) and state
     if not slot or slot.state ~= state.state or (state.weight and slot.state == "ready" and slot.weight ~= state.weight) then
       changes[#changes + 1] = { slot = name, state = state.state, weight = state.weight }
     end
@@ -261,7 +291,7 @@ local function mend_one(context, index)
   local driver = context.drivers[index]
   local seen = driver:read()
   follow(context, index, seen)
-  local changes = differences(seen, context.wanted)
+  local changes = differences(seen, context.wanted, is_foreign(context, driver))
   local down = seen.down and is_wanted(context.wanted)
   local rerouted = driver.route and context.route ~= nil and not route.is_same(seen.route, context.route)
   if #changes > 0 or down then

@@ -94,7 +94,7 @@ local function set(context, changes, look, forward)
     agreement.want(context, changes)
     context.unsaved = true
     agreement.change_all(context, function(driver)
-      local found = driver:apply(changes, forward) or {}
+      local found = agreement.apply(context, driver, changes, forward)
       for _, name in ipairs(closed) do
         if found[name] and found[name].state == "ready" then context.closed_aside[name] = true end
       end
@@ -385,7 +385,7 @@ end
 --- Starts what deployrt manages itself, and adds the slots that a balancer does not know.
 function balancer.prepare(context)
   agreement.writing(context, function()
-    for _, driver in ipairs(context.drivers) do driver:prepare(run_of(context)) end
+    for _, driver in ipairs(context.drivers) do driver:prepare(run_of(context), context.wanted) end
   end)
   return {}
 end
