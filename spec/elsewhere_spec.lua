@@ -7,6 +7,17 @@ local function contains(text, ...)
   for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
 end
 
+--- Caddy, with an upstream to begin with; returns its port, and the entry of app.yml.
+local function start_caddy(upstream)
+  local dir, admin, port = fixture.dir(), fixture.free_port(), fixture.free_port()
+  fixture.write(dir .. "/caddy.json", ([[{"admin": {"listen": "127.0.0.1:%d"}, "apps": {"http": {"servers": {"shop": {
+    "listen": ["127.0.0.1:%d"], "automatic_https": {"disable": true}, "routes": [{"handle": [{"@id": "shop", "handler": "reverse_proxy",
+    "load_balancing": {"selection_policy": {"policy": "round_robin"}}, "upstreams": [%s]}]}]}}}}}]]):format(admin, port, upstream))
+  fixture.start({ "caddy", "run", "--config", dir .. "/caddy.json" }, { log = dir .. "/log", env = { HOME = dir, XDG_DATA_HOME = dir, XDG_CONFIG_HOME = dir } })
+  fixture.eventually(function() return fixture.is_listened(port) and fixture.is_listened(admin) end, 20, "caddy")
+  return port, ("{type: caddy, admin: \"127.0.0.1:%d\", id: shop, drain: {timeout: 500ms}}"):format(admin)
+end
+
 describe("a server of the user's beside the slots", function()
   local app, port
 
@@ -55,6 +66,13 @@ describe("a server of the user's beside the slots", function()
     app.listen, app.opts.balancer = proxy.port, ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
     local told = is_told(("backend 'shop' also sends traffic to s3 (127.0.0.1:%d), which app.yml does not name"):format(port), "50.0%")
     assert.same({ "s3", "127.0.0.1:" .. port }, { told.server, told.address })
+    assert.same({ ["somebody else\n"] = true }, answers())
+  end)
+
+  it("of Caddy", function()
+    app.listen, app.opts.balancer = start_caddy(('{"dial": "localhost:%d"}'):format(port))
+    local words = ("reverse_proxy 'shop' also sends traffic to 127.0.0.1:%d, which app.yml does not name"):format(port)
+    assert.equal("127.0.0.1:" .. port, is_told(words, "50.0%").server)
     assert.same({ ["somebody else\n"] = true }, answers())
   end)
 end)
@@ -125,6 +143,12 @@ describe("a host that app.yml does not name any more", function()
     loses_its_traffic("web1-8080", { proxy.port })
   end)
 
+  it("loses its traffic at Caddy, and gets it back if the run fails", function()
+    local port, entry = start_caddy ""
+    app.opts.balancer = entry
+    loses_its_traffic(bed.hosts[1].address .. ":8080", { port })
+  end)
+
   it("loses its traffic at several balancers, also where one of them does not know it any more", function()
     local one, two = fixture.haproxy { servers = {} }, fixture.haproxy { servers = {} }
     app.opts.balancer = ("[{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}, {type: haproxy, socket: %s, backend: shop}]"):format(one.socket, two.socket)
@@ -149,15 +173,24 @@ describe("a host that app.yml does not name any more", function()
     assert.is_nil(fixture.sh(("curl -s http://127.0.0.1:%d/"):format(proxy.port)):find("hello", 1, true))
   end)
 
-  it("can be given its traffic back wherever the controller died", function()
-    local proxy = fixture.haproxy { servers = {} }
-    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+  local function is_given_back(name)
     deploy("1.0", 0)
     app.opts.hosts = bed:yaml { bed.hosts[2] }
     app:write(fixture.release "2.0", "2.0")
     app:kill_at({ "rolling", "app.yml" }, "leave: done")
     local run = app:command { "abort", "app.yml", "--yes" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
-    assert.near(0.5, left_share "web1-8080", 0.01)
+    assert.near(0.5, left_share(name), 0.01)
+  end
+
+  it("is given its traffic back by HAProxy when the controller died", function()
+    local proxy = fixture.haproxy { servers = {} }
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    is_given_back "web1-8080"
+  end)
+
+  it("is given its traffic back by Caddy when the controller died", function()
+    app.opts.balancer = select(2, start_caddy "")
+    is_given_back(bed.hosts[1].address .. ":8080")
   end)
 end)

@@ -21,7 +21,7 @@ caddy: deployrt sets the upstreams of one reverse_proxy through Caddy's admin AP
     balancer: {type: caddy, server: srv0}
 
 What it cannot do: split traffic by weights (no canary), count requests, or say how many are in flight, so that a drain always
-lasts `drain.timeout`. Each change loads Caddy's configuration anew, which may reset connections that were just made.
+lasts `drain.timeout`. Upstreams that it adds have an @id that begins with `deployrt-`; others are left as they are. Each change loads Caddy's configuration anew, which may reset connections that were just made.
 Caddy keeps a change over a restart only with `caddy run --resume`; else deployrt sets it again when a run sees that it is gone.
 ]]
 
@@ -45,7 +45,7 @@ end
 ---@param context deployrt.DriverContext
 ---@return deployrt.Caddy
 function caddy.open(entry, context)
-  return setmetatable({ entry = entry, context = context, host = context.host, admin = entry.admin or "127.0.0.1:2019", said = {} }, Caddy)
+  return setmetatable({ entry = entry, context = context, host = context.host, admin = entry.admin or "127.0.0.1:2019", said = {}, left = {} }, Caddy)
 end
 
 ---@package
@@ -103,7 +103,46 @@ local function endpoint(slot)
   return (slot.address:find(":", 1, true) and "[%s]:%d" or "%s:%d"):format(slot.address, slot.port)
 end
 
---- The upstreams as Caddy has them, and where.
+--- The address of an upstream; a person's `localhost` is this machine too.
+local function address_of(upstream)
+  return ((upstream.dial or "?"):gsub("^localhost:", "127.0.0.1:"))
+end
+
+--- By what an upstream is known as one that deployrt added; such names are unique in Caddy.
+local function mark(self, address)
+  return ("deployrt-%s-%s"):format(self.entry.id or self.entry.server, address)
+end
+
+--- From now on an address is a slot, although app.yml does not name it any more. Its name is all that tells it once it is no
+--- upstream, so that is the address.
+local function know_left(self, address)
+  local host, port = address:match("^%[?(.-)%]?:(%d+)$")
+  if not host or self.left[address] then return end
+  self.left[address] = true
+  local slots = table.move(self.context.slots, 1, #self.context.slots, 1, {})
+  slots[#slots + 1] = { name = address, address = host, port = math.tointeger(port) }
+  self.context = setmetatable({ slots = slots }, { __index = self.context })
+end
+
+--- Upstreams that are no slot's: those that deployrt added are slots that are left, the rest is the user's.
+local function others(self, list)
+  local mine, found = {}, {}
+  for _, slot in ipairs(self.context.slots) do mine[endpoint(slot)] = true end
+  for _, upstream in ipairs(list) do
+    local address = address_of(upstream)
+    if not mine[address] and upstream["@id"] == mark(self, address) then
+      know_left(self, address)
+    elseif not mine[address] then
+      found[#found + 1] = { name = address, address = address, weight = 100, via = ("reverse_proxy '%s'"):format(self.entry.id or self.entry.server) }
+    end
+  end
+  return found
+end
+
+--- The upstreams as Caddy has them, where, and those of them that are the user's own.
+---@return table[] list
+---@return string path
+---@return deployrt.OtherServer[]
 local function look(self)
   local path = path_of(self)
   local status, body = ask(self, "GET", path)
@@ -111,12 +150,12 @@ local function look(self)
   if status ~= 200 or not ok or type(list) ~= "table" then
     self:fail(("it has no upstreams at %s: see `deployrt help caddy`"):format(path), body)
   end
-  return list, path
+  return list, path, others(self, list)
 end
 
 local function states_of(self, list)
   local states, dialled = {}, {}
-  for _, upstream in ipairs(list) do dialled[(upstream.dial or ""):gsub("^localhost:", "127.0.0.1:")] = true end
+  for _, upstream in ipairs(list) do dialled[address_of(upstream)] = true end
   for _, slot in ipairs(self.context.slots) do
     local said, serves = self.said[slot.name], dialled[endpoint(slot)] == true
     local agrees = said and serves == (said.state == "ready" and said.weight > 0)
@@ -128,13 +167,13 @@ end
 --- States of the slots: an upstream is ready; one that is no upstream is out of service.
 --- Raises deployrt.Error: "balancer"; "refused", "missing", "timeout" where Caddy is not to be had.
 ---@async
----@return {slots: table<string, deployrt.DriverSlot>, instance: string}
+---@return {slots: table<string, deployrt.DriverSlot>, instance: string, others: deployrt.OtherServer[]}
 function Caddy:read()
-  local slots = {}
-  for name, state in pairs(states_of(self, (look(self)))) do
-    slots[name] = { server = name, state = state.state, weight = state.weight, up = true, sessions = 0, queue = 0 }
+  local slots, list, _, besides = {}, look(self)
+  for name, state in pairs(states_of(self, list)) do
+    slots[name] = { server = name, state = state.state, weight = state.weight, up = true, sessions = 0, queue = 0, left = self.left[name] }
   end
-  return { slots = slots, instance = self.admin }
+  return { slots = slots, instance = self.admin, others = besides }
 end
 
 --- Whether Caddy is there and has the reverse proxy. Changes nothing.
@@ -143,20 +182,40 @@ function Caddy:check()
   look(self)
 end
 
---- Slots need not be known beforehand.
-function Caddy:prepare() end
+--- Slots need not be known beforehand, but those that are left and have lost their traffic already.
+---@param _ string?  run
+---@param wanted? table<string, table>  slots that it has in hand
+function Caddy:prepare(_, wanted)
+  local named = {}
+  for _, slot in ipairs(self.context.slots) do named[slot.name] = true end
+  for name in pairs(wanted or {}) do
+    if not named[name] then know_left(self, name) end
+  end
+end
 
 --- The list with the slots that serve, and with what is none of ours as it is.
+---@return table[]
 local function upstreams(self, list, states)
-  local out, mine = {}, {}
+  local out, found, mine = {}, {}, {}
+  for _, upstream in ipairs(list) do found[address_of(upstream)] = upstream end
   for _, slot in ipairs(self.context.slots) do
-    mine[endpoint(slot)] = true
-    if states[slot.name].state == "ready" and states[slot.name].weight > 0 then out[#out + 1] = { dial = endpoint(slot) } end
+    local address, state = endpoint(slot), states[slot.name]
+    local upstream = found[address] or { dial = address }
+    upstream["@id"], mine[address] = upstream["@id"] or mark(self, address), true
+    if state.state == "ready" and state.weight > 0 then out[#out + 1] = upstream end
   end
   for _, upstream in ipairs(list) do
-    if not mine[(upstream.dial or ""):gsub("^localhost:", "127.0.0.1:")] then out[#out + 1] = upstream end
+    if not mine[address_of(upstream)] then out[#out + 1] = upstream end
   end
-  return #out > 0 and cjson.encode(out) or "[]"
+  return out
+end
+
+--- Whom the upstreams of a list lead to, for comparison.
+local function summary(list)
+  local addresses = {}
+  for i, upstream in ipairs(list) do addresses[i] = address_of(upstream) end
+  table.sort(addresses)
+  return table.concat(addresses, " ")
 end
 
 local function merge(self, states, changes)
@@ -178,13 +237,13 @@ function Caddy:apply(changes, forward)
   local list, path = look(self)
   local states = states_of(self, list)
   local wanted = merge(self, states, changes)
-  local body = upstreams(self, list, wanted)
-  if body ~= upstreams(self, list, states) then
+  local next_list = upstreams(self, list, wanted)
+  if summary(next_list) ~= summary(list) then
     local problem, detail = outage.expected(self.context, states, changes, forward)
     if problem then self:fail(problem, detail) end
-    local status, answer = ask(self, "PATCH", path, body)
+    local status, answer = ask(self, "PATCH", path, #next_list > 0 and cjson.encode(next_list) or "[]")
     if status ~= 200 then self:fail("it refused the change", answer) end
-    if body ~= upstreams(self, look(self), wanted) then self:fail("its upstreams are not as they were set: does somebody else change them too?") end
+    if summary((look(self))) ~= summary(next_list) then self:fail("its upstreams are not as they were set: does somebody else change them too?") end
   end
   self.said = wanted
 end
