@@ -2,6 +2,7 @@
 -- weight: 8
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
+local nginx = require "spec.support.nginx"
 
 local function contains(text, ...)
   for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
@@ -66,6 +67,15 @@ describe("a server of the user's beside the slots", function()
     app.listen, app.opts.balancer = proxy.port, ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
     local told = is_told(("backend 'shop' also sends traffic to s3 (127.0.0.1:%d), which app.yml does not name"):format(port), "50.0%")
     assert.same({ "s3", "127.0.0.1:" .. port }, { told.server, told.address })
+    assert.same({ ["somebody else\n"] = true }, answers())
+  end)
+
+  it("of nginx", function()
+    local ng = nginx.start { style = "upstream", port = port, upstream = ("  server 127.0.0.1:%d backup;\n  server 127.0.0.2:9 down;\n"):format(port) }
+    fixture.write(ng.file, (fixture.read(ng.file):gsub("127.0.0.1:%d+;", "127.0.0.1:" .. port .. " weight=100;")))
+    app.listen, app.opts.balancer = ng.port, ng:yaml()
+    local words = ("upstream 'shop' also sends traffic to 127.0.0.1:%d, which app.yml does not name"):format(port)
+    assert.equal("127.0.0.1:" .. port, is_told(words, "50.0%").server)
     assert.same({ ["somebody else\n"] = true }, answers())
   end)
 
@@ -143,6 +153,16 @@ describe("a host that app.yml does not name any more", function()
     loses_its_traffic("web1-8080", { proxy.port })
   end)
 
+  it("loses its traffic at nginx, and gets it back if the run fails; its line stays no longer than a run", function()
+    local ng = nginx.start { style = "upstream", port = 1 }
+    app.opts.balancer = ng:yaml()
+    fixture.write(ng.file, "upstream shop {\n    server 127.0.0.1:1 down;\n}\n")
+    ng:reload()
+    loses_its_traffic("web1-8080", { ng.port })
+    deploy("3.0", 0)
+    assert.is_nil(fixture.read(ng.file):find("web1", 1, true))
+  end)
+
   it("loses its traffic at Caddy, and gets it back if the run fails", function()
     local port, entry = start_caddy ""
     app.opts.balancer = entry
@@ -186,6 +206,13 @@ describe("a host that app.yml does not name any more", function()
   it("is given its traffic back by HAProxy when the controller died", function()
     local proxy = fixture.haproxy { servers = {} }
     app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    is_given_back "web1-8080"
+  end)
+
+  it("is given its traffic back by nginx when the controller died", function()
+    local ng = nginx.start { style = "upstream", port = 1 }
+    fixture.write(ng.file, "upstream shop {\n    server 127.0.0.1:1 down;\n}\n")
+    app.opts.balancer = ng:yaml()
     is_given_back "web1-8080"
   end)
 

@@ -93,6 +93,22 @@ local function learn(self, again)
   return dump
 end
 
+--- Slots that deployrt wrote into the file and that app.yml does not name any more go on as slots. They are looked for once:
+--- those that lose their traffic stay known.
+local function keep_left(self, text)
+  if self.left then return end
+  local named, slots = {}, {}
+  for i, slot in ipairs(self.context.slots) do slots[i], named[slot.name] = slot, true end
+  self.left = {}
+  for _, server in ipairs((file.others(self.entry, text, slots))) do
+    local address, port = server.endpoint:match("^%[?(.-)%]?:(%d+)$")
+    if address and not named[server.name] then
+      self.left[server.name], slots[#slots + 1] = true, { name = server.name, address = address, port = math.tointeger(port) }
+    end
+  end
+  self.context = setmetatable({ slots = slots }, { __index = self.context })
+end
+
 --- What runs and what the file says; nginx has to run.
 local function look(self)
   learn(self)
@@ -104,6 +120,7 @@ local function look(self)
   if not seen.master then
     self:fail(("nginx does not run (its pid file is %s): start it (systemctl start nginx)"):format(self.pid_file), nil, "refused")
   end
+  keep_left(self, seen.texts[1])
   return seen
 end
 
@@ -168,7 +185,7 @@ end
 --- a WebSocket.
 --- Raises deployrt.Error: "balancer"; "refused" when nginx does not run.
 ---@async
----@return {slots: table<string, deployrt.DriverSlot>, instance: string, route?: deployrt.Route}
+---@return {slots: table<string, deployrt.DriverSlot>, instance: string, route?: deployrt.Route, others: deployrt.OtherServer[]}
 function Nginx:read()
   local seen = look(self)
   local slots, situation = {}, situation_of(self, seen)
@@ -178,9 +195,11 @@ function Nginx:read()
     local sessions = sessions_of(self, seen, slot, open[slot.name])
     slots[slot.name] = {
       server = file.endpoint(slot), state = state.state, weight = state.weight, up = true, sessions = sessions, long = sessions, queue = 0,
+      left = self.left[slot.name],
     }
   end
-  return { slots = slots, instance = seen.master, route = route_of(self, seen, situation) }
+  local _, besides = file.others(self.entry, seen.texts[1], self.context.slots)
+  return { slots = slots, instance = seen.master, route = route_of(self, seen, situation), others = besides }
 end
 
 --- Whether a word of some statement has this in it; `declares` tells by its words the one that does not count.
@@ -263,8 +282,18 @@ function Nginx:check()
     problem:find("^signal") and ", or set balancer.reload, such as: sudo systemctl reload nginx" or ""))
 end
 
---- A file can hold every slot at any time.
-function Nginx:prepare() end
+--- A file can hold every slot at any time. Those that are left and out of service when a run begins are not written again.
+---@param _ string?  run
+---@param wanted? table<string, table>  slots that it has in hand
+function Nginx:prepare(_, wanted)
+  if not wanted then return end
+  local states, kept = situation_of(self, look(self)).states, {}
+  for _, slot in ipairs(self.context.slots) do
+    local is_over = self.left[slot.name] and not wanted[slot.name] and states[slot.name].state ~= "ready"
+    if is_over then self.left[slot.name] = nil else kept[#kept + 1] = slot end
+  end
+  self.context = setmetatable({ slots = kept }, { __index = self.context })
+end
 
 local function merge(states, changes)
   local merged = {}

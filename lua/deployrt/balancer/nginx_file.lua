@@ -82,12 +82,12 @@ local function line_of(text, node, comment, slots)
   local server = node.words[1] == "server" and server_of(node)
   local name = server and slot_at(slots, server.endpoint)
   if name then return { slot = name, state = state_of(server, said) } end
-  if server and said then return nil end
-  return { keep = text:sub(node.first, node.last) .. (comment and not said and " " .. comment or "") }
+  if server and said then return { gone = said.name, server = server, state = state_of(server, said) } end
+  return { keep = text:sub(node.first, node.last) .. (comment and not said and " " .. comment or ""), server = server }
 end
 
---- The lines of an upstream block: {slot=, state=} for servers that are slots, {keep = text} for all others.
---- A server that deployrt wrote for a slot that is gone is left out.
+--- The lines of an upstream block: {slot=, state=} for servers that are slots, {gone=, server=, state=} for those that deployrt
+--- wrote for slots that are gone, {keep = text} for all others.
 local function upstream_lines(text, block, slots)
   local lines, i = {}, 1
   while i <= #block.nodes do
@@ -104,6 +104,19 @@ local function absent()
 end
 
 local styles = { upstream = {}, variable = {} }
+
+function styles.upstream.others(entry, text, block, slots)
+  local gone, besides = {}, {}
+  for _, line in ipairs(upstream_lines(text, block, slots)) do
+    local server = line.server
+    if line.gone then
+      gone[#gone + 1] = { name = line.gone, endpoint = server.endpoint, state = line.state }
+    elseif server and not server.down and not server.more:find(" backup", 1, true) then
+      besides[#besides + 1] = { name = server.endpoint, address = server.endpoint, weight = server.weight, via = ("upstream '%s'"):format(entry.upstream) }
+    end
+  end
+  return gone, besides
+end
 
 function styles.upstream.read(_, text, block, slots)
   local states = {}
@@ -126,7 +139,7 @@ function styles.upstream.write(entry, text, block, slots, states)
     placed = true
   end
   for _, line in ipairs(upstream_lines(text, block, slots)) do
-    if line.slot then place() else out[#out + 1] = "    " .. line.keep end
+    if line.slot then place() elseif line.keep then out[#out + 1] = "    " .. line.keep end
   end
   place()
   out[#out + 1] = "}"
@@ -174,6 +187,15 @@ function styles.variable.read(_, text, statement, slots)
   return states
 end
 
+--- What a variable points to that is no slot's is replaced by the next switch, whoever wrote it.
+function styles.variable.others(_, text, statement)
+  local _, endpoint = value_of(text, statement)
+  for name, said in pairs(notes_in(text)) do
+    if said.rest:find("(served)", 1, true) then return { { name = name, endpoint = endpoint, state = said } }, {} end
+  end
+  return {}, {}
+end
+
 --- Who is to serve: a slot that has just become ready, else the one that does, else another ready one. When none is
 --- ready, the last one stays.
 local function choose(text, statement, slots, states)
@@ -211,6 +233,18 @@ function nginx_file.read(entry, text, slots)
   local part, problem = own_part(entry, text)
   if not part then return nil, problem end
   return styles[entry.style].read(entry, text, part, slots)
+end
+
+--- Who stands in the file and is no slot's: whom deployrt wrote there for slots that are gone, and who else gets traffic.
+---@param entry table
+---@param text string
+---@param slots deployrt.Slot[]
+---@return {name: string, endpoint: string, state: table}[] gone
+---@return deployrt.OtherServer[] besides
+function nginx_file.others(entry, text, slots)
+  local part = own_part(entry, text)
+  if not part then return {}, {} end
+  return styles[entry.style].others(entry, text, part, slots)
 end
 
 --- The text with such states, and the part of it that deployrt writes.
