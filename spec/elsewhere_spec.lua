@@ -70,6 +70,29 @@ describe("a server of the user's beside the slots", function()
     assert.same({ ["somebody else\n"] = true }, answers())
   end)
 
+  it("that another application added to the same backend is left alone", function()
+    local proxy, cart = fixture.haproxy { servers = {} }, fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+    for _, each in ipairs { app, cart } do
+      each.listen, each.opts.balancer = proxy.port, ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+    end
+    local function deploy_cart(verb)
+      cart:write(fixture.release("cart"), "cart")
+      fixture.write(cart.file, (fixture.read(cart.file):gsub("app: shop", "app: cart")))
+      assert.equal(0, cart:command({ table.unpack(verb) }).exit)
+    end
+    deploy_cart { "rolling", "app.yml" }
+    local load = app:load { port = proxy.port }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local run = app:deploy("rolling", "2.0")
+    contains(run.stdout, "backend 'shop' also sends traffic to deployrt-cart.local-")
+    fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 10 end)
+    local before = load:numbers().versions.cart
+    fixture.eventually(function() return load:numbers().versions.cart > before + 10 end, 10, "the other application's part")
+    assert.same({}, load:stop().errors)
+    app:stop()
+    deploy_cart { "stop", "app.yml" }
+  end)
+
   it("of nginx", function()
     local ng = nginx.start { style = "upstream", port = port, upstream = ("  server 127.0.0.1:%d backup;\n  server 127.0.0.2:9 down;\n"):format(port) }
     fixture.write(ng.file, (fixture.read(ng.file):gsub("127.0.0.1:%d+;", "127.0.0.1:" .. port .. " weight=100;")))

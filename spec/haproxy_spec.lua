@@ -173,7 +173,7 @@ describe("HAProxy of one's own", function()
     driver:check()
     driver:prepare()
     assert.same({ "maint", 100, false }, state(driver, "web3-8080"))
-    assert.equal("deployrt-web3-8080", driver:read().slots["web3-8080"].server)
+    assert.equal("deployrt-shop.web3-8080", driver:read().slots["web3-8080"].server)
     driver:apply { { slot = "web3-8080", state = "ready" }, { slot = "web1-8080", state = "drain" } }
     assert.same({ web3 = 10 }, (answers(10)))
     host.last_request = nil

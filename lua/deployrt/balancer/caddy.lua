@@ -21,7 +21,7 @@ caddy: deployrt sets the upstreams of one reverse_proxy through Caddy's admin AP
     balancer: {type: caddy, server: srv0}
 
 What it cannot do: split traffic by weights (no canary), count requests, or say how many are in flight, so that a drain always
-lasts `drain.timeout`. Upstreams that it adds have an @id that begins with `deployrt-`; others are left as they are. Each change loads Caddy's configuration anew, which may reset connections that were just made.
+lasts `drain.timeout`. Upstreams that it adds have an @id that begins with `deployrt-` and the application; others are left as they are. Each change loads Caddy's configuration anew, which may reset connections that were just made.
 Caddy keeps a change over a restart only with `caddy run --resume`; else deployrt sets it again when a run sees that it is gone.
 ]]
 
@@ -110,7 +110,7 @@ end
 
 --- By what an upstream is known as one that deployrt added; such names are unique in Caddy.
 local function mark(self, address)
-  return ("deployrt-%s-%s"):format(self.entry.id or self.entry.server, address)
+  return ("deployrt-%s.%s-%s"):format(self.context.app, self.entry.id or self.entry.server, address)
 end
 
 --- From now on an address is a slot, although app.yml does not name it any more. Its name is all that tells it once it is no

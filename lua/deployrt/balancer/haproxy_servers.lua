@@ -17,10 +17,13 @@ local function addresses_of(driver, slot)
   return known
 end
 
-local own_prefix = "deployrt-"
+--- How the names of servers begin that this application added: others may use the same backend. No application's name has a dot.
+local function own_prefix(driver)
+  return ("deployrt-%s."):format(driver.context.app)
+end
 
-local function own_name(slot)
-  return own_prefix .. config.identifier(slot.name)
+local function own_name(driver, slot)
+  return own_prefix(driver) .. config.identifier(slot.name)
 end
 
 local function file_under(lists, key, row)
@@ -81,12 +84,12 @@ end
 ---@param rows deployrt.HAProxyServer[]
 function haproxy_servers.keep_left(driver, rows)
   if driver.left then return end
-  local taken, named, slots = {}, {}, {}
+  local taken, named, slots, prefix = {}, {}, {}, own_prefix(driver)
   for name, row in pairs(haproxy_servers.match(driver, rows)) do taken[row.server], named[name] = true, true end
   for i, slot in ipairs(driver.context.slots) do slots[i], named[slot.name] = slot, true end
   driver.left = {}
   for _, row in ipairs(rows) do
-    local name = row.server:sub(1, #own_prefix) == own_prefix and row.server:sub(#own_prefix + 1)
+    local name = row.server:sub(1, #prefix) == prefix and row.server:sub(#prefix + 1)
     local address, port = row.endpoint:match("^%[?(.-)%]?:(%d+)$")
     if name and address and not taken[row.server] and not named[name] then
       driver.left[name], slots[#slots + 1] = true, { name = name, address = address, port = math.tointeger(port) }
@@ -152,10 +155,10 @@ end
 
 --- The commands that make a server of a slot. It begins in maintenance, with its check on.
 local function add_commands(driver, slot, rows)
-  local where = ("%s/%s"):format(driver.backend, own_name(slot))
+  local where = ("%s/%s"):format(driver.backend, own_name(driver, slot))
   local commands = {}
   for _, row in ipairs(rows) do
-    if row.server == own_name(slot) then -- of another address, from an earlier run
+    if row.server == own_name(driver, slot) then -- of another address, from an earlier run
       commands = { ("set server %s state maint"):format(where), "del server " .. where }
     end
   end
