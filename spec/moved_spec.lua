@@ -234,4 +234,20 @@ describe("an application that moved", function()
     app.opts.hosts = bed:yaml()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
   end)
+
+  it("from one host to another takes the first one's traffic away once the other one serves", function()
+    bed = hosts.up(3)
+    app.opts.slots, app.ports, app.opts.hosts = 2, { 8080, 8081 }, bed:yaml { bed.hosts[1], bed.hosts[2] }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local load = app:load { rate = 100 }
+    app.opts.hosts = bed:yaml { bed.hosts[2], bed.hosts[3] }
+    local run = app:deploy("rolling", "2.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    local started = run.stdout:find("start     web3", 1, true)
+    assert.is_true(started < run.stdout:find("== leave", 1, true), run.stdout)
+    assert.same({}, load:stop().errors)
+    assert.same({ "2.0", "2.0" }, app:serving())
+    app.opts.hosts = bed:yaml()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+  end)
 end)

@@ -22,16 +22,21 @@ function rollout.revive(self, run)
   end)
 end
 
---- What app.yml does not name any more loses its traffic, and gets it back if the run fails: at once, where others serve.
+--- What app.yml does not name any more loses its traffic, and gets it back if the run fails: at once, where it is down or as many
+--- others serve as are to; else when those do that come in its place.
 ---@async
 ---@param last? boolean  whoever serves by now
 function rollout.leave(self, last)
-  local left, others = {}, last
+  local left, serving = {}, 0
   for name, slot in pairs(self.balancer.slots) do
-    if slot.left and slot.state == "ready" then left[#left + 1] = { slot = name, label = name } end
-    others = others or not slot.left and self.balancer:is_serving { slot = name }
+    if not slot.left and slot.up ~= false and self.balancer:is_serving { slot = name } then serving = serving + 1 end
   end
-  if #left == 0 or not others then return end
+  local at_once = last or serving >= self.fleet:capacity()
+  for name, slot in pairs(self.balancer.slots) do
+    local leaves = slot.left and slot.state == "ready" and (at_once or slot.up == false)
+    if leaves then left[#left + 1] = { slot = name, label = name } end
+  end
+  if #left == 0 then return end
   table.sort(left, function(a, b) return a.slot < b.slot end)
   verbs.step(self, "leave", function() self.balancer:detach(left) end)
 end
