@@ -4,6 +4,7 @@ local errors = require "deployrt.errors"
 local config = require "deployrt.balancer.haproxy_config"
 local managed = require "deployrt.balancer.haproxy_managed"
 local outage = require "deployrt.balancer.outage"
+local process = require "deployrt.balancer.haproxy_process"
 local routes = require "deployrt.balancer.haproxy_route"
 local route = require "deployrt.balancer.route"
 local runtime = require "deployrt.balancer.haproxy_runtime"
@@ -38,7 +39,7 @@ function haproxy.open(options, context)
     errors.raise("balancer", ("balancer.backend: HAProxy has no backend named '%s': letters, digits and _ . : - "
       .. "only"):format(self.backend))
   end
-  self.paths = options.managed and managed.paths(context.host.root, options.socket)
+  self.paths = options.managed and process.paths(context.host.root, options.socket)
   self.socket = options.socket or self.paths.socket
   self.map, self.template = options.managed and self.paths.map or options.map, options.template
   return self

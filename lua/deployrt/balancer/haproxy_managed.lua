@@ -2,133 +2,14 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local config = require "deployrt.balancer.haproxy_config"
+local process = require "deployrt.balancer.haproxy_process"
 local routes = require "deployrt.balancer.haproxy_route"
 
 local haproxy_managed = {}
 
-local socket_limit = 90 -- HAProxy binds the path with its pid behind it, and 107 bytes is all there is
-
-local function shell(host, script, ...)
-  return host:execute({ "/bin/sh", "-c", script, "sh", ... }, { timeout = 30 })
-end
-
---- Where the program is on a host, and how many files it may open; nil: not installed.
----@param host deployrt.Connection
----@return string? program
----@return integer files
-local function find_program(host)
-  local found = shell(host, "PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin; command -v haproxy; ulimit -Hn")
-  local program, limit = found.stdout:match("^(/[^\n]+)\n(%S+)")
-  return program, math.tointeger(limit) or 65536
-end
-
---- How many connections the limit of files allows: each has two ends, and a slot one for its health check in each backend.
-local function connections(files, slots)
-  return math.max(100, math.min(20000, (files - 200 - 2 * slots) // 2))
-end
-
--- The lines of /proc about sockets that listen: they come first, and reading goes no further, for there may be connections
--- by the thousand.
-local listening = [[
-listening() {
-  for table in /proc/net/tcp /proc/net/tcp6; do sed -n '/ 0[16] /q; / 0A /p' $table 2>/dev/null; done
-}
-]]
-
--- Prints "pid name" of who listens on a port (hexadecimal, $1), "0" when that cannot be seen. Addresses that do
--- not collide with ours ($2, as /proc writes it; empty: any) are left out.
-local owner_script = listening .. [[
-sockets=$(listening | awk -v port=":$1" -v ours="$2" '
-  substr($2, length($2) - 4) == port {
-    address = substr($2, 1, length($2) - 5)
-    if (ours == "" || address == ours || address ~ /^0+$/) print $10
-  }')
-[ "$sockets" ] || exit 0
-pid=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v sockets="$sockets" '
-  BEGIN { count = split(sockets, list); for (i = 1; i <= count; i++) wanted["socket:[" list[i] "]"] = 1 }
-  /^\/proc\// { split($0, part, "/"); pid = part[3] }
-  $NF in wanted { print pid; exit }')
-[ "$pid" ] && echo "$pid $(cat "/proc/$pid/comm")" || echo 0
-]]
-
-local function hexadecimal(address)
-  local a, b, c, d = address:match("^(%d+)%.(%d+)%.(%d+)%.(%d+)$")
-  if not a or address == "0.0.0.0" then return "" end
-  return ("%02X%02X%02X%02X"):format(d, c, b, a)
-end
-
---- Who listens where we want to; nil when nobody does.
----@param host deployrt.Connection
----@param listen string  "127.0.0.1:8000", ":8000"
----@return {pid: string, text: string}?
-local function find_owner(host, listen)
-  local address, port = listen:match("^(.*):(%d+)$")
-  if not port then return nil end
-  local answer = shell(host, owner_script, ("%04X"):format(port), hexadecimal(address)).stdout
-  local pid, name = answer:match("^(%d+) ?([^\n]*)")
-  if not pid then return nil end
-  return { pid = pid, text = pid == "0" and "a process of another user" or ("%s (pid %s)"):format(name, pid) }
-end
-
---- Makes a directory that is ours alone, so that nobody else can put a socket there.
-local function make_directory(host, path)
-  return shell(host, 'mkdir -p -m 700 -- "$1" && [ -O "$1" ] && [ ! -L "$1" ] && chmod 700 -- "$1"', path)
-end
-
---- Puts a configuration in place once HAProxy has found it valid.
-local function install(host, paths, text)
-  host:write(paths.config .. ".next", text, "600")
-  return shell(host, '"$1" -c -f "$2.next" && mv -f -- "$2.next" "$2" || { rm -f -- "$2.next"; exit 1; }',
-    paths.program, paths.config)
-end
-
---- Starts the master process; it has bound its address, or failed, when this returns.
-local function start(host, paths)
-  return shell(host, 'exec "$1" -W -D -f "$2" -p "$3"', paths.program, paths.config, paths.pid)
-end
-
---- Signals the master process (0: looks whether it lives); a pid that another process has by now is left alone.
----@return boolean there
-local function signal(host, paths, name)
-  return shell(host, [[pid=$(cat "$1" 2>/dev/null) && [ "$pid" ] || exit 1
-    tr '\0' '\n' 2>/dev/null < "/proc/$pid/cmdline" | grep -qxF -- "$2" && kill "-$3" "$pid"]],
-    paths.pid, paths.config, name).status == 0
-end
-
---- Whether a process still accepts connections: after a reload the old one does for a moment.
----@param pid string
-local function is_listening(host, pid)
-  return shell(host, listening .. [[{ listening; ls -l "/proc/$1/fd" 2>/dev/null; } | awk '
-    $4 == "0A" { listening[$10] = 1 }
-    match($0, /socket:\[[0-9]+\]/) && (substr($0, RSTART + 8, RLENGTH - 9) in listening) { found = 1 }
-    END { exit !found }']], pid).status == 0
-end
-
---- Removes what a stopped HAProxy leaves behind.
-local function remove(host, paths)
-  return shell(host, 'rm -f -- "$1" "$1".before-* "$2" "$3" "$4" "$6"/maintenance-*.html && { rmdir -- "$5" "$6" 2>/dev/null; true; }',
-    paths.config, paths.pid, paths.socket, paths.map, paths.socket_directory, paths.directory)
-end
-
---- Where its files are, below the application's directory; a socket whose path would be too long is in /tmp.
----@param root string
----@param socket? string  of app.yml
-function haproxy_managed.paths(root, socket)
-  local directory = root .. "/balancer"
-  local paths = { directory = directory }
-  paths.config, paths.pid = directory .. "/haproxy.cfg", directory .. "/haproxy.pid"
-  paths.map = directory .. "/route.map"
-  paths.socket_directory, paths.socket = directory, socket or directory .. "/haproxy.sock"
-  if #paths.socket > socket_limit and not socket then
-    paths.socket_directory = "/tmp/deployrt-" .. core.sha256(directory):sub(1, 16)
-    paths.socket = paths.socket_directory .. "/haproxy.sock"
-  end
-  return paths
-end
-
 local function require_program(driver)
   if driver.paths.program then return end
-  driver.paths.program, driver.files = find_program(driver.host)
+  driver.paths.program, driver.files = process.find_program(driver.host)
   if driver.paths.program then return end
   errors.raise("balancer", "haproxy is not installed: install it (apt install haproxy, dnf install haproxy), or use "
     .. "a running one with balancer.socket instead of balancer.managed", { host = driver.host.name })
@@ -155,7 +36,7 @@ end
 
 --- Binding an address that another process has would fail; a reload that fails so pauses HAProxy for good.
 local function check_listen(driver, running)
-  local owner = find_owner(driver.host, driver.options.listen)
+  local owner = process.find_owner(driver.host, driver.options.listen)
   if not owner or is_ours(driver, owner, running) then return end
   driver:fail(("balancer.listen %s is in use by %s: stop that, or choose another address"):format(
     driver.options.listen, owner.text))
@@ -180,7 +61,7 @@ local function text_of(driver, wanted)
   return config.text({
     app = driver.context.app, socket = driver.paths.socket, listen = driver.options.listen, stats = driver.options.stats,
     maintenance = (maintenance_of(driver)),
-    backend = driver.backend, health = driver.context.health, maxconn = connections(driver.files, #driver.context.slots), hard_stop = hard_stop,
+    backend = driver.backend, health = driver.context.health, maxconn = process.connections(driver.files, #driver.context.slots), hard_stop = hard_stop,
     routing = routing and routes.frontend(driver.context.app, driver.backend, driver.map, routing),
     routed = routing and routes.backend(driver.backend),
   }, driver.context.slots, wanted)
@@ -259,7 +140,7 @@ local function output(result)
 end
 
 local function put_in_place(driver, text)
-  local made = make_directory(driver.host, driver.paths.socket_directory)
+  local made = process.make_directory(driver.host, driver.paths.socket_directory)
   if made.status ~= 0 then
     driver:fail(("%s is not a directory of ours: remove it"):format(driver.paths.socket_directory),
       output(made))
@@ -267,7 +148,7 @@ local function put_in_place(driver, text)
   local path, page = maintenance_of(driver)
   if path then driver.host:write(path, page, "600") end
   if driver.routing then driver.host:write(driver.map, routes.map(driver.routing), "600") end
-  local result = install(driver.host, driver.paths, text)
+  local result = process.install(driver.host, driver.paths, text)
   if result.status ~= 0 then
     driver:fail("it refuses the configuration that deployrt wrote for it", output(result))
   end
@@ -285,7 +166,7 @@ end
 
 local function bring_up(driver, text)
   put_in_place(driver, text)
-  local result = start(driver.host, driver.paths)
+  local result = process.start(driver.host, driver.paths)
   if result.status ~= 0 then driver:fail("it does not start", output(result)) end
   if not await(5, function() return look(driver) end) then
     driver:fail("it was started and does not answer", output(result))
@@ -317,8 +198,8 @@ end
 local function put_down(driver, patience)
   local host, paths = driver.host, driver.paths
   for _, try in ipairs { { "USR1", patience }, { "TERM", 5 }, { "KILL", 5 } } do
-    if not signal(host, paths, try[1]) then return end
-    if await(try[2], function() return not signal(host, paths, "0") end) then return end
+    if not process.signal(host, paths, try[1]) then return end
+    if await(try[2], function() return not process.signal(host, paths, "0") end) then return end
   end
   driver:fail("it does not end, not even when killed", "see " .. paths.pid)
 end
@@ -353,10 +234,10 @@ end
 local function reload(driver, seen, text, old_text)
   check_listen(driver, seen)
   put_in_place(driver, text)
-  local done = signal(driver.host, driver.paths, "USR2") and await(10, function()
+  local done = process.signal(driver.host, driver.paths, "USR2") and await(10, function()
     local ok, now = pcall(look, driver)
     return ok and now and now.instance ~= seen.instance
-  end) and await(5, function() return not is_listening(driver.host, seen.pid) end)
+  end) and await(5, function() return not process.is_listening(driver.host, seen.pid) end)
   if not done then recover(driver, seen, old_text) end
   restore(driver, seen)
 end
@@ -368,7 +249,7 @@ end
 --- The configuration that runs: on the disk is another one when who wrote it died before the reload. What he found is there, too.
 local function text_running(driver, seen, on_disk)
   if config.fingerprint(on_disk) == seen.description then return on_disk end
-  local found = shell(driver.host, 'cat -- "$1".before-*', driver.paths.config).stdout
+  local found = process.shell(driver.host, 'cat -- "$1".before-*', driver.paths.config).stdout
   return config.fingerprint(found) == seen.description and found or on_disk
 end
 
@@ -379,7 +260,7 @@ local function keep_before(driver, run, seen, on_disk)
   local kept = driver.host:read(before_file(driver, run))
   if kept then return kept end
   local text = text_running(driver, seen, on_disk)
-  shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
+  process.shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
   driver.host:write(before_file(driver, run), text, "600")
   return text
 end
@@ -390,7 +271,7 @@ local function keep_nothing(driver, run, wanted)
     if state.state == "ready" then return end
   end
   if driver.host:read(before_file(driver, run)) then return end
-  shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
+  process.shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
   driver.host:write(before_file(driver, run), "", "600")
 end
 
@@ -433,7 +314,7 @@ function haproxy_managed.unprepare(driver, run)
   else
     driver.host:write(driver.paths.config, text, "600") -- the other one may have been written, and not loaded yet
   end
-  shell(driver.host, 'rm -f -- "$1"', before_file(driver, run))
+  process.shell(driver.host, 'rm -f -- "$1"', before_file(driver, run))
 end
 
 ---@param driver deployrt.HAProxy
@@ -460,7 +341,7 @@ end
 ---@param driver deployrt.HAProxy
 function haproxy_managed.stop(driver)
   put_down(driver, driver.options.drain and driver.options.drain.timeout or 30)
-  remove(driver.host, driver.paths)
+  process.remove(driver.host, driver.paths)
   driver.written = nil
 end
 
