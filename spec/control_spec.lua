@@ -230,6 +230,51 @@ describe("a run on some of the hosts", function()
     assert.same({ "1.0", "2.0" }, app:serving())
   end)
 
+  it("and another one, which reloads the balancer, leave one that comes up with what both of them did", function()
+    app.ports = { 8080, 8081 }
+    app:write(fixture.release("1.1"), "1.1")
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+    app:write(fixture.release("2.0"), "2.0")
+    fixture.write(app.dir .. "/waiting.lua", [[
+      local waiting = require("deployrt.strategy").extend("rolling", { name = "waiting" })
+      function waiting:replace(old)
+        local new = self:successor(old)
+        new:start() new:await_healthy()
+        self.balancer:swap(old, new)
+        self:approve("now?")
+        old:stop()
+      end
+      return waiting]])
+    local log, at = app.dir .. "/log", app.dir .. "/home/.deployrt/shop/balancer/haproxy"
+    local function await(path, text) fixture.eventually(function() return (fixture.read(path) or ""):find(text, 1, true) end, 10, text) end
+    local function approve(name, ...) assert.equal(0, app:command({ "approve", "app.yml", "--host", name, ... }).exit) end
+    pid = app:begin({ "./waiting.lua", "app.yml", "--host", bed.hosts[2].name }, log)
+    await(log, "now?")
+    fixture.eventually(function() return fixture.read(at .. ".cfg"):find("web2%-8081 [^\n]*disabled") end, 10, "what it has persisted")
+    fixture.signal(pid, "STOP") -- so that it sees all that the other one does at once
+    local there = { "--state", app.dir .. "/other" }
+    local other = app:command({ "./waiting.lua", "app.yml", "--host", bed.hosts[1].name, "--set", "balancer.stats=127.0.0.1:" .. fixture.free_port(),
+      table.unpack(there) }, { background = true, log = log .. "-other" })
+    await(log .. "-other", "now?")
+    fixture.signal(pid, "CONT")
+    approve(bed.hosts[1].name, table.unpack(there))
+    app:await_end(other)
+    approve(bed.hosts[2].name)
+    app:await_end(pid)
+    for _, path in ipairs { log, log .. "-other" } do
+      contains(fixture.read(path), "deployed 2.0")
+      assert.falsy(fixture.read(path):find("set right again", 1, true), fixture.read(path))
+    end
+    local master = fixture.read(at .. ".pid"):match("%d+")
+    fixture.sh(("kill -KILL %s $(pgrep -P %s)"):format(master, master))
+    fixture.eventually(function() return not fixture.is_listened(app.listen) end, 5, "its end")
+    fixture.sh(("PATH=$PATH:/usr/sbin haproxy -q -W -D -f %s.cfg -p %s.pid 2>/dev/null"):format(at, at))
+    local load = app:load { rate = 100 }
+    fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 20 end, 10, "answers")
+    assert.same({}, load:stop().errors)
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
   it("is under way although one that was interrupted has left its lock on another", function()
     local dead = app:begin({ "./own.lua", "app.yml", "--host", bed.hosts[1].name })
     fixture.signal(dead, "KILL")

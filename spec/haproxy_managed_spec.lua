@@ -129,6 +129,19 @@ describe("HAProxy run by deployrt", function()
     assert.same({ web1 = 3 }, (answers(3)))
   end))
 
+  it("comes up with what two have persisted, each of its own slots", inside(function()
+    local one, other = started(2), managed(2)
+    ready(one, { "web1", "web2" })
+    one:persist { ["web1-8080"] = { state = "ready", weight = 100 }, ["web2-8080"] = { state = "ready", weight = 100 } }
+    other:persist { ["web2-8080"] = { state = "drain", weight = 42 } }
+    one:persist { ["web1-8080"] = { state = "ready", weight = 7 } }
+    local master = host:read(one.paths.pid):match("%d+")
+    for _, pid in ipairs { master, one:read().instance:match("%d+") } do host:execute { "kill", "-KILL", pid } end
+    await("its end", function() return not is_open(listen) end)
+    managed(2):prepare()
+    assert.same({ web1 = "ready 7", web2 = "maint 42" }, states(one))
+  end))
+
   it("is started when another one is still ending, and resets who asks it", inside(function()
     local driver = managed(1)
     serve(1)

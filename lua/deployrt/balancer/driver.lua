@@ -8,6 +8,7 @@ local route = require "deployrt.balancer.route"
 --- is a list of changes, applied as one. Calls wait, raise deployrt.Error, and may be repeated.
 ---@class deployrt.Driver
 ---@field can? table<deployrt.Capability, boolean>  set by driver.open
+---@field remembers? boolean  it comes up with its states after a restart or reload, whoever set them
 ---@field check fun(self): string[]?  raises what would stop a run, and tells what people should know; changes nothing
 ---@field left? table<string, true>  set by read: slots that it knows although app.yml does not name them any more
 ---@field outdated? boolean  set by check: it is set up otherwise than app.yml says, and prepare would change that
@@ -20,7 +21,8 @@ local route = require "deployrt.balancer.route"
 ---  does what was asked: it is read back; tells the slots as they were before, where it had to look; forward: nothing is put
 ---  back, so that what gets traffic must be in reach
 ---@field stats fun(self): table<string, deployrt.SlotStats>  counters that only grow, until the balancer is restarted
----@field persist fun(self, wanted: table<string, {state?: deployrt.SlotState, weight?: integer}>)  over a restart
+---@field persist fun(self, wanted: table<string, {state?: deployrt.SlotState, weight?: integer}>)  over a restart; what is absent is
+---  for another run to say
 ---@field route? fun(self, route?: deployrt.Route)  who gets the routed slots; nil: nobody is told apart
 ---@field stop fun(self)     ends what the driver itself started
 

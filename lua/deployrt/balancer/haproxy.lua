@@ -41,6 +41,7 @@ function haproxy.open(options, context)
   end
   self.paths = options.managed and process.paths(context.host.root, options.socket)
   self.socket = options.socket or self.paths.socket
+  self.remembers = options.managed
   self.map, self.template = options.managed and self.paths.map or options.map, options.template
   return self
 end

@@ -155,13 +155,31 @@ function haproxy_config.text(settings, slots, wanted)
   return (text:gsub("    noreuseport\n", "%0    description " .. haproxy_config.fingerprint(text) .. "\n", 1))
 end
 
+--- A configuration up to the end of the backend that states are kept in.
+local function own_part(text)
+  return text:match("^(.-\nbackend .-)\nbackend ") or text
+end
+
+--- The same configuration, whose servers come up with these states and weights.
+---@param text string
+---@param wanted table<string, {state?: string, weight?: integer}>  by name; what is absent stays as it is
+---@return string
+function haproxy_config.with_states(text, wanted)
+  local own = own_part(text)
+  local changed = own:gsub("(\n    server (%S+) [^\n]- weight )(%d+)([^\n]*)", function(line, name, weight, rest)
+    local new = wanted[name] or {}
+    local tail = not new.state and rest or new.state == "ready" and "" or " disabled"
+    return line .. (new.weight or weight) .. tail
+  end)
+  return changed .. text:sub(#own + 1)
+end
+
 --- What the servers of a configuration come up with, by their names.
 ---@param text string
 ---@return table<string, {state: string, weight: integer, address: string, port: integer}>
 function haproxy_config.wanted(text)
   local wanted = {}
-  local own = text:match("^(.-\nbackend .-)\nbackend ") or text
-  for name, address, port, weight, rest in own:gmatch("\n    server (%S+) (%S-):(%d+) [^\n]- weight (%d+)([^\n]*)") do
+  for name, address, port, weight, rest in own_part(text):gmatch("\n    server (%S+) (%S-):(%d+) [^\n]- weight (%d+)([^\n]*)") do
     local state = rest:find("disabled", 1, true) and "maint" or "ready"
     wanted[name] = { weight = math.tointeger(weight), state = state, address = address:gsub("[%[%]]", "") .. "", port = math.tointeger(port) }
   end

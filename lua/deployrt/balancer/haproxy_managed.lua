@@ -67,19 +67,32 @@ local function text_of(driver, wanted)
   }, driver.context.slots, wanted)
 end
 
---- Servers of a configuration that are slots: by address, for a host may have another name by now, else by name.
+--- The name that a configuration has for each slot: by address, for a host may have another name by now, else by name.
 ---@param slots deployrt.Slot[]
 ---@param kept table<string, {state: string, weight: integer, address: string, port: integer}>
+---@return table<string, string>  by slot
+local function names_of(slots, kept)
+  local by_endpoint, names = {}, {}
+  for name, server in pairs(kept) do by_endpoint[config.endpoint(server)] = name end
+  for _, slot in ipairs(slots) do names[slot.name] = by_endpoint[config.endpoint(slot)] or config.identifier(slot.name) end
+  return names
+end
+
+--- Servers of a configuration that are slots.
 ---@return table<string, table> found  of `kept`, by slot
 ---@return table<string, true> known   names in `kept`
 local function servers_of(slots, kept)
-  local names, found, known = {}, {}, {}
-  for name, server in pairs(kept) do names[config.endpoint(server)] = name end
-  for _, slot in ipairs(slots) do
-    local name = names[config.endpoint(slot)] or config.identifier(slot.name)
-    found[slot.name], known[name] = kept[name], true
-  end
+  local found, known = {}, {}
+  for slot, name in pairs(names_of(slots, kept)) do found[slot], known[name] = kept[name], true end
   return found, known
+end
+
+--- A configuration whose slots come up with these states.
+---@param wanted table<string, {state?: string, weight?: integer}>  by slot; what is absent stays as it is
+local function with_states(driver, text, wanted)
+  local by_name, names = {}, names_of(driver.context.slots, config.wanted(text))
+  for slot, name in pairs(names) do by_name[name] = wanted[slot] end
+  return config.with_states(text, by_name)
 end
 
 --- What gets traffic although app.yml does not name it any more.
@@ -293,11 +306,11 @@ function haproxy_managed.prepare(driver, run)
   else
     return
   end
-  driver.written, driver.outdated = text, nil
+  driver.outdated = nil
 end
 
---- Puts back the configuration that a run found, or that nothing ran; its states are as they are now. Nothing else is written
---- in this run.
+--- Puts back the configuration that a run found, or that nothing ran; its states are as they are now. It is set up in no
+--- other way in this run.
 ---@param driver deployrt.HAProxy
 ---@param run string
 function haproxy_managed.unprepare(driver, run)
@@ -306,43 +319,31 @@ function haproxy_managed.unprepare(driver, run)
   if not text then return end
   require_program(driver)
   if text == "" then return haproxy_managed.stop(driver) end
-  local seen = look(driver)
+  local seen, on_disk = look(driver), driver.host:read(driver.paths.config) or ""
+  text = with_states(driver, text, current_wanted(driver, seen, on_disk))
   if not seen then
     bring_up(driver, text)
   elseif seen.description ~= config.fingerprint(text) then
-    reload(driver, seen, text, driver.host:read(driver.paths.config) or "")
+    reload(driver, seen, text, on_disk)
   else
     driver.host:write(driver.paths.config, text, "600") -- the other one may have been written, and not loaded yet
   end
   process.shell(driver.host, 'rm -f -- "$1"', before_file(driver, run))
 end
 
+--- The file is read each time: another run may have written what it wants of other slots.
 ---@param driver deployrt.HAProxy
 ---@param wanted table<string, {state?: string, weight?: integer}>
 function haproxy_managed.persist(driver, wanted)
-  if driver.put_back then return end
-  require_program(driver)
-  local old_text = driver.written or driver.host:read(driver.paths.config) or ""
-  local merged = current_wanted(driver, nil, old_text)
-  for name, new in pairs(wanted) do
-    local old = merged[name] or {}
-    merged[name] = { state = new.state or old.state, weight = new.weight or old.weight }
-  end
-  local text = text_of(driver, merged)
-  if text == old_text then return end
-  if config.fingerprint(text) ~= config.fingerprint(old_text) then
-    put_in_place(driver, text)
-  else
-    driver.host:write(driver.paths.config, text, "600")
-  end
-  driver.written = text
+  local on_disk = driver.host:read(driver.paths.config)
+  local text = on_disk and with_states(driver, on_disk, wanted)
+  if text ~= on_disk then driver.host:write(driver.paths.config, text, "600") end
 end
 
 ---@param driver deployrt.HAProxy
 function haproxy_managed.stop(driver)
   put_down(driver, driver.options.drain and driver.options.drain.timeout or 30)
   process.remove(driver.host, driver.paths)
-  driver.written = nil
 end
 
 return haproxy_managed

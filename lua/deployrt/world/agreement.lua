@@ -220,20 +220,6 @@ function agreement.change_all(context, action)
   if not done and problem then error(problem, 0) end
 end
 
---- Has balancers know the wanted states over a restart of theirs: soon after a change, and at the end of a run.
----@async
-function agreement.save(context)
-  if not context.unsaved then return end
-  agreement.writing(context, function()
-    context.unsaved = false
-    for _, driver in ipairs(context.drivers) do
-      local ok, err = pcall(driver.persist, driver, context.wanted)
-      context.unsaved = context.unsaved or not ok
-      if not ok and not errors.is_away(err) then error(err, 0) end
-    end
-  end)
-end
-
 --- Tells the slots of hosts that `--host` leaves out; nil when it leaves none out.
 ---@return (fun(slot: string): boolean)?
 local function others(context)
@@ -244,14 +230,37 @@ local function others(context)
   return function(slot) return left_out[slot:match("^(.*)%-%d+$")] == true end
 end
 
---- Slots of other hosts are wanted as they are: another run may be at work there. But a balancer that was restarted has
+--- What the run wants of the slots that are its own.
+local function own_wanted(context)
+  local wanted, is_other = {}, others(context)
+  for name, state in pairs(context.wanted) do
+    if not (is_other and is_other(name)) then wanted[name] = state end
+  end
+  return wanted
+end
+
+--- Has balancers know the wanted states over a restart of theirs: soon after a change, and at the end of a run.
+---@async
+function agreement.save(context)
+  if not context.unsaved then return end
+  agreement.writing(context, function()
+    context.unsaved = false
+    for _, driver in ipairs(context.drivers) do
+      local ok, err = pcall(driver.persist, driver, own_wanted(context))
+      context.unsaved = context.unsaved or not ok
+      if not ok and not errors.is_away(err) then error(err, 0) end
+    end
+  end)
+end
+
+--- Slots of other hosts are wanted as they are: another run may be at work there. But a balancer that was restarted may have
 --- forgotten them as it has the run's own.
 local function follow(context, index, seen)
   local is_other = others(context)
   if not is_other or seen.down then return end
   local before = context.instances[index] or seen.instance
   context.instances[index] = seen.instance
-  if before ~= seen.instance then return end
+  if before ~= seen.instance and not context.drivers[index].remembers then return end
   for name, slot in pairs(seen.slots) do
     if is_other(name) then context.wanted[name] = { state = slot.state, weight = slot.weight } end
   end
