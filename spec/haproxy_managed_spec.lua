@@ -248,7 +248,12 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
     driver:prepare()
     driver:apply { { slot = "web1-8080", state = "ready" } }
     await("a failed check", function() return not driver:read().slots["web1-8080"].up end)
-    managed(1, { health = { http = "/broken", status = 500 } }):prepare()
+    local other = managed(1, { health = { http = "/broken", status = 500 } })
+    other:prepare()
+    await("a connection", function() return driver:read().slots["web1-8080"].up end)
+    assert.is_true(other.lenient)
+    other:examine(true)
+    assert.truthy(host:read(driver.paths.config):find("http-check expect status 500", 1, true))
     await("a passed check", function() return driver:read().slots["web1-8080"].up end)
   end))
 end)

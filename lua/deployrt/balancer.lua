@@ -13,6 +13,7 @@ local shares = require "deployrt.balancer.shares"
 ---@field others deployrt.OtherServer[]  who gets traffic besides the slots, as last read
 ---@field differ? string  which of several has other states than this, or is away
 ---@field outdated? boolean  it is set up otherwise than app.yml says
+---@field lenient? boolean  its health checks are not those of the new release yet, which what serves may fail
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
 local Balancer = { kind = "balancer" }
 Balancer.__index = Balancer
@@ -55,10 +56,11 @@ end
 ---@async
 function Balancer:adopt()
   if not self.configured then return end
-  operation.effect {
+  local prepared = operation.effect {
     name = "balancer.prepare", args = {}, undo = (self.outdated or self.down) and { name = "balancer.unprepare", args = {} } or nil,
     note = self.outdated and "the balancer, anew: app.yml says otherwise than what runs" or "the balancer",
   }
+  self.lenient = prepared.lenient
   self:refresh()
   self:settle(operation.current().fleet.members)
   local changes = {}

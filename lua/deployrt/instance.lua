@@ -1,5 +1,6 @@
 -- instance.lua -- A slot running a release, and the verbs that change it.
 local errors = require "deployrt.errors"
+local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
 
 ---@class deployrt.Instance
@@ -55,7 +56,7 @@ end
 --- Raises deployrt.Error: "exited" with the end of its log, "unhealthy".
 function Instance:await_healthy()
   local run = operation.current()
-  perform(self, operation.observe, { name = "instance.await_healthy", args = { health = run.app.health, launch = self.launch } })
+  perform(self, operation.observe, { name = "instance.await_healthy", args = { health = launch.health(run.app, self.launch), launch = self.launch } })
 end
 
 --- One probe.
@@ -64,7 +65,7 @@ end
 ---@return string? reason
 function Instance:is_healthy()
   local run = operation.current()
-  local found = perform(self, operation.observe, { name = "instance.probe", args = { health = run.app.health, launch = self.launch } })
+  local found = perform(self, operation.observe, { name = "instance.probe", args = { health = launch.health(run.app, self.launch), launch = self.launch } })
   return found.healthy, found.reason
 end
 
@@ -94,7 +95,7 @@ function Instance:stop()
       if found.state ~= "running" or not found.launch or found.launch.obstacle then return nil end
       return { name = "instance.restore", kind = "look", args = {
         port = self.port, launch = found.launch, release = found.launch.release,
-        health = self.was_healthy ~= false and run.app.health or nil,
+        health = self.was_healthy ~= false and launch.health(run.app, found.launch) or nil,
       } }
     end,
   })

@@ -11,6 +11,7 @@ local secrets = require "deployrt.secrets"
 ---@field command string[]
 ---@field env table<string, string>
 ---@field secrets table<string, string>  where each comes from
+---@field health? table      how it says that it is well: app.yml may say otherwise by now, for another release
 ---@field group? string|false  of what served before a run: the group of hosts in which it did alone; false: in several
 ---@field settings string   another one where any of this changes, or the value of a secret
 local launch = {}
@@ -35,9 +36,17 @@ function launch.of(app, opened, force)
   local settings = settings_of(app, opened, sha256)
   return {
     release = release.version or (sha256 or settings):sub(1, 12), sha256 = sha256, packed = opened.archive ~= nil,
-    command = process.command, env = process.env or {}, secrets = secrets.references(process.secrets),
+    command = process.command, env = process.env or {}, secrets = secrets.references(process.secrets), health = app.health,
     settings = force and settings .. "-" .. core.sha256(tostring(core.time())):sub(1, 6) or settings,
   }
+end
+
+--- How the health of what was started is checked; of what was started by others, as app.yml says now.
+---@param app deployrt.App
+---@param started deployrt.Launch
+---@return table
+function launch.health(app, started)
+  return started.health or app.health
 end
 
 --- The key of app.yml by which what it says now differs from what was started.

@@ -1,5 +1,6 @@
 -- leftover.lua -- What a rollback leaves: in words, with what mends it; and what nobody knew of.
 local errors = require "deployrt.errors"
+local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
 local world_instance = require "deployrt.world.instance"
 
@@ -114,7 +115,7 @@ function leftover.revive(run)
   for _, member in ipairs(run.found or {}) do
     if not run.fleet:at(member.host, member.port) then
       try(failures, "instance.restore", member.host, operation.effect, { name = "instance.restore", kind = "look", host = member.host, instance = member.label,
-        args = { port = member.port, launch = member.launch, release = member.release, health = run.app.health } })
+        args = { port = member.port, launch = member.launch, release = member.release, health = launch.health(run.app, member.launch) } })
     end
   end
   return failures

@@ -12,7 +12,7 @@ local words = {
   ["instance.stop"] = "stop", ["instance.restore"] = "start again", ["balancer.apply"] = "traffic", ["balancer.route"] = "route", ["balancer.restore"] = "traffic back",
   ["stranger.adopt"] = "adopt", ["stranger.disown"] = "let go", ["stranger.forget"] = "forget",
   ["balancer.prepare"] = "prepare", ["balancer.unprepare"] = "set up the balancer as before",
-  ["balancer.agree"] = "balancers kept alike", ["host.run"] = "run", ["host.hook"] = "hook",
+  ["balancer.examine"] = "health checks of the balancer", ["balancer.agree"] = "balancers kept alike", ["host.run"] = "run", ["host.hook"] = "hook",
 }
 
 local function subject(spec)

@@ -267,6 +267,7 @@ function repl.open(console)
       emit(event)
     end
     converse(self)
+    rollout.examine(run)
   end
   return proceed, function(name) return self.env ~= nil and self:hear(name) end
 end

@@ -1,5 +1,6 @@
 -- rollout.lua -- What the runtime does around a strategy: uploads, fills what is missing, retires what is surplus.
 local fleet = require "deployrt.fleet"
+local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
 local verbs = require "deployrt.verbs"
 
@@ -148,6 +149,46 @@ function rollout.activate(self, run)
       undo = function(found) return { name = "release.activate", args = { release = found.release or nil } } end,
     }
   end)
+end
+
+--- Why a balancer that checked health as the new release says might take traffic from something that serves; nil: all of it
+--- passes.
+local function doubt(run)
+  local looked, serving, settings = {}, {}, launch.health(run.app, run.target)
+  for _, member in ipairs(run.fleet:instances()) do
+    local asked = not run.fleet.given_up[member.host.name] and run.balancer:is_serving(member)
+    if asked then serving[#serving + 1], looked[member.slot] = member, true end
+  end
+  for name in pairs(run.balancer.slots) do
+    if run.balancer:is_serving { slot = name } and not looked[name] then return name .. " serves, too, and is not part of this run" end
+  end
+  local reasons = fleet.together(serving, function(member)
+    local found = operation.observe {
+      name = "instance.probe", host = member.host, instance = member.label,
+      args = { port = member.port, release = member.release, launch = member.launch, health = settings },
+    }
+    return not found.healthy and ("%s does not pass it: %s"):format(member.label, found.reason)
+  end)
+  for _, reason in ipairs(reasons) do
+    if reason then return reason end
+  end
+end
+
+--- Balancers that have let everything pass that listens check health as the new release says, once all that serves passes.
+---@async
+---@param run table
+function rollout.examine(run)
+  if not run.balancer.lenient then return end
+  local why = doubt(run)
+  if why then
+    run.emit { event = "warning", message = ("the balancer checks only whether something listens, and not yet the health of release %s: %s; "
+      .. "the next deployment tries again"):format(run.target.release, why) }
+    return
+  end
+  operation.effect {
+    name = "balancer.examine", args = { strict = true }, undo = { name = "balancer.examine", args = { strict = false } },
+    note = "the balancer, which checks health as the new release says from now on",
+  }
 end
 
 --- Versions that may go: the oldest beyond `keep`, never one that runs, serves or can be rolled back to.

@@ -112,6 +112,7 @@ local function proceed(self)
   rollout.retire(self.script)
   rollout.activate(self.script, self)
   self.balancer:agree()
+  rollout.examine(self)
 end
 
 --- What remains to be done after success; until it is over, everything can still be undone.
@@ -298,7 +299,7 @@ local function new_run(opened, options)
   local target = past and past.header.launch or options.target and options.target(opened) or launch.of(opened.app, opened, options.force)
   local id = past and past.id or options.state:create()
   if past then reopen_archive(opened.app, opened, past.header) end
-  opened.fleet.target = target
+  opened:deploys(target)
   local self = opened:new_run {
     id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
     resumed = past ~= nil, without_script = past and past.force, has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
@@ -379,7 +380,7 @@ end
 function run.rehearse(app, options)
   local opened <close> = session.open(app, { secrets = options.kind ~= "stop" and (options.offline and "unread" or true) })
   local target = options.target and options.target(opened) or launch.of(app, opened, options.force)
-  opened.fleet.target = target
+  opened:deploys(target)
   local self = opened:new_run {
     id = "plan", rehearsing = true, session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
     has_archive = opened.archive ~= nil, turns = turns.new(), root = undo.root(), control = control.new(true), journal = options.journal, emit = options.emit,
@@ -459,7 +460,7 @@ end
 function run.is_needed(app, state, force)
   if #app.hosts == 0 then return true end
   local opened <close> = session.open(app, { secrets = true })
-  opened.fleet.target = launch.of(app, opened, false)
+  opened:deploys(launch.of(app, opened, false))
   return opened:with_run({}, function(self)
     if state then lock.refuse_held(opened:lines(), app.file, function(id) return state:is_over(id) end) end
     if force then return true end

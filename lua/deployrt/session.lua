@@ -6,6 +6,7 @@ local driver = require "deployrt.balancer.driver"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local host = require "deployrt.host"
+local launch = require "deployrt.launch"
 local secrets = require "deployrt.secrets"
 local balancer = require "deployrt.balancer"
 local turns = require "deployrt.turns"
@@ -175,6 +176,13 @@ function Session:new_run(fields)
     end,
   }
   return run
+end
+
+--- What is to serve in the end: balancers check it as it says itself. A rollback's is of another day than app.yml.
+---@param target deployrt.Launch
+function Session:deploys(target)
+  self.fleet.target = target
+  for _, each in ipairs(self.drivers) do each.health = launch.health(self.app, target) end
 end
 
 --- The connections that there are, in the order of the hosts.

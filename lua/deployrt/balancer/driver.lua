@@ -14,7 +14,11 @@ local route = require "deployrt.balancer.route"
 ---@field outdated? boolean  set by check: it is set up otherwise than app.yml says, and prepare would change that
 ---@field prepare fun(self, run?: string, wanted?: table<string, table>)  makes every slot known to the balancer; run: the id of one that may
 ---  want back what it finds; wanted: the slots that it has in hand
----@field unprepare? fun(self, run: string)  puts back what prepare changed for that run, if it did
+---@field health? table      set from outside: how the health of what is to serve in the end is checked; default: as context.health says
+---@field lenient? boolean   set by prepare: health is not checked so yet, for what serves may be another release, and is to go on until examine
+---@field examine? fun(self, strict: boolean)  health is checked so; or, not strictly, whatever listens passes
+---@field unprepare? fun(self, run: string, lenient: boolean)  puts back what prepare changed for that run, if it did; lenient: what serves
+---  may be another than what it was set up for, and is to go on
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string, others?: deployrt.OtherServer[]}  as the
 ---  balancer has it now; of the named ones at least
 ---@field apply fun(self, changes: deployrt.SlotChange[], forward?: boolean): table<string, deployrt.DriverSlot>?  returns when the balancer

@@ -379,8 +379,16 @@ end
 --- Managed: the configuration that the run found is put back, if prepare() changed it.
 ---@async
 ---@param run string
-function HAProxy:unprepare(run)
-  if self.options.managed then managed.unprepare(self, run) end
+---@param lenient boolean  something serves that it may not have been written for
+function HAProxy:unprepare(run, lenient)
+  if self.options.managed then managed.unprepare(self, run, lenient) end
+end
+
+--- Managed: HAProxy checks health as the new release says, or only whether something listens.
+---@async
+---@param strict boolean
+function HAProxy:examine(strict)
+  if self.options.managed then managed.examine(self, strict) end
 end
 
 --- Brings the routed servers and the percentage to what is wanted, and reads them back.

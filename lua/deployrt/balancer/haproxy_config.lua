@@ -106,6 +106,29 @@ function haproxy_config.fingerprint(text)
   return "deployrt-" .. core.sha256(shape(text)):sub(1, 16)
 end
 
+--- Has a configuration say its own name.
+local function sealed(text)
+  return (text:gsub("    noreuseport\n", "%0    description " .. haproxy_config.fingerprint(text) .. "\n", 1))
+end
+
+--- How a configuration checks the health of its servers; "": by connecting.
+---@param text string
+---@return string
+function haproxy_config.checks(text)
+  local lines = {}
+  for line in (text:match("^(.-)\n    server ") or text):gmatch("\n    ([^\n]*)") do
+    if line:find("^option httpchk") or line:find("^http%-check") then lines[#lines + 1] = line end
+  end
+  return table.concat(lines, "\n")
+end
+
+--- The same configuration, for whose checks a server is healthy when it accepts connections.
+---@param text string
+---@return string
+function haproxy_config.lenient(text)
+  return sealed((text:gsub("    description [^\n]*\n", ""):gsub("    option httpchk[^\n]*\n", ""):gsub("    http%-check[^\n]*\n", "")))
+end
+
 --- What of a configuration does not depend on which slots there are.
 ---@param text string
 ---@return string
@@ -151,8 +174,7 @@ function haproxy_config.text(settings, slots, wanted)
     table.move({ routed_head:format(settings.routed), checks, server_lines(slots, {}) }, 1, 3, #lines + 1, lines)
   end
   if settings.stats then lines[#lines + 1] = "\n" .. stats_lines:format(settings.stats) end
-  local text = table.concat(lines)
-  return (text:gsub("    noreuseport\n", "%0    description " .. haproxy_config.fingerprint(text) .. "\n", 1))
+  return sealed(table.concat(lines))
 end
 
 --- A configuration up to the end of the backend that states are kept in.

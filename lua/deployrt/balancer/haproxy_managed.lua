@@ -61,7 +61,7 @@ local function text_of(driver, wanted)
   return config.text({
     app = driver.context.app, socket = driver.paths.socket, listen = driver.options.listen, stats = driver.options.stats,
     maintenance = (maintenance_of(driver)),
-    backend = driver.backend, health = driver.context.health, maxconn = process.connections(driver.files, #driver.context.slots), hard_stop = hard_stop,
+    backend = driver.backend, health = driver.health or driver.context.health, maxconn = process.connections(driver.files, #driver.context.slots), hard_stop = hard_stop,
     routing = routing and routes.frontend(driver.context.app, driver.backend, driver.map, routing),
     routed = routing and routes.backend(driver.backend),
   }, driver.context.slots, wanted)
@@ -243,18 +243,6 @@ local function recover(driver, seen, old_text)
     .. driver.paths.config, err.detail or err.message)
 end
 
---- The new process has taken over when it answers, and the old one accepts nothing any more.
-local function reload(driver, seen, text, old_text)
-  check_listen(driver, seen)
-  put_in_place(driver, text)
-  local done = process.signal(driver.host, driver.paths, "USR2") and await(10, function()
-    local ok, now = pcall(look, driver)
-    return ok and now and now.instance ~= seen.instance
-  end) and await(5, function() return not process.is_listening(driver.host, seen.pid) end)
-  if not done then recover(driver, seen, old_text) end
-  restore(driver, seen)
-end
-
 local function before_file(driver, run)
   return ("%s.before-%s"):format(driver.paths.config, run)
 end
@@ -266,54 +254,81 @@ local function text_running(driver, seen, on_disk)
   return config.fingerprint(found) == seen.description and found or on_disk
 end
 
---- Keeps the configuration that a run found, for its way back; an earlier run's is of no use any more. An earlier life of
---- this run may have kept it already.
----@return string text  what the run found
-local function keep_before(driver, run, seen, on_disk)
-  local kept = driver.host:read(before_file(driver, run))
-  if kept then return kept end
-  local text = text_running(driver, seen, on_disk)
-  process.shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
-  driver.host:write(before_file(driver, run), text, "600")
-  return text
+--- The new process has taken over when it answers, and the old one accepts nothing any more.
+local function reload(driver, seen, text, on_disk)
+  local old_text = text_running(driver, seen, on_disk)
+  put_in_place(driver, text)
+  local done = process.signal(driver.host, driver.paths, "USR2") and await(10, function()
+    local ok, now = pcall(look, driver)
+    return ok and now and now.instance ~= seen.instance
+  end) and await(5, function() return not process.is_listening(driver.host, seen.pid) end)
+  if not done then recover(driver, seen, old_text) end
+  restore(driver, seen)
 end
 
---- Keeps that nothing ran, for a run's way back; what comes up with traffic, as after a crash, is to stay.
-local function keep_nothing(driver, run, wanted)
+--- Brings HAProxy to a configuration: it is started, or reloaded. The disk may have another one than what runs.
+local function renew(driver, seen, text, on_disk)
+  local name = config.fingerprint(text)
+  if not seen or seen.description ~= name then
+    check_listen(driver, seen)
+    if seen then reload(driver, seen, text, on_disk) else bring_up(driver, text) end
+  elseif config.fingerprint(on_disk) ~= name then
+    put_in_place(driver, text)
+  end
+end
+
+--- Keeps the configuration that a run found ("": nothing ran), for its way back; an earlier run's is of no use any more. An
+--- earlier life of this run may have kept it already.
+local function keep_before(driver, run, text)
+  if driver.host:read(before_file(driver, run)) then return end
+  process.shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
+  driver.host:write(before_file(driver, run), text, "600")
+end
+
+--- What a run changes it may want back. What comes up with traffic, as after a crash, is to stay.
+local function keep_found(driver, run, seen, on_disk, wanted)
+  if seen then return keep_before(driver, run, text_running(driver, seen, on_disk)) end
   for _, state in pairs(wanted) do
     if state.state == "ready" then return end
   end
-  if driver.host:read(before_file(driver, run)) then return end
-  process.shell(driver.host, 'rm -f -- "$1".before-*', driver.paths.config)
-  driver.host:write(before_file(driver, run), "", "600")
+  keep_before(driver, run, "")
 end
 
+--- What serves may fail checks that it was not started under, and would lose its traffic by them: where the new release has
+--- others, HAProxy only looks whether something listens, until examine() says more.
 ---@param driver deployrt.HAProxy
 ---@param run? string  which may want back what it finds
 function haproxy_managed.prepare(driver, run)
   require_program(driver)
   local seen = look(driver)
   if seen and driver.put_back then return end
-  local old_text = driver.host:read(driver.paths.config) or ""
-  local wanted = current_wanted(driver, seen, old_text)
-  local text = text_of(driver, wanted)
-  if not seen then
-    check_listen(driver, nil)
-    if run then keep_nothing(driver, run, wanted) end
-    bring_up(driver, text)
-  elseif seen.description ~= config.fingerprint(text) then
-    reload(driver, seen, text, run and keep_before(driver, run, seen, old_text) or old_text)
-  else
-    return
-  end
-  driver.outdated = nil
+  local on_disk = driver.host:read(driver.paths.config) or ""
+  local wanted = current_wanted(driver, seen, on_disk)
+  local strict = text_of(driver, wanted)
+  local is_same = on_disk == "" or config.checks(on_disk) == config.checks(strict)
+  local text = is_same and strict or config.lenient(strict)
+  local changes = not seen or seen.description ~= config.fingerprint(text)
+  if run and changes then keep_found(driver, run, seen, on_disk, wanted) end
+  renew(driver, seen, text, on_disk)
+  driver.outdated, driver.lenient = nil, text ~= strict
+end
+
+--- From now on HAProxy checks health as the new release says; or, not strictly, whether something listens.
+---@param driver deployrt.HAProxy
+---@param strict boolean
+function haproxy_managed.examine(driver, strict)
+  require_program(driver)
+  local seen, on_disk = look(driver), driver.host:read(driver.paths.config) or ""
+  local text = text_of(driver, current_wanted(driver, seen, on_disk))
+  renew(driver, seen, strict and text or config.lenient(text), on_disk)
 end
 
 --- Puts back the configuration that a run found, or that nothing ran; its states are as they are now. It is set up in no
 --- other way in this run.
 ---@param driver deployrt.HAProxy
 ---@param run string
-function haproxy_managed.unprepare(driver, run)
+---@param lenient boolean  something serves that it may not have been written for
+function haproxy_managed.unprepare(driver, run, lenient)
   driver.put_back = true
   local text = driver.host:read(before_file(driver, run))
   if not text then return end
@@ -321,13 +336,7 @@ function haproxy_managed.unprepare(driver, run)
   if text == "" then return haproxy_managed.stop(driver) end
   local seen, on_disk = look(driver), driver.host:read(driver.paths.config) or ""
   text = with_states(driver, text, current_wanted(driver, seen, on_disk))
-  if not seen then
-    bring_up(driver, text)
-  elseif seen.description ~= config.fingerprint(text) then
-    reload(driver, seen, text, on_disk)
-  else
-    driver.host:write(driver.paths.config, text, "600") -- the other one may have been written, and not loaded yet
-  end
+  renew(driver, seen, lenient and config.lenient(text) or text, on_disk)
   process.shell(driver.host, 'rm -f -- "$1"', before_file(driver, run))
 end
 

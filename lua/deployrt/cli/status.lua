@@ -8,6 +8,7 @@ local fleet = require "deployrt.fleet"
 local health = require "deployrt.health"
 local history = require "deployrt.history"
 local json = require "deployrt.progress.json"
+local launch = require "deployrt.launch"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
@@ -45,7 +46,7 @@ local function probe(opened, rows)
     if not row.member then return end
     local host = opened.connections[row.host]
     local directory = row.member.launch.packed and ("%s/releases/%s"):format(host.root, row.release) or host.root
-    row.healthy = health.probe(host, row.port, opened.app.health, { port = row.port, host = host.name, release = row.release, dir = directory })
+    row.healthy = health.probe(host, row.port, launch.health(opened.app, row.member.launch), { port = row.port, host = host.name, release = row.release, dir = directory })
     row.member = nil
   end)
 end

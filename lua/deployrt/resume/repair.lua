@@ -1,6 +1,7 @@
 -- resume/repair.lua -- A run that is taken up finds the world as its journal has it, as far as that is gone: brings it there.
 local agreement = require "deployrt.world.agreement"
 local errors = require "deployrt.errors"
+local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
 local world_balancer = require "deployrt.world.balancer"
 local world_instance = require "deployrt.world.instance"
@@ -9,8 +10,8 @@ local repair = {}
 
 --- Whether a life of this run that was killed then had started it again.
 local function was_mended(run, member, found)
-  local launch = found.launch
-  return found.key:sub(1, #run.id + 1) == run.id .. "/" and launch ~= nil and launch.release == member.release and launch.settings == member.launch.settings
+  local started = found.launch
+  return found.key:sub(1, #run.id + 1) == run.id .. "/" and started ~= nil and started.release == member.release and started.settings == member.launch.settings
 end
 
 --- Instances that the journal leaves running, and that are not there any more. A copy of it that lags may not know what the
@@ -49,7 +50,7 @@ local function start_again(run, member, abort)
   local result = operation.effect {
     name = "instance.restore", kind = "look", host = member.host, instance = member.label, args = {
       port = member.port, launch = member.launch, release = member.release,
-      health = (abort or member.state == "serving") and member.was_healthy ~= false and run.app.health or nil,
+      health = (abort or member.state == "serving") and member.was_healthy ~= false and launch.health(run.app, member.launch) or nil,
     },
   }
   member.pid = result.pid

@@ -383,18 +383,33 @@ local function run_of(context)
 end
 
 --- Starts what deployrt manages itself, and adds the slots that a balancer does not know.
+---@return {lenient?: boolean}  whether health is checked so that what serves passes, and not as the new release says
 function balancer.prepare(context)
+  local lenient
   agreement.writing(context, function()
-    for _, driver in ipairs(context.drivers) do driver:prepare(run_of(context), context.wanted) end
+    for _, driver in ipairs(context.drivers) do
+      driver:prepare(run_of(context), context.wanted)
+      lenient = lenient or driver.lenient or nil
+    end
+  end)
+  return { lenient = lenient }
+end
+
+--- Has balancers check health as the new release says, or so that what serves passes.
+function balancer.examine(context, _, args)
+  agreement.writing(context, function()
+    for _, driver in ipairs(context.drivers) do
+      if driver.examine then driver:examine(args.strict) end
+    end
   end)
   return {}
 end
 
---- Puts back how balancers were set up when the run began.
+--- Puts back how balancers were set up when the run began. What serves because its traffic could not be taken away goes on.
 function balancer.unprepare(context)
   agreement.writing(context, function()
     for _, driver in ipairs(context.drivers) do
-      if driver.unprepare then driver:unprepare(run_of(context)) end
+      if driver.unprepare then driver:unprepare(run_of(context), next(context.kept_open) ~= nil) end
     end
   end)
   return {}
