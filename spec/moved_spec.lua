@@ -250,4 +250,30 @@ describe("an application that moved", function()
     app.opts.hosts = bed:yaml()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
   end)
+
+  for command, release in pairs { resume = "2.0", abort = "1.0" } do
+    it("off a host is ended by " .. command .. " when the controller died after it took the traffic away there", function()
+      bed = hosts.up(3)
+      app.opts.slots, app.ports, app.opts.hosts, app.opts.instances = 2, { 8080, 8081 }, bed:yaml(), 1
+      assert.equal(0, app:deploy("rolling", "1.0").exit)
+      app.opts.hosts = bed:yaml { bed.hosts[1], bed.hosts[2] }
+      app.opts.yaml = "strategy: {settle: 1s, batch: 1}"
+      app:write(fixture.release "2.0", "2.0")
+      app:kill_at({ "rolling", "app.yml" }, "== batch 2 of 2")
+      local config = app.dir .. "/home/.deployrt/shop/balancer/haproxy.cfg"
+      contains(fixture.read(config):match("server web3%-8080[^\n]*"), "disabled")
+      local load = app:load { rate = 100 }
+      local run = app:command { command, "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.is_nil((run.stdout .. run.stderr):find("set right again", 1, true), run.stdout .. run.stderr)
+      assert.same({}, load:stop().errors)
+      assert.same({ release, release }, app:serving())
+      local rows = fixture.sh(("echo 'show stat shop 4 -1' | socat - %s/home/.deployrt/shop/balancer/haproxy.sock"):format(app.dir))
+      contains(rows:match("shop,web3%-8080,[^\n]*"), command == "abort" and ",UP" or ",MAINT,")
+      app.opts.hosts, app.opts.yaml = bed:yaml(), "strategy: {settle: 0}"
+      app:write(fixture.release "3.0", "3.0")
+      run = app:command { "rolling", "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+    end)
+  end
 end)

@@ -373,7 +373,7 @@ end
 ---@param run? string  that may want back the configuration which it finds
 ---@param wanted? table<string, table>  slots that the run has in hand
 function HAProxy:prepare(run, wanted)
-  if self.options.managed then managed.prepare(self, run) else add_missing(self, wanted) end
+  if self.options.managed then managed.prepare(self, run, wanted) else add_missing(self, wanted) end
 end
 
 --- Managed: the configuration that the run found is put back, if prepare() changed it.

@@ -95,31 +95,49 @@ local function with_states(driver, text, wanted)
   return config.with_states(text, by_name)
 end
 
+local function serves(server)
+  return server.state == "ready" and server.weight > 0
+end
+
 --- What gets traffic although app.yml does not name it any more.
 local function dropped(slots, kept)
   local _, known = servers_of(slots, kept)
   local names, others = {}, false
   for name, server in pairs(kept) do
-    local serves = server.state == "ready" and server.weight > 0
-    others = others or serves and known[name]
-    if serves and not known[name] then names[#names + 1] = name end
+    others = others or serves(server) and known[name]
+    if serves(server) and not known[name] then names[#names + 1] = name end
   end
   table.sort(names)
   return names, others
 end
 
---- Servers that get traffic although app.yml does not name them any more stay known, until a run has taken their traffic away.
+--- Servers that app.yml does not name any more stay known: what gets traffic, until a run has taken it away, and what gets
+--- none, for a run that took it away may be taken up, and want to give it back.
 ---@param driver deployrt.HAProxy
 function haproxy_managed.keep_left(driver)
   if driver.left or not driver.context.alone then return end
-  local kept = haproxy_managed.kept(driver)
-  local named = driver.context.slots
+  local kept, named, names = haproxy_managed.kept(driver), driver.context.slots, {}
+  local _, known = servers_of(named, kept)
+  for name in pairs(kept) do if not known[name] then names[#names + 1] = name end end
+  table.sort(names)
   local slots = table.move(named, 1, #named, 1, {})
   driver.left = {}
-  for _, name in ipairs(dropped(named, kept)) do
+  for _, name in ipairs(names) do
     driver.left[name], slots[#slots + 1] = true, { name = name, address = kept[name].address, port = kept[name].port }
   end
   driver.named, driver.context = named, setmetatable({ slots = slots }, { __index = driver.context })
+end
+
+--- What app.yml does not name any more, and gets no traffic, is forgotten when a run begins.
+---@param wanted table<string, {state?: string, weight?: integer}>  by slot
+---@param in_hand table<string, table>  slots that the run has in hand
+local function forget_closed(driver, wanted, in_hand)
+  local slots, left = {}, driver.left or {}
+  for _, slot in ipairs(driver.context.slots) do
+    local now = wanted[slot.name]
+    if not left[slot.name] or in_hand[slot.name] or now and serves(now) then slots[#slots + 1] = slot end
+  end
+  driver.context.slots = slots
 end
 
 --- What app.yml does not name any more loses its traffic: not while it is all that serves.
@@ -298,12 +316,14 @@ end
 --- others, HAProxy only looks whether something listens, until examine() says more.
 ---@param driver deployrt.HAProxy
 ---@param run? string  which may want back what it finds
-function haproxy_managed.prepare(driver, run)
+---@param in_hand? table<string, table>  slots that it has in hand
+function haproxy_managed.prepare(driver, run, in_hand)
   require_program(driver)
   local seen = look(driver)
   if seen and driver.put_back then return end
   local on_disk = driver.host:read(driver.paths.config) or ""
   local wanted = current_wanted(driver, seen, on_disk)
+  if run then forget_closed(driver, wanted, in_hand or {}) end
   local strict = text_of(driver, wanted)
   local is_same = on_disk == "" or config.checks(on_disk) == config.checks(strict)
   local text = is_same and strict or config.lenient(strict)
