@@ -1,5 +1,6 @@
 -- balancer_list_spec.lua -- Two balancers that are kept alike: down before a run, down in the middle of one, and back.
 local fixture = require "spec.support.fixture"
+local hosts = require "spec.support.hosts"
 
 local function contains(text, ...)
   for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
@@ -96,4 +97,68 @@ describe("a list of balancers", function()
       assert.is_nil(fixture.read(log):find("has not come back", 1, true))
     end)
   end
+end)
+
+if not hosts.possible() then
+  print("balancer_list_spec: skipped: over SSH, because test hosts need root, iproute2 and sshd")
+  return
+end
+
+describe("a list of balancers that a run adds one to", function()
+  local port = 8000
+  local app, bed, release
+
+  before_each(function()
+    bed, app = hosts.up(1), fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+    app.opts.hosts, app.ports = bed:yaml(), { 8080, 8081 }
+    release = fixture.release "1.0"
+    assert.equal(0, app:deploy("rolling", "1.0", { path = release }).exit)
+    local managed = '{type: haproxy, managed: true, listen: "%s:%d", drain: {timeout: 3s}%s}'
+    app.opts.balancer = ("[%s, %s]"):format(managed:format("127.0.0.1", app.listen, ""), managed:format("0.0.0.0", port, ", host: web1"))
+  end)
+  after_each(function()
+    app:stop()
+    bed:down()
+    fixture.cleanup()
+  end)
+
+  --- The releases that answer, by the first balancer and by the one on the host.
+  local function answers()
+    local list = {}
+    for i, at in ipairs { "127.0.0.1:" .. app.listen, bed.hosts[1].address .. ":" .. port } do
+      list[i] = fixture.sh(("curl -s -m 2 http://%s/ || true"):format(at)):match("hello from (%S+)") or "none"
+    end
+    return list
+  end
+
+  local function assert_nothing_is_left()
+    assert.same({ "1.0", "none" }, answers())
+    assert.equal("", (bed:ssh(1, "ls .deployrt/shop/balancer 2>/dev/null; pgrep haproxy")))
+  end
+
+  it("is as it was when the run fails: what it has started is stopped, and nothing of it is left", function()
+    local run = app:deploy("rolling", "2.0", { fault = "dies" })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    assert.is_nil((run.stdout .. run.stderr):find("by somebody", 1, true), run.stdout .. run.stderr)
+    assert_nothing_is_left()
+  end)
+
+  it("is as it was when the run is aborted whose controller died", function()
+    app:write(fixture.release("2.0", { start_delay = 2000 }), "2.0")
+    app:kill_at({ "rolling", "app.yml" }, "== batch 1")
+    fixture.eventually(function() return answers()[2] == "1.0" end, 5, "the new balancer")
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert_nothing_is_left()
+  end)
+
+  it("has that one do as the other, and blames nobody", function()
+    local run = app:deploy("rolling", "1.0", { path = release })
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.is_nil((run.stdout .. run.stderr):find("by somebody", 1, true), run.stdout .. run.stderr)
+    contains(run.stdout, "balancer 2 (haproxy on web1) gets the states of the others: 1 slot")
+    assert.same({ "1.0", "1.0" }, answers())
+    assert.equal(0, app:deploy("rolling", "2.0").exit)
+    assert.same({ "2.0", "2.0" }, answers())
+  end)
 end)

@@ -11,6 +11,7 @@ local shares = require "deployrt.balancer.shares"
 ---  disputed: only some of several balancers use it
 ---@field down? boolean  it does not run: the slots are what it comes up with
 ---@field others deployrt.OtherServer[]  who gets traffic besides the slots, as last read
+---@field halted? boolean  one of several does not run: a run starts it
 ---@field differ? string  which of several has other states than this, or is away
 ---@field outdated? boolean  it is set up otherwise than app.yml says
 ---@field lenient? boolean  its health checks are not those of the new release yet, which what serves may fail
@@ -37,7 +38,7 @@ end
 function Balancer:refresh()
   if not self.configured then return end
   local found = operation.observe { name = "balancer.read", args = {} }
-  self.slots, self.route, self.down, self.differ, self.outdated = found.slots, found.route, found.down, found.differ, found.outdated
+  self.slots, self.route, self.down, self.halted, self.differ, self.outdated = found.slots, found.route, found.down, found.halted, found.differ, found.outdated
   self.others = found.others or {}
 end
 
@@ -57,7 +58,7 @@ end
 function Balancer:adopt()
   if not self.configured then return end
   local prepared = operation.effect {
-    name = "balancer.prepare", args = {}, undo = (self.outdated or self.down) and { name = "balancer.unprepare", args = {} } or nil,
+    name = "balancer.prepare", args = {}, undo = (self.outdated or self.halted) and { name = "balancer.unprepare", args = {} } or nil,
     note = self.outdated and "the balancer, anew: app.yml says otherwise than what runs" or "the balancer",
   }
   self.lenient = prepared.lenient

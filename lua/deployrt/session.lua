@@ -161,6 +161,7 @@ function Session:new_run(fields)
     gone = {}, closed = {}, new = {}, -- by slot, on a way back that is taken up: stopped already, closed already, of the new release
     behind = {}, has = {}, instances = {}, -- by the balancer's place: why it is away, the states that it was last known to have, and its process
     warn = function(message) run.emit { event = "warning", message = message } end,
+    log = function(message) run.emit { event = "log", message = message } end,
     connections = self.connections, controller = self.controller,
     archive = self.archive,
     check_lock = function()

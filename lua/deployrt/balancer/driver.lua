@@ -19,6 +19,7 @@ local route = require "deployrt.balancer.route"
 ---@field examine? fun(self, strict: boolean)  health is checked so; or, not strictly, whatever listens passes
 ---@field unprepare? fun(self, run: string, lenient: boolean)  puts back what prepare changed for that run, if it did; lenient: what serves
 ---  may be another than what it was set up for, and is to go on
+---@field stopped? boolean   set by unprepare: the run had started it, and it has no part in the rest of the way back
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string, others?: deployrt.OtherServer[]}  as the
 ---  balancer has it now; of the named ones at least
 ---@field apply fun(self, changes: deployrt.SlotChange[], forward?: boolean): table<string, deployrt.DriverSlot>?  returns when the balancer

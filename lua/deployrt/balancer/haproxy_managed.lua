@@ -353,7 +353,8 @@ function haproxy_managed.unprepare(driver, run, lenient)
   local text = driver.host:read(before_file(driver, run))
   if not text then return end
   require_program(driver)
-  if text == "" then return haproxy_managed.stop(driver) end
+  driver.stopped = text == ""
+  if driver.stopped then return haproxy_managed.stop(driver) end
   local seen, on_disk = look(driver), driver.host:read(driver.paths.config) or ""
   text = with_states(driver, text, current_wanted(driver, seen, on_disk))
   renew(driver, seen, lenient and config.lenient(text) or text, on_disk)

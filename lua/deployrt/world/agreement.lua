@@ -76,13 +76,17 @@ end
 --- others have in service besides.
 ---@return table seen
 ---@return string? differ  which one has other states, or is away
+---@return boolean? halted  one of them does not run
 function agreement.read_all(context)
-  if #context.drivers < 2 then return agreement.read_one(context), nil end
-  local all, best, problem, differ = {}, nil, nil, nil
+  if #context.drivers < 2 then
+    local seen = agreement.read_one(context)
+    return seen, nil, seen.down
+  end
+  local all, best, problem, differ, halted = {}, nil, nil, nil, nil
   for index, driver in ipairs(context.drivers) do
     local ok, seen = pcall(driver.read, driver)
     if not ok and not errors.is_away(seen) then error(seen, 0) end
-    all[index], problem = ok and seen, problem or not ok and seen
+    all[index], problem, halted = ok and seen, problem or not ok and seen, halted or ok and seen.down or nil
     if ok and (not best or count_serving(seen) > count_serving(best)) then best = seen end
   end
   if not best then error(problem, 0) end
@@ -96,7 +100,7 @@ function agreement.read_all(context)
   dispute(best, all)
   add_left(best, all)
   best.others = others_of(all)
-  return best, differ
+  return best, differ, halted
 end
 
 --- Waits until whoever is in line has had his turn.
@@ -213,8 +217,8 @@ end
 --- Changes all of them; when none is there, that is an error.
 function agreement.change_all(context, action)
   local done, problem = false, nil
-  for index in ipairs(context.drivers) do
-    local err = change_one(context, index, action)
+  for index, driver in ipairs(context.drivers) do
+    local err = not driver.stopped and change_one(context, index, action) or nil
     done, problem = done or not err, err or problem
   end
   if not done and problem then error(problem, 0) end
@@ -295,6 +299,18 @@ local function is_wanted(wanted)
   return false
 end
 
+--- Says that a balancer was brought to the wanted states, and why it was not there.
+local function tell(context, index, count)
+  local name, slots = name_of(context, index), count == 1 and "1 slot" or count .. " slots"
+  if context.begins then
+    context.log(("%s gets the states of the others: %s"):format(name, slots))
+  elseif context.behind[index] then
+    context.warn(("%s is back: %s brought up to date"):format(name, slots))
+  else
+    context.warn(("the balancer was restarted or changed by somebody: %s set right again"):format(slots))
+  end
+end
+
 --- Brings one balancer to the wanted states.
 local function mend_one(context, index)
   local driver = context.drivers[index]
@@ -314,12 +330,18 @@ local function mend_one(context, index)
     if change.state ~= "ready" and slot and slot.state == "ready" then context.closed_aside[change.slot] = true end
   end
   if #changes > 0 then driver:apply(changes) end
-  if #changes > 0 or rerouted or down then
-    context.warn(context.behind[index] and ("%s is back: %d slots brought up to date"):format(name_of(context, index), #changes)
-      or ("the balancer was restarted or changed by somebody: %d slots set right again"):format(#changes))
-  end
+  if #changes > 0 or rerouted or down then tell(context, index, #changes) end
   context.behind[index] = nil
   agreement.note_reached(context, index)
+end
+
+local function mend_all(context)
+  context.check_lock()
+  agreement.reshaping(context, function()
+    for index, driver in ipairs(context.drivers) do
+      if not driver.stopped then pcall(mend_one, context, index) end
+    end
+  end)
 end
 
 --- Brings each balancer that was restarted, changed by others, or away, to the wanted states. One that does not answer is
@@ -327,10 +349,15 @@ end
 ---@async
 function agreement.mend(context)
   if context.changing or context.writing then return end
-  context.check_lock()
-  agreement.reshaping(context, function()
-    for index in ipairs(context.drivers) do pcall(mend_one, context, index) end
-  end)
+  mend_all(context)
+end
+
+--- The same when the run has only just said what it wants: nobody has changed anything. Who is at work is waited for.
+---@async
+function agreement.begin(context)
+  context.begins = true
+  mend_all(context)
+  context.begins = nil
 end
 
 local function same(one, other)

@@ -6,12 +6,13 @@ local errors = require "deployrt.errors"
 
 local balancer = {}
 
---- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route, others}, and which of several balancers differs.
+--- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route, others}, and which of several balancers differs,
+--- and whether one does not run.
 function balancer.read(context)
-  local seen, differ = agreement.read_all(context)
+  local seen, differ, halted = agreement.read_all(context)
   local outdated
   for _, driver in ipairs(context.drivers) do outdated = outdated or driver.outdated or nil end
-  return { slots = seen.slots, route = seen.route, down = seen.down, others = seen.others, differ = differ, outdated = outdated }
+  return { slots = seen.slots, route = seen.route, down = seen.down, others = seen.others, halted = halted, differ = differ, outdated = outdated }
 end
 
 --- Who is told apart now: what the run wants counts more than what is seen.
@@ -40,7 +41,7 @@ function balancer.adopt(context, _, args)
   agreement.want(context, args.changes)
   context.unsaved = true
   for index in ipairs(context.drivers) do agreement.note_reached(context, index) end
-  if #context.drivers > 1 then agreement.mend(context) end
+  if #context.drivers > 1 then agreement.begin(context) end
   return {}
 end
 

@@ -183,7 +183,7 @@ function rooms.balancer:read()
     copy[name] = { state = slot.state, weight = slot.weight, up = slot.up, sessions = slot.sessions, disputed = slot.disputed, left = slot.left }
   end
   local seen = self.balancer
-  return { slots = copy, route = seen.route, down = seen.down, others = seen.others, differ = seen.differ, outdated = seen.outdated }
+  return { slots = copy, route = seen.route, down = seen.down, others = seen.others, halted = seen.halted, differ = seen.differ, outdated = seen.outdated }
 end
 
 function rooms.balancer:routed()
@@ -234,7 +234,7 @@ end
 
 function rooms.balancer:prepare()
   slots_of(self)
-  self.balancer.down, self.balancer.outdated = nil, nil
+  self.balancer.down, self.balancer.halted, self.balancer.outdated = nil, nil, nil
   return {}
 end
 
