@@ -309,6 +309,17 @@ describe("link:stream", function()
     sh("echo > " .. fifo)
     assert.same({ "two\n", 2 }, { stream:read(5) })
     assert.same({ false, 3 }, { stream:read(5) })
+    local killed <close> = link:stream { "/bin/sh", "-c", "kill -KILL $$" }
+    assert.same({ false, 0, "KILL", 9 }, { killed:read(5) })
+  end))
+end)
+
+describe("a command that has ended", function()
+  it("is not waited for because others hold its output open, and all that it wrote is there", with_link(function()
+    local script = "exec sleep 1003 & echo $!; head -c 100000 /dev/zero >&2"
+    local result = assert(link:exec({ "/bin/sh", "-c", script }, { timeout = 5 }))
+    sh("kill " .. result.stdout)
+    assert.same({ 0, 100000 }, { result.status, #result.stderr })
   end))
 end)
 

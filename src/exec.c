@@ -245,10 +245,13 @@ static int stream_read_step(lua_State *L, int status, lua_KContext ctx) {
   if (!e->ended || e->failed) return push_exec_failure(L, e, "reading output");
   lua_pushboolean(L, 0);
   lua_pushinteger(L, e->status);
-  return 2;
+  if (!e->signal) return 2;
+  lua_pushstring(L, signal_label(e->signal));
+  lua_pushinteger(L, e->signal);
+  return 4;
 }
 
-/* stream:read(timeout?) -> text, 1|2 | false, status at the end | nil, err */
+/* stream:read(timeout?) -> text, 1|2 | false, status, signal?, its number? at the end | nil, err */
 static int l_stream_read(lua_State *L) {
   Exec *e = luaL_checkudata(L, 1, STREAM);
   double timeout = check_timeout(L, 2, -1);

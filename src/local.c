@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <uv.h>
@@ -90,15 +91,6 @@ static void child_report(Child *c) {
   if (!c->closed) c->channel.events->on_exit(c->channel.owner, c->status, c->signal);
 }
 
-static void on_process_exit(uv_process_t *process, int64_t status, int signal) {
-  Child *c = process->data;
-  c->exited = true;
-  c->status = (int)status;
-  c->signal = signal;
-  close_one((uv_handle_t *)process);
-  child_report(c);
-}
-
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf) {
   static char shared[262144]; /* consumed before the next read */
   (void)handle;
@@ -115,12 +107,45 @@ static void keep_ssh_error(Child *c, const char *data, size_t length) {
   c->error[c->error_length] = '\0';
 }
 
+static void child_take(Child *c, int number, const char *data, size_t length) {
+  if (c->ssh && number == 2) keep_ssh_error(c, data, length);
+  if (!c->closed) c->channel.events->on_output(c->channel.owner, number, data, length);
+}
+
+/* Of an output that others may hold open still, only what is there already is the command's. */
+static void take_rest(Child *c, int number) {
+  uv_stream_t *output = (uv_stream_t *)&c->pipes[number];
+  uv_os_fd_t fd;
+  uv_buf_t buf;
+  int left = 0;
+  if (!uv_is_active((uv_handle_t *)output) || uv_fileno((uv_handle_t *)output, &fd) != 0) return;
+  ioctl(fd, FIONREAD, &left);
+  on_alloc((uv_handle_t *)output, 0, &buf);
+  for (ssize_t n; left > 0 && !c->closed; left -= (int)n) {
+    n = read(fd, buf.base, (size_t)left < buf.len ? (size_t)left : buf.len);
+    if (n <= 0) break;
+    child_take(c, number, buf.base, (size_t)n);
+  }
+  if (c->closed) return;
+  close_one((uv_handle_t *)output);
+  c->open_outputs--;
+}
+
+/* Output that is held back comes to its end by itself: who holds it back reads all of it. */
+static void on_process_exit(uv_process_t *process, int64_t status, int signal) {
+  Child *c = process->data;
+  c->exited = true;
+  c->status = (int)status;
+  c->signal = signal;
+  close_one((uv_handle_t *)process);
+  for (int i = 1; i < 3 && !c->closed; i++) take_rest(c, i);
+  child_report(c);
+}
+
 static void on_output(uv_stream_t *stream, ssize_t length, const uv_buf_t *buf) {
   Child *c = stream->data;
-  int number = stream == (uv_stream_t *)&c->pipes[2] ? 2 : 1;
   if (length > 0) {
-    if (c->ssh && number == 2) keep_ssh_error(c, buf->base, (size_t)length);
-    if (!c->closed) c->channel.events->on_output(c->channel.owner, number, buf->base, (size_t)length);
+    child_take(c, stream == (uv_stream_t *)&c->pipes[2] ? 2 : 1, buf->base, (size_t)length);
     return;
   }
   if (length == 0) return;

@@ -489,6 +489,8 @@ local Stream = {}
 ---@param timeout? number  seconds
 ---@return string|false|nil text
 ---@return integer|deployrt.Error stream_status_or_err  "timeout", "canceled", "lost"
+---@return string? signal          at the end: "KILL", where one ended the command
+---@return integer? signal_number
 function Stream:read(timeout) end
 
 function Stream:close() end
