@@ -125,16 +125,31 @@ describe("logs and answers", function()
     assert.same({ 1, "local ! signal KILL\n" }, { run.exit, run.stderr })
   end)
 
-  it("ends a command on this machine when it is interrupted, also one that lives through a hangup", function()
+  it("ends a command on this machine when it is interrupted, whatever its environment, and also one that lives through a hangup", function()
     local log = app.dir .. "/interrupted"
-    for _, words in ipairs { { "sleep", "599.5" }, { "nohup", "sleep", "599.5" } } do
+    for _, words in ipairs { { "sleep", "599.5" }, { "nohup", "sleep", "599.5" }, { "env", "-i", "sleep", "599.5" }, { "timeout", "600", "sleep", "599.5" } } do
       local pid = app:command({ "exec", "app.yml", "--", table.unpack(words) }, { background = true, log = log })
       local function running() return fixture.sh("pgrep -fx 'sleep 599.5' || true") ~= "" end
       fixture.eventually(running, 5, "the command")
       fixture.signal(pid, "TERM")
       fixture.eventually(function() return not fixture.alive(pid) and not running() end, 5, "the end of both")
-      assert.truthy(fixture.read(log):find("interrupted by SIGTERM: the command was told to end on local", 1, true), fixture.read(log))
+      assert.truthy(fixture.read(log):find("interrupted by SIGTERM: the command was ended on local", 1, true), fixture.read(log))
     end
+  end)
+
+  it("ends a command when the terminal is lost, and does not wait for what one that has ended left behind", function()
+    local log = app.dir .. "/interrupted"
+    local function running() return fixture.sh("pgrep -fx 'sleep 599.6' || true") ~= "" end
+    local pid = app:command({ "exec", "app.yml", "--", "sleep", "599.6" }, { background = true, log = log })
+    fixture.eventually(running, 5, "the command")
+    fixture.signal(pid, "HUP")
+    fixture.eventually(function() return not fixture.alive(pid) and not running() end, 5, "the end of both")
+    assert.truthy(fixture.read(log):find("interrupted by SIGHUP: the command was ended on local", 1, true), fixture.read(log))
+    local run = app:command({ "exec", "app.yml", "--", "sh", "-c", "sleep 599.6 & echo begun; echo $! >&2" }, { timeout = 10 })
+    local left = run.stdout:match("| (%d+)\n$")
+    if left then fixture.signal(left, "KILL") end
+    assert.matches("^local | begun\nlocal | %d+\n$", run.stdout)
+    assert.equal(0, run.exit)
   end)
 
   it("says so where there is no host to ask", function()

@@ -172,10 +172,10 @@ describe("over SSH", function()
       return fixture.read(log)
     end
     for _, signal in ipairs { "INT", "TERM" } do
-      contains(interrupt(signal), "exit 130", "interrupted by SIG" .. signal .. ": the command was told to end on web1, web2, web3, web4")
+      contains(interrupt(signal), "exit 130", "interrupted by SIG" .. signal .. ": the command was ended on web1, web2, web3, web4")
       for i = 1, 4 do fixture.eventually(function() return running(i) == "0\n" end, 2, "the end of the command") end
     end
-    contains(interrupt("INT", function() bed:cut(2) end), "exit 130", "the command was told to end on web1, web3, web4; it may run still on web2")
+    contains(interrupt("INT", function() bed:cut(2) end), "exit 130", "the command was ended on web1, web3, web4; it may run still on web2")
     bed:mend(2)
     bed:exec(2, "pkill -x sleep")
   end)

@@ -1,6 +1,7 @@
 -- connection.lua -- A host that stays usable: one link, dialled again when it is lost, and what can be asked of it.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local session_command = require "deployrt.session_command"
 local ssh = require "deployrt.ssh"
 
 ---@class deployrt.Connection
@@ -129,6 +130,20 @@ end
 function Connection:execute(argv, opts)
   local link = errors.check(self:link())
   return errors.check(link:exec(argv, opts))
+end
+
+--- The same for one that may last: when its task is canceled, or its time is over, it is ended with all that it started.
+---@async
+---@param argv string[]
+---@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string, begun?: fun(pid: integer)}  begun: it runs,
+---  and its pid is that of its session
+---@return deployrt.ExecResult? result
+---@return deployrt.Error? err
+---@return "ended"|"left"|nil cut  what became of it where it was not waited for; left: it may run still; nil: it had ended by itself
+function Connection:attend(argv, opts)
+  local link, err = self:link()
+  if not link then return nil, err end
+  return session_command.run(self, link, argv, opts or {})
 end
 
 --- Runs a command that survives the connection: a lost one is dialled again and asked for the outcome.

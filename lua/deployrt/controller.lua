@@ -32,7 +32,7 @@ function controller.run(app, command, opts)
   local env = { APP = app.app, RELEASE = app.release.version or "" }
   for name, value in pairs(opts.env or {}) do env[name] = value end
   return until_signal(opts.what, function()
-    return line:execute(command, { cwd = app.dir, timeout = controller.longest, env = env, stdin = opts.stdin })
+    return errors.check(line:attend(command, { cwd = app.dir, timeout = controller.longest, env = env, stdin = opts.stdin }))
   end)
 end
 

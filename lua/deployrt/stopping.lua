@@ -72,11 +72,13 @@ end
 ---@async
 ---@param tasks table[]
 ---@param stopped? table  an event, which is set then: a cancellation may be swallowed by the wait that it ends
----@return "INT"|"TERM"|nil signal  that came meanwhile
-function stopping.until_signal(tasks, stopped)
+---@param ... string  other signals that do so
+---@return string? signal  that came meanwhile
+function stopping.until_signal(tasks, stopped, ...)
   local signal
+  local names = { "INT", "TERM", ... }
   local listening = core.spawn(function()
-    local signals <close> = core.signals("INT", "TERM")
+    local signals <close> = core.signals(table.unpack(names))
     signal = signals:next()
     if signal and stopped then stopped:set() end
     for _, task in ipairs(signal and tasks or {}) do task:cancel() end

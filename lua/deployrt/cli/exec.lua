@@ -36,35 +36,27 @@ local function report(command, name, width, result, err)
   end
 end
 
-local mark = "DEPLOYRT_EXEC" -- a variable of the command and of all that it starts, by which they are found when they are to end
-
-local ending = 'for each in $(grep -ls "$1" /proc/[0-9]*/environ); do each=${each%/*}; kill -s TERM "${each##*/}"; done; exit 0'
-
---- Runs the command on a host. When it is canceled, what runs there is told to end: sshd does not say that its channel is closed.
+--- Runs the command on a host. When it is canceled, what runs there is ended: sshd does not say that its channel is closed.
 ---@return table? result
 ---@return deployrt.Error? err
 ---@return "ended"|"left"|nil cut  whether it could be told
 local function ask(app, entry, argv, stopped)
-  local key = core.sha256(("%s %s %s"):format(core.time(), core.whoami().pid, entry.name)):sub(1, 16)
   local each <close> = setmetatable({ line = connection.new(entry, app.app) }, { __close = function(self) self.line:close() end })
   local link, err = each.line:link()
   if not link or stopped:is_set() then return nil, err end
-  local result, problem = link:exec(argv, { env = { [mark] = key } })
-  if result or problem.code ~= "canceled" then return result, problem end
-  local told = link:exec({ "sh", "-c", ending, "sh", mark .. "=" .. key }, { timeout = 5 })
-  return nil, problem, told and told.status == 0 and "ended" or "left"
+  return each.line:attend(argv)
 end
 
 --- Waits until all hosts have answered; raises when we were interrupted, and says what became of the command where it ran still.
 local function await(tasks, stopped, cut)
-  local signal = stopping.until_signal(tasks, stopped)
+  local signal = stopping.until_signal(tasks, stopped, "HUP")
   for _, task in ipairs(tasks) do
     local ok, err = task:wait()
     if not ok then error(err, 0) end
   end
   if not signal then return end
   local parts = {}
-  for _, each in ipairs { { cut.ended, "the command was told to end on " }, { cut.left, "it may run still on " } } do
+  for _, each in ipairs { { cut.ended, "the command was ended on " }, { cut.left, "it may run still on " } } do
     table.sort(each[1])
     if #each[1] > 0 then parts[#parts + 1] = each[2] .. table.concat(each[1], ", ") end
   end

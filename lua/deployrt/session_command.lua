@@ -1,0 +1,109 @@
+-- session_command.lua -- A command that is ended when nobody waits for it any more, with all that it started in its session.
+local core = require "deployrt.core"
+local errors = require "deployrt.errors"
+
+local session_command = {}
+
+local grace = 10 -- seconds from TERM to KILL
+local most = 64 * 1024 * 1024 -- bytes of output
+
+--- A process is of a session, or of a group, whatever its environment and whoever started it.
+local library = [[
+session_signal() { # session signal -- to all that is of it; prints how many there are, and how many could be told
+  seen=0 told=0
+  for member in $(cat /proc/[0-9]*/stat 2>/dev/null | awk -v session="$1" '{
+    pid = $1
+    sub(/^.*\) /, "")
+    if ($1 !~ /[ZX]/ && (pid == session || $3 == session || $4 == session)) print pid
+  }'); do
+    seen=$((seen + 1))
+    kill -s "$2" "$member" 2>/dev/null && told=$((told + 1))
+  done
+  printf '%s %s\n' "$seen" "$told"
+}]]
+
+--- Sends a signal; nothing when the host cannot be asked at once.
+local function signal(line, session, name)
+  local link = line:link()
+  local answer = link and link:call("with", { library, "session_signal", tostring(session), name }, 5)
+  if not answer then return nil end
+  local seen, told = answer:match("(%d+) (%d+)")
+  return math.tointeger(seen), math.tointeger(told)
+end
+
+--- Ends a session: politely, and by force what is there still after a while.
+---@async
+---@param line deployrt.Connection
+---@param session integer  the pid of the command that it began with
+---@return "ended"|"left"|nil cut  left: some of it cannot be told; nil: nothing of it runs
+function session_command.finish(line, session)
+  local seen, told = signal(line, session, "TERM")
+  if seen == 0 then return nil end
+  local deadline, pause, name = core.now() + grace, 0.02, "0"
+  while seen and seen > 0 and told > 0 and core.now() < deadline + 2 do
+    core.sleep(pause)
+    pause = math.min(2 * pause, 0.5)
+    if core.now() > deadline then name = "KILL" end
+    seen, told = signal(line, session, name)
+  end
+  return seen == 0 and "ended" or "left"
+end
+
+--- It tells its pid before it becomes the command.
+local announced = 'printf "%s %s\\n" "$1" "$$" >&2; shift; exec "$@"'
+
+--- Reads what a command writes, until it ends.
+local function read_all(stream, mark, begun)
+  local parts, size, pid = { {}, {} }, 0, nil
+  local function result(status, name, number)
+    return { status = status, signal = name, signal_number = number, stdout = table.concat(parts[1]), stderr = table.concat(parts[2]) }
+  end
+  while true do
+    local text, which, name, number = stream:read()
+    if text == nil then return nil, which end
+    if not text then return result(which, name, number) end
+    table.insert(parts[which], text)
+    size = size + #text
+    if size > most then return nil, errors.new("output", ("the command wrote more than %d bytes"):format(most)) end
+    if not pid and which == 2 then
+      local said = table.concat(parts[2])
+      local from, to, found = said:find(mark .. " (%d+)\n")
+      if from then
+        pid, parts[2] = math.tointeger(found), { said:sub(1, from - 1) .. said:sub(to + 1) }
+        begun(pid)
+      end
+    end
+  end
+end
+
+--- Runs a command and waits for its end.
+---@async
+---@param line deployrt.Connection
+---@param link deployrt.Link  of that connection, open
+---@param argv string[]
+---@param opts {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string, begun?: fun(pid: integer)}
+---@return deployrt.ExecResult? result
+---@return deployrt.Error? err
+---@return "ended"|"left"|nil cut
+function session_command.run(line, link, argv, opts)
+  local mark, pid = core.sha256(("%s %s %s"):format(core.time(), core.whoami().pid, tostring(argv))):sub(1, 32), nil
+  local words = table.move(argv, 1, #argv, 6, { "/bin/sh", "-c", announced, "sh", mark })
+  local stream <close> = setmetatable({ on = link:stream(words, { cwd = opts.cwd, env = opts.env, stdin = opts.stdin }) },
+    { __close = function(self) self.on:close() end })
+  local reading = core.spawn(read_all, stream.on, mark, function(found)
+    pid = found
+    if opts.begun then opts.begun(found) end
+  end)
+  local ok, result, err = reading:wait(opts.timeout)
+  if ok and (result or err.code ~= "output") then return result, err end
+  local cut = "left" -- it is not known to have begun, and may do so
+  if pid then cut = session_command.finish(line, pid) end
+  if ok == false then error(result, 0) end
+  if reading:wait(1) == nil then
+    reading:cancel() -- what is of another session may have its output
+    reading:wait()
+  end
+  return nil, ok and err or result, cut
+end
+
+return session_command
