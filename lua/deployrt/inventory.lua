@@ -7,7 +7,7 @@ local connection = require "deployrt.connection"
 local controller = require "deployrt.controller"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
-local lock = require "deployrt.lock"
+local life = require "deployrt.life"
 
 local inventory = {}
 
@@ -146,7 +146,7 @@ function inventory.provision(app, say)
   if not inventory.is_elastic(app) then return end
   local groups, me = app.groups, core.whoami()
   groups.new = { name = ("g%x-%s"):format(math.floor(core.time() * 1000), core.sha256(me.pid .. core.time()):sub(1, 4)),
-    status = "pending", since = core.time(), owner = ("%s@%s"):format(me.user, me.host), life = lock.life(), release = release_of(app) }
+    status = "pending", since = core.time(), owner = ("%s@%s"):format(me.user, me.host), life = life.of(), release = release_of(app) }
   groups.state:save_group(groups.new)
   say(("making the hosts of group %s"):format(groups.new.name))
   local ok, hosts = pcall(ask, app, groups.new.name, groups.new.release)
@@ -220,8 +220,8 @@ end
 --- Whether the controller that has a group made may still be at work with it. One of another machine is believed to be for
 --- as long as hosts.command may take.
 local function is_in_hand(group)
-  if group.status ~= "pending" or not group.life or lock.is_gone(group.life) then return false end
-  return lock.is_here(group.life) or core.time() - group.since < controller.longest
+  if group.status ~= "pending" or not group.life or life.is_gone(group.life) then return false end
+  return life.is_here(group.life) or core.time() - group.since < controller.longest
 end
 
 --- Whether hosts.command still makes a group whose controller died: what it has made by then would be left.
@@ -248,7 +248,7 @@ end
 --- Raises deployrt.Error: "locked".
 function Groups:refuse_busy()
   for _, group in ipairs(self.known) do
-    if is_in_hand(group) and lock.is_here(group.life) then
+    if is_in_hand(group) and life.is_here(group.life) then
       refuse("a run of %s, begun %s, is under way with the hosts of group %s: wait for it, or see `deployrt status %s`", group.owner,
         when(group.since), group.name, self.app.file)
     elseif group.status == "pending" and is_still_made(group) then

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
+local life = require "deployrt.life"
 local waiting = require "deployrt.waiting"
 
 local lock = {}
@@ -25,47 +26,6 @@ lock.dead_after = 30   -- seconds without a sign of life
 ---@field needs_attention? boolean  its run has ended, and its rollback is incomplete
 ---@field left? integer  seconds until it goes by itself
 
---- The start time of a process, in ticks since boot; nil when it does not run (proc(5), field 22 of stat).
-local function start_time(pid)
-  local file = io.open(("/proc/%d/stat"):format(pid))
-  if not file then return nil end
-  local rest = file:read("a"):match("%) (.*)$")
-  file:close()
-  local fields = {}
-  for field in (rest or ""):gmatch("%S+") do fields[#fields + 1] = field end
-  return fields[1] ~= "Z" and fields[1] ~= "X" and fields[20] or nil
-end
-
-local function boot_id()
-  local file = io.open("/proc/sys/kernel/random/boot_id")
-  local text = file and file:read("l") or "unknown"
-  if file then file:close() end
-  return text
-end
-
---- What tells this very process from all others: machine, boot, pid, start time.
----@return string
-function lock.life()
-  local me = core.whoami()
-  return ("%s %s %d %s"):format(me.host, boot_id(), me.pid, start_time(me.pid) or "0")
-end
-
---- Whether a life was that of a process of this machine which is gone; no need to wait for its silence then.
----@param text string  from lock.life()
----@return boolean
-function lock.is_gone(text)
-  local boot, pid, start = text:match("^%S+ (%S+) (%d+) (%d+)$")
-  if not boot or not lock.is_here(text) then return false end
-  return boot ~= boot_id() or start_time(tonumber(pid)) ~= start
-end
-
---- Whether a life is that of a process of this machine.
----@param text string  from lock.life()
----@return boolean
-function lock.is_here(text)
-  return text:match("^%S+") == core.whoami().host
-end
-
 local function parse(host, text)
   local run, epoch, owner, since, alive, beat, now, step =
     text:gsub("^locked: ", ""):gsub("\n$", ""):match("([^\t]*)\t(%d+)\t([^\t]*)\t(%d+)\t([^\t]*)\t(%d+)\t(%d+)\t([^\t]*)")
@@ -74,7 +34,7 @@ local function parse(host, text)
   local silent = math.abs(age) > lock.dead_after -- a sign from the future: the clock was set back, and nobody gave one since
   return {
     run = run, epoch = math.tointeger(epoch), owner = owner, since = math.tointeger(since), age = age,
-    dead = silent or lock.is_gone(alive), step = step, host = host.name,
+    dead = silent or life.is_gone(alive), step = step, host = host.name,
   }
 end
 
@@ -204,7 +164,7 @@ end
 function lock.take(connections, opts)
   local me = core.whoami()
   local self = setmetatable({
-    run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(),
+    run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = life.of(),
     connections = {}, step = "", told = core.event(), beaten = core.now(), confirmed = core.now(),
   }, Lock)
   for _, host in ipairs(by_name(connections)) do

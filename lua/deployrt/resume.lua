@@ -8,6 +8,7 @@ local history = require "deployrt.history"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
 local library = require "deployrt.library"
+local life = require "deployrt.life"
 local lock = require "deployrt.lock"
 local operation = require "deployrt.operation"
 local repair = require "deployrt.resume.repair"
@@ -214,8 +215,11 @@ end
 --- Asks about operations that nobody but a person can settle.
 local function ask_in_doubt(run, options)
   for _, intent in ipairs(run.turns:in_doubt()) do
-    if intent.kind == "ask" and not options.yes then
-      local what = intent.args.name and ("the hook '%s'"):format(intent.args.name) or intent.op
+    local what, process = intent.args.name and ("the hook '%s'"):format(intent.args.name) or intent.op, run.turns:process(intent.id)
+    if process and life.is_here(process) and not life.is_gone(process) then
+      errors.raise("doubt", ("%s was begun, and runs still, with pid %d: wait for its end, or roll back with `deployrt abort`, which ends it"):format(
+        what, (life.parts(process))))
+    elseif intent.kind == "ask" and not options.yes then
       local question = ("%s was begun, and nobody knows whether it was done. Do it again?"):format(what)
       if not (options.confirm and options.confirm(question)) then
         errors.raise("doubt", question .. " Say so with --yes, or roll back with `deployrt abort`")

@@ -13,6 +13,7 @@ local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
 local launch = require "deployrt.launch"
 local leftover = require "deployrt.leftover"
+local life = require "deployrt.life"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
@@ -339,7 +340,7 @@ local function take_lock(self, epoch)
   if self.state.take_lock then
     local me = core.whoami()
     self.team_lock = self.state:take_lock {
-      run = self.id, epoch = epoch, owner = ("%s@%s"):format(me.user, me.host), life = lock.life(), lost = self.leave,
+      run = self.id, epoch = epoch, owner = ("%s@%s"):format(me.user, me.host), life = life.of(), lost = self.leave,
     }
   end
   self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over(self), looked = not self.resumed })
@@ -444,7 +445,7 @@ local function begin(self, options)
   end
   if not past then
     self.journal:sync()
-    self.state:save(self.id, record_of(self, { outcome = "running", life = lock.life() }))
+    self.state:save(self.id, record_of(self, { outcome = "running", life = life.of() }))
     take_lock(self, 1)
   end
   return execute(self, options)

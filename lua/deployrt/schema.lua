@@ -192,7 +192,7 @@ schema.root = { type = "object", keys = {
   health = health,
   balancer = { either = { balancer, { type = "list", of = balancer } }, doc = "one, or a list that is kept alike" },
   strategy = { type = "map", of = { type = "any" }, doc = "the strategy's own options" },
-  hooks = { type = "object", doc = "commands on this machine", keys = {
+  hooks = { type = "object", doc = "commands on this machine, ended when their run is stopped", keys = {
     before = command "before anything is changed", after = command "after a success",
     failed = command "after a failure", before_traffic = command "before the first of the new release gets requests from a balancer",
     build = command "makes the release: before a run looks at anything",

@@ -170,6 +170,13 @@ function Session:new_run(fields)
     check_stop = function()
       if run.stopping and not core.locals().undoing then error(run.stopping, 0) end
     end,
+    stop_event = run.stop_event,
+    why_stopped = function() return run.stopping and errors.text(run.stopping) or "the run is stopped" end,
+    tell = function(what)
+      if run.tell then run.tell(what) end
+    end,
+    note_process = function(id, process) run.journal:write { type = "PROCESS", id = id, process = process } end,
+    process_of = function(id) return run.turns:process(id) end,
     hook_environment = function(more)
       local env = { APP = self.app.app, RELEASE = run.release or "", PREVIOUS = run.previous or "", RUN = run.id }
       for key, value in pairs(more or {}) do env[key] = value end

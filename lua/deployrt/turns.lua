@@ -32,6 +32,8 @@ local function index(self, records)
     elseif record.type == "DONE" then
       self.dones[record.id] = record
       if takes_turns(record.id) or is_mending(record) then self.order[#self.order + 1] = record end
+    elseif record.type == "PROCESS" then
+      self.processes[record.id] = record.process
     elseif record.type == "SIGNAL" then
       self.order[#self.order + 1] = record
     end
@@ -43,7 +45,7 @@ end
 ---@return deployrt.Turns
 function turns.new(records)
   local self = setmetatable({
-    intents = {}, dones = {}, order = {}, at = 1, waiting = {}, queue = {}, first = 1, last = 0, live = records == nil,
+    intents = {}, dones = {}, processes = {}, order = {}, at = 1, waiting = {}, queue = {}, first = 1, last = 0, live = records == nil,
     arrived = core.event(), going_live = core.event(),
   }, Turns)
   index(self, records or {})
@@ -56,6 +58,13 @@ end
 ---@return table? done
 function Turns:past(id)
   return self.intents[id], self.dones[id]
+end
+
+--- Which process an operation was, in an earlier life of the run.
+---@param id string
+---@return string? process  as from life.of(); nil: it is not known to have begun
+function Turns:process(id)
+  return self.processes[id]
 end
 
 --- Whether a later operation of the same name did what concerns the same thing: one that failed is not to be tried again then.

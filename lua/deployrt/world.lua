@@ -70,12 +70,15 @@ function Real:remainder(spec, is_overtaken)
   return remainder(spec.args, is_overtaken)
 end
 
+local enders = { ["host.run"] = "host.stop", ["host.hook"] = "host.stop_hook" }
+
 --- Gives up an operation that may be under way: what is undone next must not be overtaken by it.
 ---@async
 ---@param spec deployrt.Operation
 ---@param id string
 function Real:forsake(spec, id)
-  if spec.name == "host.run" then self:perform({ name = "host.stop", host = spec.host, args = {} }, id) end
+  local ender = enders[spec.name]
+  if ender then self:perform({ name = ender, host = spec.host, args = spec.args }, id) end
 end
 
 --- Performs one operation and returns its result, plain data.
@@ -86,7 +89,7 @@ function Real:perform(spec, id)
   local room, name = spec.name:match("^(%w+)%.([%w_]+)$")
   local act = room and rooms[room] and rooms[room][name]
   if not act then errors.raise("internal", "no such operation: " .. spec.name) end
-  return act(self.context, spec.host and self.context.connections[spec.host.name], spec.args, self.context.run_id .. id:gsub("[/#]", "-"))
+  return act(self.context, spec.host and self.context.connections[spec.host.name], spec.args, self.context.run_id .. id:gsub("[/#]", "-"), id)
 end
 
 return world

@@ -1,7 +1,7 @@
 -- cli/history.lua -- deployrt history APP.yml
 local common = require "deployrt.cli.common"
 local json = require "deployrt.progress.json"
-local lock = require "deployrt.lock"
+local life = require "deployrt.life"
 local text = require "deployrt.progress.text"
 
 --- What was deployed in place of what; a stop leads to nothing.
@@ -15,7 +15,7 @@ return function(command)
   local runs = common.state(command, app):runs()
   if #runs == 0 and not command.flags.json then command.write("no run yet\n") end
   for _, run in ipairs(runs) do
-    if run.outcome == "running" and run.life and lock.is_gone(run.life) then run.outcome = "unfinished" end
+    if run.outcome == "running" and run.life and life.is_gone(run.life) then run.outcome = "unfinished" end
     if command.flags.json then
       run.launch, run.previous_launch, run.life = nil, nil, nil
       if run.strategy == "stop" then run.release = nil end

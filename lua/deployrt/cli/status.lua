@@ -9,6 +9,7 @@ local health = require "deployrt.health"
 local history = require "deployrt.history"
 local json = require "deployrt.progress.json"
 local launch = require "deployrt.launch"
+local life = require "deployrt.life"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
@@ -67,7 +68,7 @@ end
 --- Whether somebody works on a run: its lock says so, or its controller, which runs here. It may be at work on other hosts.
 local function is_under_way(run, held)
   if held and held.run == run.id then return not held.dead end
-  return run.life ~= nil and lock.is_here(run.life) and not lock.is_gone(run.life)
+  return run.life ~= nil and life.is_here(run.life) and not life.is_gone(run.life)
 end
 
 --- The outcome of the last run; one whose controller is gone is unfinished.

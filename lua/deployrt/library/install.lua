@@ -4,7 +4,7 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local fetch = require "deployrt.library.fetch"
 local library = require "deployrt.library"
-local life = require "deployrt.lock"
+local life = require "deployrt.life"
 local lock = require "deployrt.library.lock"
 
 local install = {}
@@ -63,7 +63,7 @@ end
 
 local prefix, patience = ".part-", 3600 -- seconds for a directory that does not say whose it is
 
---- Whether nobody works in what an installation left half done. Its name says whose it is, as life.life() does.
+--- Whether nobody works in what an installation left half done. Its name says whose it is, as life.of() does.
 local function is_left(path, name)
   if life.is_gone((name:sub(#prefix + 1):gsub("%+", " "))) then return true end
   local facts = name:find("^%.part%-%d+$") and core.fs.stat(path)
@@ -79,7 +79,7 @@ end
 
 local function open_place(app)
   local lib = app.dir .. "/" .. library.folder()
-  local place = { dir = app.dir, lib = lib, part = ("%s/%s%s"):format(lib, prefix, (life.life():gsub(" ", "+"))),
+  local place = { dir = app.dir, lib = lib, part = ("%s/%s%s"):format(lib, prefix, (life.of():gsub(" ", "+"))),
     controller = connection.new({ name = "local" }, app.app) }
   remove_left(place)
   for _, path in ipairs { app.dir .. "/.deployrt", lib, place.part, place.part .. "/source", place.part .. "/new", place.part .. "/old" } do

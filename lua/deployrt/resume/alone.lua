@@ -39,6 +39,7 @@ function alone.undo_all(records, hush)
       if record.op == "commit" and record.type == "DONE" then
         let_stand(run, scope, record.result.beside)
       elseif record.type == "INTENT" and record.id:sub(1, 1) == "/" then
+        if not done[record.id] then pcall(run.world.forsake, run.world, { name = record.op, host = host, args = record.args }, record.id) end
         if done[record.id] and done[record.id].ok then run.world:recall { name = record.op, host = host, args = record.args } end
         local compensation, away = operation.compensation(record, host), run.session.unreachable[record.host or ""]
         if compensation and away then compensation.run = function() error(away, 0) end end
@@ -50,13 +51,13 @@ function alone.undo_all(records, hush)
   end
 end
 
---- What an earlier life has undone already, or tried to.
+--- What an earlier life has undone already, or tried to, and which processes there were.
 ---@param records table[]
 ---@return table[]
 function alone.undone(records)
   local list = {}
   for _, record in ipairs(records) do
-    if record.id and record.id:sub(1, 4) == "undo" then list[#list + 1] = record end
+    if record.type == "PROCESS" or record.id and record.id:sub(1, 4) == "undo" then list[#list + 1] = record end
   end
   return list
 end

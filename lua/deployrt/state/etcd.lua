@@ -3,7 +3,7 @@ local cjson = require "cjson"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local etcd = require "deployrt.etcd"
-local lock = require "deployrt.lock"
+local life = require "deployrt.life"
 local files = require "deployrt.state"
 
 ---@class deployrt.EtcdState: deployrt.State
@@ -214,7 +214,7 @@ function EtcdState:read_lock()
   local left = lease and self.client:time_left(lease)
   holder.lease, holder.left, holder.age = lease, left or 0, life_time - (left or 0)
   holder.place, holder.host, holder.step, holder.since = "in etcd", "etcd", "", math.floor(holder.since)
-  holder.dead, holder.over = lock.is_gone(holder.life), is_ended(self, holder.run)
+  holder.dead, holder.over = life.is_gone(holder.life), is_ended(self, holder.run)
   return holder
 end
 
@@ -235,7 +235,7 @@ EtcdLock.__index = EtcdLock
 
 local function refuse_locked(self, holder)
   local left = (self:read_lock() or holder).left or life_time
-  local what = lock.is_gone(holder.life) and "and its controller is dead: finish it with `deployrt resume`, or roll it back with `deployrt abort`"
+  local what = life.is_gone(holder.life) and "and its controller is dead: finish it with `deployrt resume`, or roll it back with `deployrt abort`"
     or ("wait for it, or see `deployrt status`; if its controller is dead, the lock goes by itself within %ds"):format(left)
   errors.raise("locked", ("run %s of %s (epoch %d), begun %s, holds the lock in etcd: %s"):format(holder.run, holder.owner, holder.epoch,
     os.date("%Y-%m-%d %H:%M:%S", math.floor(holder.since)), what), { lock = holder })
@@ -244,7 +244,7 @@ end
 --- Whether a holder may be robbed: by a later life of its run; by anybody when its run has ended and its process is gone.
 local function is_free_of(self, holder, options)
   if holder.run == options.run and holder.epoch < options.epoch then return true end
-  return lock.is_gone(holder.life) and is_ended(self, holder.run)
+  return life.is_gone(holder.life) and is_ended(self, holder.run)
 end
 
 --- Writes the lock where nobody holds it who keeps it.

@@ -10,6 +10,7 @@ local rooms = {
     return { bytes = 0 }
   end,
   ["host.hook"] = function() return { output = "" } end,
+  ["host.stop_hook"] = function() return {} end,
   ["metric.read"] = function() return { problem = "only the balancer counts in a simulation" } end,
 }
 
