@@ -158,6 +158,23 @@ describe("deploying under load", function()
     assert.equal("releases/3.0\n", fixture.sh(("readlink %s/home/.deployrt/shop/current"):format(app.dir)))
   end)
 
+  it("is told by status to be in vain while the balancer finds down all that runs, and mended by --force", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local hung = app:status().instances
+    for _, each in ipairs(hung) do fixture.signal(each.pid, "STOP") end
+    local words = "2 instances run, and the balancer finds down all that it would send traffic to, so no request gets through: "
+      .. "see `deployrt logs app.yml` for why; `deployrt rolling app.yml --force` starts anew what runs"
+    fixture.eventually(function() return app:command({ "status", "app.yml" }).exit == 2 end, 15, "the exit code")
+    assert.truthy(app:command({ "status", "app.yml" }).stdout:find(words, 1, true))
+    assert.truthy(app:command({ "status", "app.yml", "--json" }).stdout:find('"balancer":{"message":"' .. words .. '","state":"idle"}', 1, true))
+    fixture.signal(hung[1].pid, "CONT")
+    fixture.eventually(function() return app:command({ "status", "app.yml" }).exit == 0 end, 15, "the exit code when one answers")
+    fixture.signal(hung[1].pid, "STOP")
+    local run = app:command { "rolling", "app.yml", "--force" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
   it("gives a canary exactly its share", function()
     app.opts.yaml = "strategy: {hold: 1500ms, latency: 1000, steps: [20%]}"
     assert.equal(0, app:deploy("canary", "1.0").exit)

@@ -119,15 +119,22 @@ function Fleet:forgotten()
   return list
 end
 
---- Whether instances run, and the balancer, which runs too, sends traffic to nothing at all.
+--- Whether requests get through to a slot: the balancer sends them there, and does not find it down.
+local function gets_requests(balancer, name, slot)
+  return balancer:is_serving { slot = name } and slot.up ~= false
+end
+
+--- Whether instances run, and no request gets through to any, though the balancer runs too.
 ---@return boolean
+---@return boolean? down  the balancer would send requests, and finds all of that down
 function Fleet:is_idle()
-  local balancer = self.balancer
+  local balancer, down = self.balancer, false
   if not balancer:exists() or balancer.down or #self.members == 0 then return false end
-  for name in pairs(balancer.slots) do
-    if balancer:is_serving { slot = name } then return false end
+  for name, slot in pairs(balancer.slots) do
+    if gets_requests(balancer, name, slot) then return false end
+    down = down or balancer:is_serving { slot = name }
   end
-  return true
+  return true, down
 end
 
 --- Balancers know the slots of app.yml: what runs on another port would lose its traffic before anything replaces it.
@@ -416,7 +423,7 @@ end
 local function serves_elsewhere(self)
   local is_elsewhere = self:elsewhere()
   for name, slot in pairs(self.balancer.slots) do
-    if self.balancer:is_serving { slot = name } and slot.up ~= false and is_elsewhere(name) then return true end
+    if gets_requests(self.balancer, name, slot) and is_elsewhere(name) then return true end
   end
   return false
 end

@@ -75,6 +75,7 @@ return function(command)
     for _, name in ipairs(opened.secrets.empty) do lines[#lines + 1] = ("process.secrets.%s is empty"):format(name) end
     check_room(opened)
     opened.fleet:discover()
+    common.await_check(opened)
     elsewhere.note(opened.balancer, lines)
     lines[#lines + 1] = common.idleness(opened, common.state(command, app):runs(), lock.find(opened:lines()))
     for i, note in ipairs(lines) do lines[i] = "warning: " .. note end

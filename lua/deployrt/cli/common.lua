@@ -75,18 +75,38 @@ function common.missing(opened)
   return missing
 end
 
---- That nothing of what runs gets traffic, and what sets it right, in words; while a run has it in hand, that one knows why.
+local patience = 2 -- seconds
+
+--- A balancer learns with its next check that something is up again: what has just come back is no trouble.
+---@async
+---@param opened deployrt.Session  whose fleet was looked at
+function common.await_check(opened)
+  local deadline = core.now() + patience
+  while core.now() < deadline do
+    local _, down = opened.fleet:is_idle()
+    if not down then return end
+    core.sleep(0.25)
+    opened.balancer:refresh()
+  end
+end
+
+--- That no request gets through to what runs, and what sets it right, in words; while a run has it in hand, that one knows why.
 ---@param opened deployrt.Session  whose fleet was looked at
 ---@param runs table[]             records, oldest first
 ---@param held? deployrt.LockState
 ---@return string?
 function common.idleness(opened, runs, held)
-  if held or not opened.fleet:is_idle() then return nil end
+  local idle, down = opened.fleet:is_idle()
+  if held or not idle then return nil end
   local strategy_name = "STRATEGY"
   for _, run in ipairs(runs) do
     if run.kind == "deploy" and run.outcome == "succeeded" then strategy_name = run.strategy end
   end
   local count = #opened.fleet.members
+  if down then
+    return ("%s %s, and the balancer finds down all that it would send traffic to, so no request gets through: see `deployrt logs %s` for why; "
+      .. "`deployrt %s %s --force` starts anew what runs"):format(text.count(count, "instance"), count == 1 and "runs" or "run", opened.app.file, strategy_name, opened.app.file)
+  end
   return ("%s %s, and the balancer sends traffic to none, as after a restart that it forgot its slots in: `deployrt %s %s` sets it right"):format(
     text.count(count, "instance"), count == 1 and "runs" or "run", strategy_name, opened.app.file)
 end

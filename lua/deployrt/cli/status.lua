@@ -226,6 +226,7 @@ return function(command)
     local ok, err = pcall(opened.balancer.refresh, opened.balancer)
     opened.balancer.unknown = not ok
     opened.fleet:discover_hosts()
+    pcall(common.await_check, opened) -- a balancer that goes away meanwhile is as it was seen
     local found = gather(command, app, opened, not ok and errors.wrap(err) or nil)
     command.write(command.flags.json and encode(found) or show(found))
     if found.unknown then command.write_error(("deployrt: %s\n"):format(found.balancer.message)) end
