@@ -6,9 +6,13 @@ local verbs = require "deployrt.verbs"
 
 local adoption = {}
 
-local function refuse(slot)
+--- It would be in the way of what is started. A stop starts nothing, and leaves alone what is none of ours.
+local function refuse(run, slot)
   local owner = operation.observe { name = "instance.owner", host = slot.host, args = { port = slot.port } }
   if not owner then return end
+  if run.kind == "stop" then
+    return table.insert(run.notes, ("%s: %s, which deployrt did not start: it is left as it is"):format(slot.host.name, owner))
+  end
   errors.raise("stranger", ("%s: %s, which deployrt did not start; stop it, give process.ports other ports, or take it over with process.adopt: true"):format(
     slot.host.name, owner), { host = slot.host.name })
 end
@@ -55,7 +59,7 @@ function adoption.look(run)
   run.adopted = {}
   for _, slot in ipairs(run.fleet:strangers()) do
     if not run.app.process.adopt then
-      refuse(slot)
+      refuse(run, slot)
     else
       local found = operation.observe { name = "stranger.look", host = slot.host, args = { port = slot.port } }
       if found then table.insert(run.adopted, member_of(run, slot, found)) end

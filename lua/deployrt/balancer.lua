@@ -15,6 +15,7 @@ local shares = require "deployrt.balancer.shares"
 ---@field differ? string  which of several has other states than this, or is away
 ---@field outdated? boolean  it is set up otherwise than app.yml says
 ---@field lenient? boolean  its health checks are not those of the new release yet, which what serves may fail
+---@field unknown? boolean  it is away, and nobody knows the states
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
 local Balancer = { kind = "balancer" }
 Balancer.__index = Balancer
@@ -40,6 +41,16 @@ function Balancer:refresh()
   local found = operation.observe { name = "balancer.read", args = {} }
   self.slots, self.route, self.down, self.halted, self.differ, self.outdated = found.slots, found.route, found.down, found.halted, found.differ, found.outdated
   self.others = found.others or {}
+end
+
+--- The same for who takes away only, and need not know: a balancer that is away keeps nobody from that.
+---@async
+---@return deployrt.Error? away
+function Balancer:look()
+  local there, err = pcall(self.refresh, self)
+  self.unknown = not there
+  if not there and not errors.is_away(err) then error(err, 0) end
+  return not there and err or nil
 end
 
 --- Balancers that differ: a slot of which only some say that it serves does so if something runs there.

@@ -47,7 +47,7 @@ end
 ---@param member deployrt.Instance
 ---@return "serving"|"draining"|"idle"
 function Fleet:state_of(member)
-  if not self.balancer:exists() then return "serving" end
+  if not self.balancer:exists() or self.balancer.unknown then return "serving" end
   if self.balancer:is_serving(member) then return "serving" end
   local slot = self.balancer.slots[member.slot]
   return slot and (slot.state == "drain" or slot.sessions > 0) and "draining" or "idle"
@@ -55,8 +55,9 @@ end
 
 --- Looks at all hosts and the balancer.
 ---@async
-function Fleet:discover()
-  self.balancer:refresh()
+---@param anyhow? boolean  also where the balancer is away
+function Fleet:discover(anyhow)
+  if anyhow then self.balancer:look() else self.balancer:refresh() end
   self:discover_hosts()
 end
 

@@ -57,7 +57,7 @@ end
 
 --- Looks at everything that could stop the run, and changes nothing.
 local function check(self)
-  self.fleet:discover()
+  self.fleet:discover(self.kind == "stop")
   elsewhere.note(self.balancer, self.notes)
   if self.kind ~= "stop" then self.fleet:check_ports() end
   adoption.look(self)

@@ -1,6 +1,7 @@
 -- stop.lua -- Taking an application out of service: no traffic, no process, no balancer of ours.
 local adoption = require "deployrt.adoption"
 local elsewhere = require "deployrt.elsewhere"
+local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
 local verbs = require "deployrt.verbs"
 
@@ -14,7 +15,11 @@ function stop:deploy() end
 function stop.proceed(run)
   local script = run.script
   adoption.take(script, run)
-  run.balancer:refresh()
+  local away = run.balancer:look()
+  if away then
+    run.emit { event = "warning", message = ("nothing is taken out of service at the balancer, and requests in flight are not waited for, because it is away: %s")
+      :format(errors.text(away)) }
+  end
   local all, known = run.fleet:instances(), {}
   for _, each in ipairs(all) do
     if run.balancer.slots[each.slot] then known[#known + 1] = each end -- others are on ports that app.yml does not have any more
