@@ -34,8 +34,15 @@ describe("what a strategy commits", function()
       self:replace(self.fleet:old()[1])
       self:commit()
       self:fail "later"]], 3)
-    contains(said, "the strategy committed", "instance.start local:", "before it failed", "deployrt status")
+    local words = "`deployrt rollback app.yml` goes back to what served before, or deploy again"
+    contains(said, "the strategy committed", "instance.start local:", "before it failed", "to mend it: " .. words, "needs attention: what was committed stays, ")
     assert.same({ "1.0", "2.0" }, app:serving())
+    contains(app:command({ "status", "app.yml" }).stdout, "own of 2.0: all that is left of it was committed: " .. words)
+    for _, verb in ipairs { "abort", "resume" } do
+      local run = app:command { verb, "app.yml" }
+      assert.equal(2, run.exit, run.stdout)
+      contains(run.stderr, "there is nothing to resume or abort; all that is left of the last one was committed: " .. words)
+    end
     assert.equal(0, app:deploy("rolling", "2.0").exit)
   end)
 

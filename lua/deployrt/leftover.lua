@@ -34,6 +34,40 @@ end
 local harmless = { ["release.upload"] = true, ["balancer.adopt"] = true, ["balancer.prepare"] = true } -- nothing serves otherwise for it
 local most = 5 -- changes of a host that are named
 
+--- What helps where all that is left was committed, in words.
+---@param kind string  of the run
+---@param file string
+---@return string
+function leftover.remedy(kind, file)
+  if kind == "stop" then return ("`deployrt stop %s` again"):format(file) end
+  return ("`deployrt rollback %s` goes back to what served before, or deploy again"):format(file)
+end
+
+--- The same as the end of a sentence about a run; empty for one that left nothing, or something else.
+---@param record? {kind: string, settled?: boolean}  of the history
+---@param file string
+---@return string
+function leftover.hint(record, file)
+  return record and record.settled and "; all that is left of the last one was committed: " .. leftover.remedy(record.kind, file) or ""
+end
+
+--- Whether a rollback that goes on would mend what a run has left: not where all of that was committed.
+---@param record {outcome: string, settled?: boolean}  of the history, or of a journal
+---@return boolean
+function leftover.is_open(record)
+  return record.outcome == "needs_attention" and not record.settled
+end
+
+--- Whether all that is left was committed.
+---@param left {committed?: boolean}[]
+---@return boolean?
+function leftover.is_settled(left)
+  for _, each in ipairs(left) do
+    if not each.committed then return nil end
+  end
+  return #left > 0 or nil
+end
+
 --- What the strategy committed before the run failed, host by host: nobody knows how to take that back.
 ---@param run table
 ---@return {host: string, message: string, command: string}[]
@@ -44,7 +78,7 @@ function leftover.committed(run)
     if not harmless[entry.label] then
       if not by_host[host] then
         by_host[host] = {}
-        left[#left + 1] = { host = host, changes = by_host[host], committed = true, command = "deployrt status " .. run.app.file }
+        left[#left + 1] = { host = host, changes = by_host[host], committed = true, command = leftover.remedy(run.kind, run.app.file) }
       end
       table.insert(by_host[host], entry.instance and entry.label .. " " .. entry.instance or entry.label)
     end

@@ -7,6 +7,7 @@ local errors = require "deployrt.errors"
 local history = require "deployrt.history"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
+local leftover = require "deployrt.leftover"
 local library = require "deployrt.library"
 local life = require "deployrt.life"
 local lock = require "deployrt.lock"
@@ -36,7 +37,7 @@ local own_strategies = { rollback = "deployrt.rollback", stop = "deployrt.stop",
 
 --- Whether there is still something to take up of a run, as its record has it.
 local function is_unfinished(record)
-  return not record.finished or record.outcome == "needs_attention"
+  return not record.finished or leftover.is_open(record)
 end
 
 --- The last run of this machine that did not end; nil when there is none.
@@ -90,14 +91,15 @@ end
 ---@return table? ending  with outcome and exit; nil: it did not
 local function ending_of(state, id, records)
   local last = records[#records]
-  if last.type == "FINISHED" and last.outcome ~= "needs_attention" then return last end
+  if last.type == "FINISHED" and not leftover.is_open(last) then return last end
   local record = history.find(state, id)
   return record and not is_unfinished(record) and record.outcome ~= "superseded" and record or nil
 end
 
-local function nothing(app, id)
-  errors.raise("nothing", id and ("run %s has ended: there is nothing to resume or abort"):format(id)
-    or ("no run of %s was interrupted: there is nothing to resume or abort"):format(app.app))
+local function nothing(app, state, id)
+  local last = id and history.find(state, id) or table.remove(state:runs())
+  errors.raise("nothing", ("%s: there is nothing to resume or abort%s"):format(
+    id and ("run %s has ended"):format(id) or ("no run of %s was interrupted"):format(app.app), leftover.hint(last, app.file)))
 end
 
 --- The journal of a run on this machine. With `force` a damaged one is cut off where it is damaged, and kept aside.
@@ -130,7 +132,7 @@ end
 local function bury(app, state, id, ending)
   local record = history.find(state, id)
   if record and not record.finished then
-    for _, key in ipairs { "outcome", "exit", "finished", "failed", "error" } do record[key] = ending[key] end
+    for _, key in ipairs { "outcome", "exit", "finished", "failed", "settled", "error" } do record[key] = ending[key] end
     record.finished = record.finished or core.time()
     state:save(id, record)
   end
@@ -148,7 +150,7 @@ end
 --- Brings the journal of the run to this machine, where another one, or a newer life of it, has more.
 local function fetch(app, state, wanted, force)
   local id, text, count = look_elsewhere(app, state, wanted)
-  if not id then nothing(app) end
+  if not id then nothing(app, state) end
   local path, disk = state:directory(id), state.disk or journal.disk
   local records = read_here(path .. "/journal", disk, force)
   if count > #records then
@@ -314,8 +316,8 @@ function resume.prepare(app, state, options)
   local id, path, records = fetch(app, state, options.run, options.force)
   local ending = ending_of(state, id, records)
   if ending then
-    local over = bury(app, state, id, ending) or nothing(app, id)
-    if options.abort then over.exit = over.outcome == "succeeded" and 2 or 0 end -- rolled back is what was asked for
+    local over = bury(app, state, id, ending) or nothing(app, state, id)
+    if options.abort and not ending.settled then over.exit = over.outcome == "succeeded" and 2 or 0 end -- rolled back is what was asked for
     return nil, over
   end
   local header = table.remove(records, 1)

@@ -213,14 +213,15 @@ end
 
 --- The run is over: its journal says so before anybody else does. A record that cannot be written does not change the outcome;
 --- but then nobody else knows it, and would go back to hosts that it gives back.
-local function conclude(self, outcome, exit, cause)
+local function conclude(self, outcome, exit, cause, left)
   local groups = self.app.groups
   self.root:commit()
   endure(self)
   if groups then groups:decide(outcome) end
-  local record = record_of(self, { outcome = outcome, exit = exit, finished = core.time(), error = cause and cause.message })
+  local record = record_of(self, { outcome = outcome, exit = exit, finished = core.time(), settled = leftover.is_settled(left), error = cause and cause.message })
   self.concluded = record
-  self.journal:write { type = "FINISHED", outcome = outcome, exit = exit, finished = record.finished, failed = record.failed, error = record.error, record = record }
+  self.journal:write { type = "FINISHED", outcome = outcome, exit = exit, finished = record.finished, failed = record.failed, settled = record.settled,
+    error = record.error, record = record }
   self.journal:sync()
   local ok, err = pcall(self.state.save, self.state, self.id, record)
   local function warn(message) self.emit { event = "warning", message = message } end
@@ -249,11 +250,11 @@ local function execute(self, options)
   keeping:wait()
   if not ok then error(outcome, 0) end
   monitor.snapshot(self)
-  conclude(self, outcome, exit, cause)
+  conclude(self, outcome, exit, cause, left)
   self.emit {
     event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,
     message = cause and errors.text(cause) or options.done, traceback = cause and cause.traceback,
-    left = #left > 0 and left or nil, without = self.concluded.failed, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
+    left = #left > 0 and left or nil, without = self.concluded.failed, settled = self.concluded.settled, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
   }
   return exit
 end

@@ -9,6 +9,7 @@ local health = require "deployrt.health"
 local history = require "deployrt.history"
 local json = require "deployrt.progress.json"
 local launch = require "deployrt.launch"
+local leftover = require "deployrt.leftover"
 local life = require "deployrt.life"
 local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
@@ -115,7 +116,7 @@ local function lock_of(held, state)
   local shown = { run = held.run, owner = held.owner, since = held.since, age = held.age, host = held.host, dead = held.dead, step = held.step }
   if not held.dead then return shown end
   local run = history.find(state, held.run)
-  shown.needs_attention = run and run.outcome == "needs_attention" or nil
+  shown.needs_attention = run and leftover.is_open(run) or nil
   shown.over = not shown.needs_attention and state:is_over(held.run) or nil
   return shown
 end
@@ -132,7 +133,7 @@ local function gather(command, app, opened, problem)
   return {
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
     lock = held and lock_of(held, state),
-    run = last and run_of(last, held) or nil,
+    run = last and run_of(last, held) or nil, settled = last and last.settled and leftover.remedy(last.kind, app.file) or nil,
     strangers = strangers(opened), elsewhere = elsewhere.rows(opened.balancer), balancer = trouble_of(opened, problem, rows, not problem and common.idleness(opened, runs, held)),
   }
 end
@@ -205,7 +206,7 @@ local function show(found)
   for _, row in ipairs(found.elsewhere) do lines[#lines + 1] = "  " .. row.text end
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s%s: %s"):format(found.run.id, found.run.strategy, found.run.release and " of " .. found.run.release or "",
-      (outcomes[found.run.outcome] or found.run.outcome):format(found.file))
+      found.settled and "all that is left of it was committed: " .. found.settled or (outcomes[found.run.outcome] or found.run.outcome):format(found.file))
   end
   if found.lock then lines[#lines + 1] = lock.describe(found.lock, found.file) end
   for i, line in ipairs(lines) do lines[i] = text.line(line) end

@@ -231,10 +231,10 @@ function headlines.interrupted(self, event)
   return "failure", "interrupted in the middle: `deployrt resume` carries on, `deployrt abort` rolls back"
 end
 
-function headlines.needs_attention(_, _, left)
+function headlines.needs_attention(_, event, left)
   local rest = "; `deployrt status` shows what runs"
   if #left > 0 then rest = (", %s left"):format(text.count(#left, "thing")) end
-  return "failure", "needs attention: the rollback is incomplete" .. rest
+  return "failure", "needs attention: " .. (event.settled and "what was committed stays" or "the rollback is incomplete") .. rest
 end
 
 -- What is left, host by host, each with the command that mends it.
