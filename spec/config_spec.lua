@@ -214,6 +214,8 @@ app.yml:6:1: hosts: expected a list or a mapping, got 7]], message)
       "app.yml:2:42: process.env: 'A-B' is not a name of a variable" },
     { "one name in env and secrets", "app: a\nprocess: {ports: 80, command: [x], env: {A: 1}, secrets: {A: b}}",
       "app.yml:2:42: process.env: A is one of process.secrets too" },
+    { "a secret under a name that shells keep", "app: a\nprocess: {ports: 80, command: [x], secrets: {UID: x}}",
+      "app.yml:2:46: process.secrets: shells keep UID for themselves, and do not pass a secret on as it is: give it another name" },
     { "two local hosts", with "hosts: [local, {name: me}]", "app.yml:3:16: hosts: 'local' and 'me' are both this machine; one is enough" },
     { "a machine under two names", with "hosts: [{name: a, address: web1}, {name: b, address: web1, dir: x}]",
       "app.yml:3:35: hosts: 'a' and 'b' are both at web1, and would take the same process.ports; one is enough" },

@@ -37,6 +37,26 @@ describe("a run", function()
     assert.falsy(fixture.read(app.dir .. "/hooks.log"):find("stopped", 1, true), "a stop is no success to be announced")
   end)
 
+  it("passes on variables under names that shells keep for themselves", function()
+    local function has_all(text, where)
+      for _, line in ipairs { "OPTIND=xyz", "UID=4711", "RANDOM=7", "PPID=a b" } do
+        assert.truthy(("\n" .. text):find("\n" .. line .. "\n", 1, true), where .. ": " .. line .. " in:\n" .. text)
+      end
+    end
+    app.opts.process = "  env: {OPTIND: xyz, UID: 4711, RANDOM: 7, PPID: 'a b'}"
+    app:extend_rolling [[
+      local env = { OPTIND = "xyz", UID = "4711", RANDOM = "7", PPID = "a b" }
+      self:hook("before_traffic", { RANDOM = "7" })
+      self:log(self.fleet.hosts[1]:run({ "env" }, { env = env }).stdout)
+      self.super.deploy(self)]]
+    app.opts.yaml = "strategy: {settle: 0}\nhooks: {before_traffic: [sh, -c, 'env > hook.env']}"
+    local run = app:deploy("./own.lua", "1.0")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    has_all(fixture.sh("tr '\\0' '\\n' < /proc/" .. math.tointeger(app:status().instances[1].pid) .. "/environ"), "the process")
+    has_all(run.stdout:gsub("\n +", "\n"), "the command")
+    assert.matches("RANDOM=7\n", fixture.read(app.dir .. "/hook.env"))
+  end)
+
   it("leaves out what app.yml says for another strategy, and refuses it on the command line", function()
     app.opts.yaml = "strategy: {settle: 0, batch: 1}"
     assert.equal(0, app:deploy("rolling", "1.0").exit)

@@ -274,9 +274,9 @@ process_alive() { # pid start boot
 }
 
 # A copy of this shell records itself, tells its pid, and becomes the process: each program that it need not run on the
-# way is a millisecond less. What it exports may have any name, so all that is needed afterwards is put between the names
-# and the command. It ends its launcher, which would wait for it: what a shell starts with & ignores INT and QUIT ever
-# after. Its log stays private.
+# way is a millisecond less. What it exports may have any name that a shell passes on, so all that is needed afterwards is
+# put between the names and the command. It ends its launcher, which would wait for it: what a shell starts with & ignores
+# INT and QUIT ever after. Its log stays private.
 process_become() { # NAME=value... -- command...
   process_stat self
   start_offset=0

@@ -3,6 +3,7 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local session_command = require "deployrt.session_command"
 local ssh = require "deployrt.ssh"
+local variables = require "deployrt.variables"
 
 ---@class deployrt.Connection
 ---@field name string
@@ -122,6 +123,12 @@ function Connection:call(name, arguments, timeout)
   errors.raise(code or "host", message or (name .. ": " .. output), { host = self.name, detail = not code and output or nil })
 end
 
+--- A command and its options, with variables that shells pass on.
+local function passable(argv, opts)
+  local env, words = variables.passable(opts and opts.env, argv)
+  return words, setmetatable({ env = env }, { __index = opts })
+end
+
 --- Runs a command once, and waits for it; its end is told apart by status and signal.
 ---@async
 ---@param argv string[]
@@ -129,7 +136,7 @@ end
 ---@return {status: integer, signal?: string, stdout: string, stderr: string}
 function Connection:execute(argv, opts)
   local link = errors.check(self:link())
-  return errors.check(link:exec(argv, opts))
+  return errors.check(link:exec(passable(argv, opts)))
 end
 
 --- The same for one that may last: when its task is canceled, or its time is over, it is ended with all that it started.
@@ -143,7 +150,7 @@ end
 function Connection:attend(argv, opts)
   local link, err = self:link()
   if not link then return nil, err end
-  return session_command.run(self, link, argv, opts or {})
+  return session_command.run(self, link, passable(argv, opts))
 end
 
 --- Runs a command that survives the connection: a lost one is dialled again and asked for the outcome.
@@ -153,9 +160,9 @@ end
 ---@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string}
 ---@return {status: integer, signal?: integer, stdout: string, stderr: string}
 function Connection:execute_once(key, argv, opts)
-  opts = opts or {}
+  argv, opts = passable(argv, opts)
   local words = { key, opts.cwd or self.root, opts.stdin or "" }
-  for name, value in pairs(opts.env or {}) do words[#words + 1] = name .. "=" .. value end
+  for name, value in pairs(opts.env) do words[#words + 1] = name .. "=" .. value end
   words[#words + 1] = "--"
   table.move(argv, 1, #argv, #words + 1, words)
   local timeout = opts.timeout or 600

@@ -3,6 +3,7 @@
 local driver = require "deployrt.balancer.driver"
 local library = require "deployrt.library"
 local suggest = require "deployrt.suggest"
+local variables = require "deployrt.variables"
 
 local rules = {}
 
@@ -193,6 +194,9 @@ function rules.process(app, fail)
   for _, name in ipairs(require("deployrt.config.check").names_of(process.secrets or {})) do
     if (process.env or {})[name] ~= nil then
       fail("process.env." .. name, ("process.env: %s is one of process.secrets too"):format(name))
+    end
+    if variables.is_kept(name) then
+      fail("process.secrets." .. name, ("process.secrets: shells keep %s for themselves, and do not pass a secret on as it is: give it another name"):format(name))
     end
   end
 end

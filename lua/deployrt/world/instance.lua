@@ -4,6 +4,7 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local health = require "deployrt.health"
 local template = require "deployrt.template"
+local variables = require "deployrt.variables"
 local world_balancer = require "deployrt.world.balancer"
 
 local instance = {}
@@ -90,9 +91,10 @@ function instance.start(context, host, args, key)
   local values = values_of(host, args.port, launch)
   local directory, command = program_of(host, args.port, launch, values)
   local words = { tostring(args.port), key, directory, json.encode(launch), secrets_text(context, launch) }
-  for name, value in pairs(launch.env or {}) do words[#words + 1] = name .. "=" .. template.expand(tostring(value), values) end
+  local env, argv = variables.passable(template.expand_all(launch.env or {}, values), command)
+  for name, value in pairs(env) do words[#words + 1] = name .. "=" .. value end
   words[#words + 1] = "--"
-  table.move(command, 1, #command, #words + 1, words)
+  table.move(argv, 1, #argv, #words + 1, words)
   local ok, answer = pcall(host.call, host, "process_start", words)
   if ok then return { pid = math.tointeger(answer:match("%d+")) } end
   if answer.code == "stranger" then
