@@ -272,6 +272,38 @@ describe("a run on some of the hosts", function()
     local load = app:load { rate = 100 }
     fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 20 end, 10, "answers")
     assert.same({}, load:stop().errors)
+  it("is told beside another one; approve is for the one that waits, and where it is not plain which is meant, a person says so", function()
+    local function go(i, strategy, state)
+      return app:command({ strategy, "app.yml", "--force", "--host", bed.hosts[i].name, "--state", app.dir .. "/" .. state }, { background = true })
+    end
+    fixture.write(app.dir .. "/asks.lua", 'local own = require("deployrt.strategy").extend("in_place", { name = "asks" })\n'
+      .. "function own:deploy() self:approve('now?') self.super.deploy(self) end\nreturn own\n")
+    local function await_locks(pattern)
+      fixture.eventually(function() return app:command({ "status", "app.yml" }).stdout:find(pattern) end, 8, pattern)
+    end
+    local first, second = bed.hosts[1].name, bed.hosts[2].name
+    local pids = { go(1, "./own.lua", "a"), go(2, "./asks.lua", "b") }
+    await_locks("under way, at [^\n]*the lock on " .. first .. "[^\n]*wait for it\nrun [^\n]*under way and waits for approval: now%?[^\n]* the lock on " .. second)
+    assert.equal(2, #app:status().locks)
+    for _, verb in ipairs { "pause", "abort" } do
+      local run = app:command { verb, "app.yml" }
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      contains(run.stderr, "2 runs are under way (", " on " .. first, "; ", " on " .. second, "say which with --host")
+    end
+    contains(app:command({ "approve", "app.yml" }).stdout, "goes on")
+    app:await_end(pids[2])
+    pids[2] = go(2, "./asks.lua", "b")
+    assert.equal(0, app:command({ "abort", "app.yml", "--host", first }).exit)
+    app:await_end(pids[1])
+    pids[1] = go(1, "./asks.lua", "a")
+    await_locks("waits for approval[^\n]*\nrun [^\n]*waits for approval")
+    local run = app:command { "approve", "app.yml" }
+    assert.equal(2, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "2 runs are under way (", "at 'waits for approval: now?'", "say which with --host")
+    for i, name in ipairs { first, second } do
+      assert.equal(0, app:command({ "approve", "app.yml", "--host", name }).exit)
+      app:await_end(pids[i])
+    end
     assert.same({ "2.0", "2.0" }, app:serving())
   end)
 

@@ -56,22 +56,37 @@ local function by_name(connections)
   return sorted
 end
 
---- Who holds the lock of some of the hosts, and the first of those; a run that is under way before one that was interrupted.
+---@class deployrt.Holder
+---@field held deployrt.LockState
+---@field line deployrt.Connection  the first of its hosts
+
+--- The runs that hold the lock of some of the hosts: those that are under way before those that were interrupted.
 ---@async
 ---@param connections deployrt.Connection[]
 ---@param is_over? fun(run: string): boolean  locks of such runs do not count
----@return deployrt.LockState? held  nil: nobody
----@return deployrt.Connection? line
-function lock.find(connections, is_over)
-  local sorted, first = by_name(connections), nil
+---@return deployrt.Holder[]
+function lock.holders(connections, is_over)
+  local sorted, live, dead, seen = by_name(connections), {}, {}, {}
   local states = fleet.together(sorted, lock.read)
   for i, line in ipairs(sorted) do
     local held = states[i]
-    if held and is_over and is_over(held.run) then held = nil end
-    if held and not held.dead then return held, line end
-    first = first or held and i
+    if held and not seen[held.run] and not (is_over and is_over(held.run)) then
+      seen[held.run] = true
+      table.insert(held.dead and dead or live, { held = held, line = line })
+    end
   end
-  return states[first], sorted[first]
+  return table.move(dead, 1, #dead, #live + 1, live)
+end
+
+--- The first of them, and its host.
+---@async
+---@param connections deployrt.Connection[]
+---@param is_over? fun(run: string): boolean
+---@return deployrt.LockState? held  nil: nobody
+---@return deployrt.Connection? line
+function lock.find(connections, is_over)
+  local first = lock.holders(connections, is_over)[1]
+  if first then return first.held, first.line end
 end
 
 --- What a lock tells of its run, and what may be done.

@@ -19,8 +19,12 @@ end
 --- Asks the run that is under way to roll back, and waits until it has.
 ---@return deployrt.Run? ended  nil: none is under way, or its controller died meanwhile
 local function ask(command, opened)
-  local held, line = request.live_run(opened)
-  if not held or command.flags.run and command.flags.run ~= held.run then return nil end
+  local runs = {}
+  for _, each in ipairs(request.live_runs(opened)) do
+    if not command.flags.run or command.flags.run == each.held.run then runs[#runs + 1] = each end
+  end
+  if #runs == 0 then return nil end
+  local held, line = request.only(runs)
   local id = held.run
   request.send(line, held, "abort")
   command.write_error(("run %s is under way: it was asked to roll back\n"):format(id))

@@ -18,7 +18,7 @@ end
 return function(command)
   local answer = #command.operands > 1 and table.remove(command.operands, 1) or nil
   return common.look(command, function(opened)
-    local held, line = request.check_live(opened)
+    local held, line = request.check_live(opened, true)
     check_answer(held, answer, opened.app.file)
     request.send(line, held, "approve", answer)
     local waits = waiting.is_so(held.step)

@@ -67,14 +67,16 @@ local function summary(rows)
 end
 
 --- Whether somebody works on a run: its lock says so, or its controller, which runs here. It may be at work on other hosts.
-local function is_under_way(run, held)
-  if held and held.run == run.id then return not held.dead end
+local function is_under_way(run, locks)
+  for _, held in ipairs(locks) do
+    if held.run == run.id then return not held.dead end
+  end
   return run.life ~= nil and life.is_here(run.life) and not life.is_gone(run.life)
 end
 
 --- The outcome of the last run; one whose controller is gone is unfinished.
-local function outcome_of(last, held)
-  if last.outcome == "running" and not is_under_way(last, held) then return "unfinished" end
+local function outcome_of(last, locks)
+  if last.outcome == "running" and not is_under_way(last, locks) then return "unfinished" end
   return last.outcome
 end
 
@@ -107,8 +109,8 @@ local function trouble_of(opened, problem, rows, idleness)
 end
 
 --- Of a run that stops an application there is no release.
-local function run_of(last, held)
-  return { id = last.id, strategy = last.strategy, outcome = outcome_of(last, held), release = last.strategy ~= "stop" and last.release or nil }
+local function run_of(last, locks)
+  return { id = last.id, strategy = last.strategy, outcome = outcome_of(last, locks), release = last.strategy ~= "stop" and last.release or nil }
 end
 
 --- A lock that a run has left, and how far that run is by what the history has of it.
@@ -121,19 +123,27 @@ local function lock_of(held, state)
   return shown
 end
 
+--- The locks of hosts, one of each run, or else that of a team.
+local function locks_of(lines, state)
+  local locks = {}
+  for i, each in ipairs(lock.holders(lines)) do locks[i] = lock_of(each.held, state) end
+  local team = #locks == 0 and state.read_lock and state:read_lock()
+  return team and { lock_of(team, state) } or locks
+end
+
 local function gather(command, app, opened, problem)
   local state, lines = common.state(command, app), opened:lines()
   history.learn(state, lines)
   local rows = rows_of(opened)
   probe(opened, rows)
   local release, mixed = summary(rows)
-  local held = lock.find(lines) or state.read_lock and state:read_lock() or nil
-  local runs = state:runs()
+  local locks, runs = locks_of(lines, state), state:runs()
+  local held = locks[1]
   local last = runs[#runs]
   return {
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
-    lock = held and lock_of(held, state),
-    run = last and run_of(last, held) or nil, settled = last and last.settled and leftover.remedy(last.kind, app.file) or nil,
+    locks = locks, lock = held,
+    run = last and run_of(last, locks) or nil, settled = last and last.settled and leftover.remedy(last.kind, app.file) or nil,
     strangers = strangers(opened), elsewhere = elsewhere.rows(opened.balancer), balancer = trouble_of(opened, problem, rows, not problem and common.idleness(opened, runs, held)),
   }
 end
@@ -151,11 +161,11 @@ local function encode_elsewhere(found)
   return #rows > 0 and (',"elsewhere":[%s]'):format(table.concat(rows, ",")) or ""
 end
 
---- What is wrong stands behind the rest: hosts that cannot be asked, and the balancer.
+--- What is not as always stands behind the rest: locks of several runs, hosts that cannot be asked, and the balancer.
 local function encode_trouble(found)
-  local hosts, out = {}, ""
+  local hosts, out = {}, #found.locks > 1 and (',"locks":%s'):format(json.encode(found.locks)) or ""
   for i, err in ipairs(found.missing) do hosts[i] = json.encode { host = err.host, code = err.code, error = err.message } end
-  if #hosts > 0 then out = (',"unreachable":[%s]'):format(table.concat(hosts, ",")) end
+  if #hosts > 0 then out = ('%s,"unreachable":[%s]'):format(out, table.concat(hosts, ",")) end
   return found.balancer and ('%s,"balancer":%s'):format(out, json.encode(found.balancer)) or out
 end
 
@@ -208,7 +218,7 @@ local function show(found)
     lines[#lines + 1] = ("last run: %s, %s%s: %s"):format(found.run.id, found.run.strategy, found.run.release and " of " .. found.run.release or "",
       found.settled and "all that is left of it was committed: " .. found.settled or (outcomes[found.run.outcome] or found.run.outcome):format(found.file))
   end
-  if found.lock then lines[#lines + 1] = lock.describe(found.lock, found.file) end
+  for _, each in ipairs(found.locks) do lines[#lines + 1] = lock.describe(each, found.file) end
   for i, line in ipairs(lines) do lines[i] = text.line(line) end
   return table.concat(lines, "\n") .. "\n"
 end
