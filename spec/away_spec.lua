@@ -23,14 +23,14 @@ describe("while a host is away, a run", function()
     return own]]
 
   --- Begins own.lua, and cuts the first host off, which words for the run go to first. Waits until it says something then.
-  local function begin(moment)
+  local function begin(moment, text)
     local log = app.dir .. "/log"
     app:write(fixture.release("2.0"), "2.0")
-    fixture.write(app.dir .. "/own.lua", patient)
+    fixture.write(app.dir .. "/own.lua", text or patient)
     pid = app:begin({ "./own.lua", "app.yml" }, log)
-    for _, text in ipairs { "now", moment } do
-      fixture.eventually(function() return fixture.read(log):find(text, 1, true) end, 60, text)
-      if text == "now" then bed:cut(1) end
+    for _, said in ipairs { "now", moment } do
+      fixture.eventually(function() return fixture.read(log):find(said, 1, true) end, 60, said)
+      if said == "now" then bed:cut(1) end
     end
     return log
   end
@@ -83,8 +83,36 @@ describe("while a host is away, a run", function()
     fixture.eventually(function() return fixture.read(log):find("go on?", 1, true) end, 60, "the gate again")
     ends(0, { "approve", "app.yml" }, "goes on")
     app:await_end(pid)
-    assert.truthy(fixture.read(log):find("left as before: --failed brings them along", 1, true), fixture.read(log))
+    assert.truthy(fixture.read(log):find("left as it was when that failed, where the new release may run without traffic: --failed brings them along", 1, true), fixture.read(log))
     serve("1.0", "2.0", "2.0")
+    ends(0, { "rolling", "app.yml", "--failed" })
+    serve("2.0", "2.0", "2.0")
+  end)
+
+  it("that goes on without it, half done there, says so at its end, and so does who finds its lock", function()
+    local name = bed.hosts[1].name
+    local log = begin("deployed 2.0", [[
+      local own = require("deployrt.strategy").extend("rolling", { name = "own" })
+      function own:deploy()
+        self:each(self.fleet:old(), function(_, old)
+          local new = self:successor(old)
+          new:start()
+          new:await_healthy()
+          self:log "now" self:sleep(3)
+          old.host:run { "true" }
+          self.balancer:swap(old, new)
+          old:stop()
+        end, { tolerate = 1 })
+      end
+      return own]])
+    app:await_end(pid)
+    local text = ("; %s left as it was when that failed, where the new release may run without traffic: --failed brings them along"):format(name)
+    assert.truthy(fixture.read(log):find(text, 1, true), fixture.read(log))
+    serve("1.0", "2.0", "2.0")
+    local words = (" has ended while %s was away: `deployrt resume app.yml`, or the next run, removes the lock that it has left there"):format(name)
+    ends(0, { "status", "app.yml" }, words)
+    ends(0, { "resume", "app.yml" }, ("had ended already: succeeded, exit 0; %s was away then, and its lock is removed now"):format(name))
+    assert.equal(require("cjson").null, app:status().lock)
     ends(0, { "rolling", "app.yml", "--failed" })
     serve("2.0", "2.0", "2.0")
   end)

@@ -9,6 +9,7 @@ local operation = require "deployrt.operation"
 ---@field target table                launch of the release being deployed
 ---@field members deployrt.Instance[] every instance that runs
 ---@field given_up table<string, boolean>  names of hosts that the run goes on without
+---@field stranded table<string, boolean>  those of them where not all was taken back
 local Fleet = { kind = "fleet" }
 Fleet.__index = Fleet
 
@@ -33,7 +34,7 @@ end
 ---@param balancer deployrt.Balancer
 function fleet.new(hosts, process, balancer)
   return setmetatable({ hosts = hosts, process = process, balancer = balancer, members = {}, places = {}, by_host = {}, reserved = {}, listening = {},
-    given_up = {} }, Fleet)
+    given_up = {}, stranded = {} }, Fleet)
 end
 
 --- The instances of a host.

@@ -48,4 +48,15 @@ function history.find(state, id)
   end
 end
 
+--- Whether a run went on without a host, and ended: it could not let go of its lock there then.
+---@param record? deployrt.Run
+---@param host string
+---@return boolean
+function history.ended_without(record, host)
+  for _, name in ipairs(record and record.finished and record.failed or {}) do
+    if name == host then return true end
+  end
+  return false
+end
+
 return history

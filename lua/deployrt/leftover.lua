@@ -58,6 +58,15 @@ function leftover.is_open(record)
   return record.outcome == "needs_attention" and not record.settled
 end
 
+--- The hosts that a run went on without, and where not all was taken back.
+---@param run table
+---@return string[]?  nil: there are none
+function leftover.stranded(run)
+  local names = {}
+  for _, host in ipairs(run.session.hosts) do names[#names + 1] = run.fleet.stranded[host.name] and host.name or nil end
+  return names[1] and names
+end
+
 --- Whether all that is left was committed.
 ---@param left {committed?: boolean}[]
 ---@return boolean?

@@ -23,6 +23,7 @@ lock.dead_after = 30   -- seconds without a sign of life
 ---@field host string
 ---@field place? string  where it is, if not on a host
 ---@field over? boolean  its run has ended
+---@field away? boolean  its host was away when its run ended
 ---@field needs_attention? boolean  its run has ended, and its rollback is incomplete
 ---@field left? integer  seconds until it goes by itself
 
@@ -102,6 +103,9 @@ function lock.describe(state, file)
   elseif state.needs_attention then
     return ("run %s of %s, begun %s, needs attention: `deployrt abort %s` goes on with its rollback, and removes the lock %s"):format(
       state.run, state.owner, since, file, place)
+  elseif state.over and state.away then
+    return ("run %s of %s, begun %s, has ended while %s was away: `deployrt resume %s`, or the next run, removes the lock that it has left there"):format(
+      state.run, state.owner, since, state.host, file)
   elseif state.over and state.dead then
     return ("run %s of %s, begun %s, has ended, and its controller died: `deployrt resume %s` does what it had left to do, and removes the lock %s"):format(
       state.run, state.owner, since, file, place)

@@ -143,7 +143,9 @@ local function bury(app, state, id, ending)
   if team and team.run == id and team.dead then state:break_lock(team) end
   if app.groups then app.groups:give_back(function() end) end
   if #locked == 0 then return nil end
-  local text = ("run %s had ended already: %s, exit %d; its controller died before it said so"):format(id, ending.outcome:gsub("_", " "), ending.exit)
+  local away = history.ended_without(ending, locked[1].name)
+  local text = ("run %s had ended already: %s, exit %d; %s"):format(id, ending.outcome:gsub("_", " "), ending.exit,
+    away and locked[1].name .. " was away then, and its lock is removed now" or "its controller died before it said so")
   return { run = id, text = text, exit = math.tointeger(ending.exit), outcome = ending.outcome }
 end
 

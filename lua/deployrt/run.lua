@@ -254,7 +254,7 @@ local function execute(self, options)
   self.emit {
     event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,
     message = cause and errors.text(cause) or options.done, traceback = cause and cause.traceback,
-    left = #left > 0 and left or nil, without = self.concluded.failed, settled = self.concluded.settled, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
+    left = #left > 0 and left or nil, without = self.concluded.failed, stranded = leftover.stranded(self), settled = self.concluded.settled, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
   }
   return exit
 end

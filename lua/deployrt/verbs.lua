@@ -67,6 +67,7 @@ local function take_back(run, scope)
     local failure = failures[i]
     run.emit { event = "warning", message = ("%s is left as it is: %s"):format(failure.host or failure.label, errors.text(failure.error)) }
     scope:push(failure.entry)
+    if failure.host then run.fleet.stranded[failure.host] = true end
   end
 end
 

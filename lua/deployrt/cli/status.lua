@@ -120,6 +120,7 @@ local function lock_of(held, state)
   local run = history.find(state, held.run)
   shown.needs_attention = run and leftover.is_open(run) or nil
   shown.over = not shown.needs_attention and state:is_over(held.run) or nil
+  shown.away = shown.over and history.ended_without(run, held.host) or nil
   return shown
 end
 

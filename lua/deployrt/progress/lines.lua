@@ -210,14 +210,24 @@ local function restored(run, event)
   return previous and text.line(previous) .. " serves as before" or "nothing serves, as before"
 end
 
+--- Hosts that a run went on without, and how it left them.
+local function left_out(event)
+  local before, stranded, parts, is_stranded = {}, event.stranded or {}, {}, {}
+  for _, name in ipairs(stranded) do is_stranded[name] = true end
+  for _, name in ipairs(event.without or {}) do before[#before + 1] = not is_stranded[name] and name or nil end
+  for _, each in ipairs { { before, "left as before" }, { stranded, "left as it was when that failed, where the new release may run without traffic" } } do
+    if #each[1] > 0 then parts[#parts + 1] = ("%s %s"):format(text.line(table.concat(each[1], ", ")), each[2]) end
+  end
+  return #parts > 0 and ("; %s: --failed brings them along"):format(table.concat(parts, "; ")) or ""
+end
+
 local headlines = {}
 
 function headlines.succeeded(self, event)
   if event.message then return "success", table.concat(text.lines(event.message), "\n") .. served(event) end
   local count = self.run.instances and (": " .. text.count(self.run.instances, "instance")) or ""
   local release, seconds = text.line(self.run.release or "?"), text.duration(event.seconds or 0)
-  local without = event.without and ("; %s left as before: --failed brings them along"):format(text.line(table.concat(event.without, ", "))) or ""
-  return event.without and "failure" or "success", ("deployed %s in %s%s%s%s"):format(release, seconds, count, served(event), without)
+  return event.without and "failure" or "success", ("deployed %s in %s%s%s%s"):format(release, seconds, count, served(event), left_out(event))
 end
 
 function headlines.rolled_back(self, event)
