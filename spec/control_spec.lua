@@ -66,8 +66,11 @@ describe("a run under way", function()
     fixture.eventually(function() return (fixture.read(app:journal_path()) or ""):find('"gate"', 1, true) end, 8, "the gate")
     fixture.signal(pid, "KILL")
     app:await_end(pid)
-    local run = app:command { "resume", "app.yml", "--yes" }
+    local run = app:command { "resume", "app.yml", "--yes", "--release", "9.9", "--set", "strategy.settle=0" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
+    for _, flag in ipairs { "--release 9.9", "--set strategy.settle=0" } do
+      contains(run.stdout, "warning: " .. flag .. " changes nothing of this run: it goes on with what it began with")
+    end
     assert.same({ "2.0" }, app:serving())
   end)
 end)

@@ -25,6 +25,21 @@ local function give_back_left(command, app)
   return 0
 end
 
+local function text_of(value)
+  return type(value) == "table" and table.concat(value, ", ") or value
+end
+
+--- A run goes on with what it began with: says so where the command line has something else.
+---@param began table  the flags that the run began with
+local function tell_ignored(command, began)
+  for _, name in ipairs { "set", "release", "host" } do
+    local given = text_of(command.flags[name])
+    if given and given ~= text_of(began[name]) then
+      command.say("warning", ("warning: --%s %s changes nothing of this run: it goes on with what it began with"):format(name, given))
+    end
+  end
+end
+
 return function(command, abort)
   local app = common.app(command)
   local flags = command.flags
@@ -42,5 +57,6 @@ return function(command, abort)
       { run = options.run, outcome = options.outcome, exit = options.exit })
     return options.exit
   end
+  tell_ignored(command, options.flags or {})
   return common.execute(command, then_app, options)
 end
