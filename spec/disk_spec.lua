@@ -139,6 +139,23 @@ describe("a full disk", function()
     contains(text, "shop/releases", "0 KB are free")
   end)
 
+  it("on a host is noticed by check --connect also where files are lacking, and so is a directory that leads nowhere", function()
+    local disk = host_disk()
+    local function check(directory)
+      local run = app:command { "check", "app.yml", "--connect", "--set", "process.adopt=true", "--set", ("hosts=[{name: local, dir: %s}]"):format(directory) }
+      return run.exit, run.stderr
+    end
+    fixture.sh(("mkdir -p %s/files/shop && mount -t tmpfs -o size=8m,nr_inodes=1 deployrt-spec %s/files/shop"):format(app.dir, app.dir))
+    local exit, text = check(app.dir .. "/files")
+    fixture.sh(("umount %s/files/shop"):format(app.dir))
+    assert.equal(2, exit, text)
+    contains(text, "local: no file can be made at " .. app.dir .. "/files/shop, though ", "`df -i` shows inodes): make room there")
+    fixture.sh(("ln -s %s/nowhere %s/link"):format(disk, app.dir))
+    exit, text = check(app.dir .. "/link")
+    assert.equal(2, exit, text)
+    contains(text, ("local: %s/link is a link to %s/nowhere, which is not there: make that, or give the host another `dir`"):format(app.dir, disk))
+  end)
+
   it("on a host before a command is an error at once, and the command is not begun", function()
     local disk = host_disk()
     strategy(("self:log('now') self:sleep(1) self.fleet.hosts[1]:run({ '/bin/sh', '-c', 'cat > %s/done' }, { stdin = ('x'):rep(20000) })"):format(app.dir))

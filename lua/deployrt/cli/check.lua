@@ -48,13 +48,20 @@ local least_room = 1024 -- KB: less has no room for the files of a run, whatever
 local room_library = [[
 room_check() { # KB
   at=$root
-  while [ ! -e "$at" ]; do at=${at%/*} at=${at:-/}; done
+  while [ ! -e "$at" ]; do
+    [ ! -L "$at" ] || { fail missing "$at is a link to $(readlink "$at"), which is not there: make that, or give the host another \`dir\`"; return 1; }
+    at=${at%/*} at=${at:-/}
+  done
   for place in "$at" "$root/releases" "$root/instances" "$root/logs" "$root/runs"; do
     [ -d "$place" ] || [ "$place" = "$at" ] || continue
     room=$(df -Pk "$place" 2>/dev/null | { read -r _; read -r _ total _ room _; [ "$total" -gt 0 ] && echo "$room"; } 2>/dev/null)
     [ "${room:-$1}" -ge "$1" ] || { fail full "$room KB are free at $place: make room there"; return 1; }
     message=$({ printf '%4096s' '' > "$place/.room.$$"; } 2>&1) && rm -f "$place/.room.$$" && continue
     rm -f "$place/.room.$$" 2>/dev/null
+    case $message in *[Nn]o\ space* | *quota*)
+      fail full "no file can be made at $place, though $room KB are free (${message##*: }; \`df -i\` shows inodes): make room there"
+      return 1 ;;
+    esac
     fail system "cannot write to $place: ${message##*: }: have $(id -un) write there, or give the host another \`dir\`"
     return 1
   done
