@@ -152,6 +152,18 @@ describe("rollback", function()
       assert.same({ "1.0", "1.0" }, app:serving())
     end)
 
+    it("is told why blue_green finds none free while both serve, and what frees one", function()
+      app.ports = { 8080 }
+      app:write(fixture.release "1.0", "1.0")
+      deploy("1.0", { "--set", "strategy.allow_gap=true" })
+      local run = app:deploy("blue_green", "2.0")
+      assert.equal(2, run.exit, run.stdout)
+      assert.truthy(run.stderr:find("hosts of several groups serve, so no group is free: take those of all but one out of service with `deployrt stop --host`", 1, true), run.stderr)
+      ok(app:command { "stop", "app.yml", "--host", "web2" })
+      ok(app:deploy("blue_green", "2.0"))
+      assert.same({ "2.0" }, app:serving())
+    end)
+
     it("goes back to those that served, where the run brought the release to all, and to all from there", function()
       for _, ports in ipairs { { 8080, 8081 }, { 8080 } } do
         app.ports = ports

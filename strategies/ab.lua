@@ -15,8 +15,8 @@ local ab = strategy.define {
 function ab:check()
   if #self.fleet:old() > 0 and not self.balancer:exists() then self:fail("ab splits traffic: app.yml needs a balancer") end
   self.fleet:use_groups()
-  local missing = self.fleet:lacking_slots()
-  if missing then self:fail(("ab needs a full second set: %s; add ports to process.ports"):format(missing), "process.ports") end
+  local missing, remedy = self.fleet:lacking_slots()
+  if missing then self:fail(("ab needs a full second set: %s; %s"):format(missing, remedy), "process.ports") end
 end
 
 --- Starts one instance of the new side.

@@ -15,9 +15,9 @@ local blue_green = strategy.define {
 --- A second set needs a free slot for each instance, or hosts of another group.
 function blue_green:check()
   self.fleet:use_groups()
-  local missing = self.fleet:lacking_slots()
+  local missing, remedy = self.fleet:lacking_slots()
   if missing then
-    self:fail(("%s needs a full second set: %s; add ports to process.ports, or hosts of another group"):format(self.name, missing), "process.ports")
+    self:fail(("%s needs a full second set: %s; %s"):format(self.name, missing, remedy), "process.ports")
   end
 end
 

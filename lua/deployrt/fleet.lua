@@ -456,8 +456,9 @@ function Fleet:full_host()
   end
 end
 
---- Where a full second set finds no room, in words; nil when there is room.
+--- Where a full second set finds no room, and what makes some, in words; nil when there is room.
 ---@return string?
+---@return string? remedy
 function Fleet:lacking_slots()
   if #self:old() == 0 or #self:standby_hosts() > 0 then return nil end
   local need = {}
@@ -469,7 +470,11 @@ function Fleet:lacking_slots()
       if fits(self, host, port) and (not member or member.state ~= "serving") then room = room + 1 end
     end
     local wanted = math.max(need[host] or 0, self.process.instances) -- what has died there is started, too
-    if room < wanted then return ("%s has %d free slots for %d instances"):format(host.name, room, wanted) end
+    if room < wanted then
+      return ("%s has %d free slots for %d instances"):format(host.name, room, wanted), self:serving_group() == false
+        and "hosts of several groups serve, so no group is free: take those of all but one out of service with `deployrt stop --host`, or add ports to process.ports"
+        or "add ports to process.ports, or hosts of another group"
+    end
   end
 end
 
