@@ -56,7 +56,7 @@ describe("a list of balancers", function()
       if during then during() end
       fixture.eventually(function() return not fixture.alive(pid) end, 60, "end of the run")
       return fixture.read(log)
-    end
+    end, pid
   end
 
   it("is changed alike, and refused before the run when one of them is down", function()
@@ -84,6 +84,22 @@ describe("a list of balancers", function()
     assert.matches("deployed 2.0", log)
     assert.equal("web2=100", serving(one))
     assert.equal("web2=100", serving(two))
+  end)
+
+  it("is taken up although one is away: what can be taken back is, and once that one is there the rest", function()
+    local _, pid = start_waiting()
+    fixture.signal(pid, "KILL")
+    app:await_end(pid)
+    two:kill()
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(3, run.exit, run.stdout .. run.stderr)
+    assert.matches("balancer 2 %(haproxy%) is away, and will be brought up to date when it returns", run.stdout .. run.stderr)
+    assert.equal("web1=100", serving(one))
+    two:start()
+    run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "web1=100", "web1=100" }, { serving(one), serving(two) })
+    assert.same({ "1.0" }, app:serving())
   end)
 
   it("rolls back when one is still away at the end", function()

@@ -275,6 +275,8 @@ describe("a run on some of the hosts", function()
     local load = app:load { rate = 100 }
     fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 20 end, 10, "answers")
     assert.same({}, load:stop().errors)
+  end)
+
   it("is told beside another one; approve is for the one that waits, and where it is not plain which is meant, a person says so", function()
     local function go(i, strategy, state)
       return app:command({ strategy, "app.yml", "--force", "--host", bed.hosts[i].name, "--state", app.dir .. "/" .. state }, { background = true })

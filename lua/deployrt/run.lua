@@ -5,10 +5,7 @@ local archive = require "deployrt.archive"
 local clock = require "deployrt.clock"
 local control = require "deployrt.control"
 local copy = require "deployrt.state.copy"
-local driver = require "deployrt.balancer.driver"
-local elsewhere = require "deployrt.elsewhere"
 local errors = require "deployrt.errors"
-local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
 local launch = require "deployrt.launch"
@@ -18,6 +15,7 @@ local lock = require "deployrt.lock"
 local monitor = require "deployrt.monitor"
 local operation = require "deployrt.operation"
 local pretend = require "deployrt.world.pretend"
+local preflight = require "deployrt.preflight"
 local previous = require "deployrt.previous"
 local rollout = require "deployrt.rollout"
 local script = require "deployrt.script"
@@ -27,65 +25,6 @@ local turns = require "deployrt.turns"
 local undo = require "deployrt.undo"
 
 local run = {}
-
-local function check_content(self)
-  self.releases = {}
-  local answers = fleet.together(self.session.hosts, function(host)
-    return operation.observe { name = "release.list", host = host, args = {} }
-  end)
-  for i, host in ipairs(self.session.hosts) do
-    self.releases[host.name] = answers[i]
-    local has = answers[i][self.target.release]
-    if has and self.target.sha256 and has.sha256 ~= self.target.sha256 then
-      errors.raise("content", ("%s has a release %s with other content: give the new one another version (release.version)"):format(
-        host.name, self.target.release), { host = host.name })
-    end
-    if self.target.packed and not has and not self.has_archive then
-      errors.raise("missing", ("%s does not have release %s, and only a deployment brings it there: deploy it again%s"):format(host.name, self.target.release,
-        self.kind == "rollback" and ", or, if the host came later, take it out of app.yml (hosts:) to roll back without it" or ""), { host = host.name })
-    end
-  end
-end
-
---- Whether the balancers are there, and can do what the strategy needs. A stop asks for nothing: it only takes away.
----@param notes? string[]  what people should know besides
-local function check_balancers(self, notes)
-  self.notes = self.kind ~= "stop" and driver.check_all(self.session.drivers) or {}
-  table.move(notes or {}, 1, notes and #notes or 0, #self.notes + 1, self.notes)
-  driver.check_needs(self.app, self.strategy, self.script.options)
-end
-
---- Looks at everything that could stop the run, and changes nothing.
-local function check(self)
-  self.fleet:discover(self.kind == "stop")
-  elsewhere.note(self.balancer, self.notes)
-  if self.kind ~= "stop" then self.fleet:check_ports() end
-  adoption.look(self)
-  check_content(self)
-  if self.without_script then return end
-  self.checking = true
-  local ok, err = pcall(script.call, self, "check")
-  self.checking = false
-  if not ok then error(err, 0) end
-end
-
-local function nothing_to_do(self)
-  if self.balancer.down or self.balancer.differ or self.balancer.outdated then return false end
-  if self.balancer:has_left() then return false end
-  local fresh, active = {}, self.fleet:active_hosts()
-  for _, member in ipairs(self.fleet.members) do
-    if not self.fleet:is_target(member) and not member.kept and member.state == "serving" then return false end
-    if self.fleet:is_target(member) and member.state == "serving" then
-      fresh[member.host.name] = (fresh[member.host.name] or 0) + 1
-    end
-  end
-  for _, host in ipairs(active) do
-    local target = self.fleet.target
-    local is_current = not target.packed or host.current == target.release
-    if fresh[host.name] ~= self.app.process.instances or not is_current then return false end
-  end
-  return true
-end
 
 --- A run that went on without every host has deployed nothing.
 local function check_kept(self)
@@ -395,14 +334,14 @@ function run.rehearse(app, options)
   options.begun(self)
   local locals = core.locals()
   locals.run, locals.scope = self, self.root
-  check_balancers(self, options.notes)
+  preflight.balancers(self, options.notes)
   stopping.pretend_limit(self, self.script.options.timeout or 3600)
   local serving = { core.spawn(self.turns.serve, self.turns, {}), core.spawn(self.world.serve, self.world, function() return self.turns:is_busy() end) }
   local ok, err = pcall(function()
-    check(self)
+    preflight.look(self)
     for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
     previous.find(self)
-    self.unchanged = not options.proceed and not options.force and nothing_to_do(self)
+    self.unchanged = not options.proceed and not options.force and preflight.is_unchanged(self)
     if not self.unchanged then
       local happy_path = options.proceed or proceed
       happy_path(self)
@@ -428,19 +367,19 @@ end
 local function begin(self, options)
   local past = options.past
   if past then take_lock(self, past.epoch(self.session:lines())) end
-  check_balancers(self, options.notes)
+  preflight.balancers(self, options.notes)
   self.serving = core.spawn(self.turns.serve, self.turns, {
     signal = function(record) stopping.stop_again(self, record) end,
     mended = function(intent, done) self.fleet:renew(intent.instance, done.result.pid) end,
     live = function() past.go_live(self) end,
   })
-  local fit, problem = pcall(check, self)
+  local fit, problem = pcall(preflight.look, self)
   if not fit then
     if not past then lock.refuse_held(self.session:lines(), self.app.file, is_over(self)) end -- what another run has in hand looks wrong
     error(problem, 0)
   end
   previous.find(self)
-  if not past and not options.proceed and not options.force and nothing_to_do(self) then
+  if not past and not options.proceed and not options.force and preflight.is_unchanged(self) then
     lock.refuse_held(self.session:lines(), self.app.file, is_over(self))
     return end_unchanged(self)
   end
@@ -467,7 +406,7 @@ function run.is_needed(app, state, force)
     if state then lock.refuse_held(opened:lines(), app.file, function(id) return state:is_over(id) end) end
     if force then return true end
     self.fleet:discover()
-    return not nothing_to_do(self)
+    return not preflight.is_unchanged(self)
   end)
 end
 

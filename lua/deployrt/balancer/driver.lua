@@ -183,14 +183,25 @@ end
 --- Looks at what would stop a run.
 ---@async
 ---@param drivers deployrt.Driver[]
+---@param without? boolean  it goes on without those that are away, if any of them is there
 ---@return string[] notes  what people should know
-function driver.check_all(drivers)
-  local notes = {}
-  for _, each in ipairs(drivers) do
-    local found = each:check()
-    if type(found) == "table" then table.move(found, 1, #found, #notes + 1, notes) end
+---@return table<integer, deployrt.Error> away  by place
+function driver.check_all(drivers, without)
+  local notes, away, problem = {}, {}, nil
+  for i, each in ipairs(drivers) do
+    local ok, found = pcall(each.check, each)
+    if not ok and not (without and errors.is_away(found)) then error(found, 0) end
+    if not ok then
+      away[i], problem = found, problem or found
+    elseif type(found) == "table" then
+      table.move(found, 1, #found, #notes + 1, notes)
+    end
   end
-  return notes
+  for i in ipairs(drivers) do
+    if not away[i] then return notes, away end
+  end
+  if problem then error(problem, 0) end
+  return notes, away
 end
 
 --- Whether the next run sets a balancer up anew, in words.

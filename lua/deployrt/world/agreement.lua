@@ -198,6 +198,13 @@ end
 agreement.patience = 15 -- seconds in which a balancer that is being restarted must come back
 local patience_beside, patience_at_end = 2, 15
 
+--- One of several is away, and stays behind.
+---@return string  what people should know of it
+function agreement.leave_behind(context, index, err)
+  context.behind[index] = err
+  return ("%s is away, and will be brought up to date when it returns: %s"):format(name_of(context, index), err.message)
+end
+
 --- Changes one balancer. One that is away while others are there stays behind, and is brought up to date when it returns.
 local function change_one(context, index, action)
   local behind = context.behind[index]
@@ -207,10 +214,7 @@ local function change_one(context, index, action)
     action(context.drivers[index])
   end)
   if not err and not behind then agreement.note_reached(context, index) end
-  if err and not behind then
-    context.behind[index] = err
-    context.warn(("%s is away, and will be brought up to date when it returns: %s"):format(name_of(context, index), err.message))
-  end
+  if err and not behind then context.warn(agreement.leave_behind(context, index, err)) end
   return err
 end
 

@@ -388,8 +388,8 @@ end
 function balancer.prepare(context)
   local lenient
   agreement.writing(context, function()
-    for _, driver in ipairs(context.drivers) do
-      driver:prepare(run_of(context), context.wanted)
+    for index, driver in ipairs(context.drivers) do
+      if not context.behind[index] then driver:prepare(run_of(context), context.wanted) end
       lenient = lenient or driver.lenient or nil
     end
   end)
