@@ -110,7 +110,7 @@ describe("a descriptor that is handed on", function()
     machine.eventually(function() return machine.is_listened(port) end, 10, "the listener")
     local fd = assert(link:forward("127.0.0.1", port))
     local first = core.spawn(connect, fd, { timeout = 0.2 })
-    core.sleep(0)
+    core.sleep(0.05) -- until it is watched
     local _, err = connect(fd)
     assert.equal("unreachable", err.code)
     assert.matches("127.0.0.1:22: its socket cannot be watched: file already exists", err.message, 1, true)
