@@ -1,5 +1,5 @@
 -- away_spec.lua -- What people can do about a run while one of its hosts is away.
--- weight: 20
+-- weight: 26
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
 

@@ -45,6 +45,7 @@ local function dispute(best, all)
     for _, seen in ipairs(all) do
       local its = seen and seen.slots[name] or slot
       if (its.state == "ready") ~= (slot.state == "ready") then
+        if its.state == "ready" then slot.up = its.up end -- what is out of service is not up for who says so
         slot.weight, slot.state, slot.disputed = math.max(slot.weight, its.weight), "ready", true
       end
     end
