@@ -1,5 +1,5 @@
--- weight: 18
 -- haproxy_health_spec.lua -- What a managed HAProxy checks, when app.yml's health changes together with the release.
+-- weight: 18
 local fixture = require "spec.support.fixture"
 
 describe("HAProxy run by deployrt, when app.yml has another health check", function()

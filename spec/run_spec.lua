@@ -82,6 +82,25 @@ describe("a run", function()
     assert.is_nil(journals:find("hunter2", 1, true))
   end)
 
+  it("keeps nothing on hosts of what its commands printed there, and has directories that are private", function()
+    app:extend_rolling [[
+      self.super.deploy(self)
+      self:fill()
+      local done = self.fleet.hosts[1]:run({ "sh", "-c", ("tr '\\0' '\\n' < /proc/%d/environ; cat"):format(self.fleet:new()[1].pid) }, { stdin = "input" })
+      if not done.stdout:find "TOKEN=" then self:fail(done.stdout .. done.stderr) end]]
+    app.opts.process = "  secrets: {TOKEN: hunter2-hunter2}"
+    local tree = fixture.release("1.0")
+    fixture.sh("chmod 755 " .. tree)
+    app:write(tree, "1.0")
+    local run = app:command { "./own.lua", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    app.opts.process = nil
+    app:write(fixture.release("1.0"), "1.0")
+    assert.equal("", fixture.sh(("grep -rl hunter2 %s/home %s/state || true"):format(app.dir, app.dir)))
+    local home = app.dir .. "/home/.deployrt/shop"
+    assert.equal("700 700 700\n", fixture.sh(("stat -c %%a %s %s/releases %s/releases/1.0 | xargs"):format(home, home, home)))
+  end)
+
   it("removes the oldest releases, whatever they are called and whatever times their files have", function()
     for _, version in ipairs { "8.0", "9.9", "10.0", "10.1" } do
       local tree = fixture.release(version)

@@ -130,8 +130,9 @@ with() { # text function argument... -- of a library that few hosts ever need
   "$@"
 }
 
-lock_release() { # run epoch -- of old runs only the last ones are kept
+lock_release() { # run epoch -- of old runs only the last ones are kept, and of what was run for them how it ended
   lock_held_by "$1" "${2:-}" || return 0
+  [ -z "${2:-}" ] || rm -f "$root/runs/$1"/op*/in "$root/runs/$1"/op*/out "$root/runs/$1"/op*/err
   printf '%s\n' "$1" > "$root/last"
   rm -f "$root/lock"
   set -- "$root"/runs/*
@@ -222,7 +223,7 @@ release_refuse() { # directory code message -- leaves nothing of it
 release_settle() { # version sha256 directory
   [ ! -e "$root/releases/$1" ] || rm -rf "$root/releases/$1"
   printf '%s\t%s\n' "$2" "$boot" > "$root/releases/.$1.sha256" &&
-    mv "$3" "$root/releases/$1" || { fail system "cannot rename $3"; return 1; }
+    chmod 700 "$3" && mv "$3" "$root/releases/$1" || { fail system "cannot rename $3"; return 1; }
   (setsid sh -c 'sync -f "$1" && printf "%s\tsynced\n" "$2" > "$1/../.$3.new" &&
     mv "$1/../.$3.new" "$1/../.$3.sha256"' sh "$root/releases/$1" "$2" "$1" < /dev/null > /dev/null 2>&1 &)
 }
