@@ -200,6 +200,7 @@ describe("a run on some of the hosts", function()
 
   it("lets another one change other hosts meanwhile, and has them back, too, once the balancer has forgotten them", function()
     local proxy, log = fixture.haproxy { servers = {} }, app.dir .. "/log"
+    app:stop()
     app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
     app:write(fixture.release("1.0"), "1.0")
     assert.equal(0, app:command({ "rolling", "app.yml", "--force" }).exit)
