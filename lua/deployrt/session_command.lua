@@ -1,6 +1,7 @@
 -- session_command.lua -- A command that is ended when nobody waits for it any more, with all that it started in its session.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local ssh = require "deployrt.ssh"
 
 local session_command = {}
 
@@ -8,7 +9,7 @@ local grace = 10 -- seconds from TERM to KILL
 local most = 64 * 1024 * 1024 -- bytes of output
 
 --- A process is of a session, or of a group, whatever its environment and whoever started it.
-local library = [[
+local library = [=[
 session_signal() { # session signal -- to all that is of it; prints how many there are, and how many could be told
   seen=0 told=0
   for member in $(cat /proc/[0-9]*/stat 2>/dev/null | awk -v session="$1" '{
@@ -20,7 +21,22 @@ session_signal() { # session signal -- to all that is of it; prints how many the
     kill -s "$2" "$member" 2>/dev/null && told=$((told + 1))
   done
   printf '%s %s\n' "$seen" "$told"
-}]]
+}
+
+session_list() { # -- those that the process of sshd has begun which began ours
+  cat /proc/[0-9]*/stat 2>/dev/null | awk -v ours="$$" '{
+    pid = $1
+    name = $0
+    sub(/^[0-9]+ \(/, "", name)
+    sub(/^.*\) /, "")
+    up[pid] = $2
+    is_server[pid] = name ~ /^sshd/
+    is_over[pid] = $1 ~ /[ZX]/
+  } END {
+    while (up[ours] > 1 && !is_server[up[ours]]) ours = up[ours]
+    for (pid in up) if (up[ours] > 1 && up[pid] == up[ours] && pid != ours && !is_over[pid]) print pid
+  }'
+}]=]
 
 --- Sends a signal; nothing when the host cannot be asked at once.
 local function signal(line, session, name)
@@ -49,7 +65,19 @@ function session_command.finish(line, session)
   return seen == 0 and "ended" or "left"
 end
 
---- It tells its pid before it becomes the command.
+--- Ends all that was begun over a connection besides what asks for it.
+---@return "ended"|"left"|nil cut  as finish() tells
+local function finish_all(line)
+  local link, cut = line:link(), nil
+  local list = link and link:call("with", { library, "session_list" }, 5)
+  for pid in (list or ""):gmatch("%d+") do
+    local one = session_command.finish(line, math.tointeger(pid))
+    cut = one == "left" and one or cut or one
+  end
+  return list and (cut or "ended") or "left" -- what is not there any more has ended
+end
+
+--- It tells its pid before it becomes the command; where the process that began it tells it from all others, it need not.
 local announced = 'printf "%s %s\\n" "$1" "$$" >&2; shift; exec "$@"'
 
 --- Reads what a command writes, until it ends.
@@ -87,7 +115,8 @@ end
 ---@return "ended"|"left"|nil cut
 function session_command.run(line, link, argv, opts)
   local mark, pid = core.sha256(("%s %s %s"):format(core.time(), core.whoami().pid, tostring(argv))):sub(1, 32), nil
-  local words = table.move(argv, 1, #argv, 6, { "/bin/sh", "-c", announced, "sh", mark })
+  local is_told = not ssh.has_one_server(link)
+  local words = is_told and table.move(argv, 1, #argv, 6, { "/bin/sh", "-c", announced, "sh", mark }) or argv
   local stream <close> = setmetatable({ on = link:stream(words, { cwd = opts.cwd, env = opts.env, stdin = opts.stdin }) },
     { __close = function(self) self.on:close() end })
   local reading = core.spawn(read_all, stream.on, mark, function(found)
@@ -97,7 +126,7 @@ function session_command.run(line, link, argv, opts)
   local ok, result, err = reading:wait(opts.timeout)
   if ok and (result or err.code ~= "output") then return result, err end
   local cut = "left" -- it is not known to have begun, and may do so
-  if pid then cut = session_command.finish(line, pid) end
+  if pid then cut = session_command.finish(line, pid) elseif not is_told then cut = finish_all(line) end
   if ok == false then error(result, 0) end
   if reading:wait(1) == nil then
     reading:cancel() -- what is of another session may have its output

@@ -237,6 +237,15 @@ local function through_command(host, target, opts)
     { host = host.name, detail = answer.stderr })
 end
 
+local own = setmetatable({}, { __mode = "k" }) -- links that are not of the ssh command
+
+--- Whether all that a link runs is begun by one process of sshd.
+---@param link table
+---@return boolean
+function ssh.has_one_server(link)
+  return own[link] == true
+end
+
 --- Opens a link to a host; may wait for the log-in.
 ---@async
 ---@param host table             an entry of app.hosts
@@ -269,6 +278,7 @@ function connect(host, opts)
       err.message = ("%s; the SSH agent at %s does not answer"):format(err.message, os.getenv "SSH_AUTH_SOCK")
     end
     local is_for_command = err and (err.code == "unsupported" or err.code == "denied" and foreign)
+    if link then own[link] = true end
     if not is_for_command then return link, err, hop end
     if hop then hop:close() end
   end
