@@ -81,6 +81,7 @@ end
 local announced = 'printf "%s %s\\n" "$1" "$$" >&2; shift; exec "$@"'
 
 --- Reads what a command writes, until it ends.
+---@param mark? string  what it tells its pid behind; nil: it does not
 local function read_all(stream, mark, begun)
   local parts, size, pid = { {}, {} }, 0, nil
   local function result(status, name, number)
@@ -93,7 +94,7 @@ local function read_all(stream, mark, begun)
     table.insert(parts[which], text)
     size = size + #text
     if size > most then return nil, errors.new("output", ("the command wrote more than %d bytes"):format(most)) end
-    if not pid and which == 2 then
+    if mark and not pid and which == 2 then
       local said = table.concat(parts[2])
       local from, to, found = said:find(mark .. " (%d+)\n")
       if from then
@@ -119,7 +120,7 @@ function session_command.run(line, link, argv, opts)
   local words = is_told and table.move(argv, 1, #argv, 6, { "/bin/sh", "-c", announced, "sh", mark }) or argv
   local stream <close> = setmetatable({ on = link:stream(words, { cwd = opts.cwd, env = opts.env, stdin = opts.stdin }) },
     { __close = function(self) self.on:close() end })
-  local reading = core.spawn(read_all, stream.on, mark, function(found)
+  local reading = core.spawn(read_all, stream.on, is_told and mark or nil, function(found)
     pid = found
     if opts.begun then opts.begun(found) end
   end)
