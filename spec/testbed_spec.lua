@@ -164,6 +164,21 @@ describe("the fixture", function()
     proxy:stop()
     assert.is_false(fixture.is_listened(proxy.port))
   end)
+
+  it("go when the specs that made them are killed", function()
+    local path = os.tmpname()
+    os.execute(("lua5.4 -e 'package.path = [[%s]] local bed = require(\"spec.support.hosts\").up(1) io.open(\"%s\", \"w\"):write(bed.dir):close() "
+      .. "os.execute(\"kill -KILL $PPID\")' 2>/dev/null"):format(package.path, path))
+    local file <close> = io.open(path)
+    local dir = file:read("a")
+    os.remove(path)
+    assert.matches("^/tmp/deployrt%-bed", dir)
+    for _ = 1, 100 do
+      if not os.execute("test -d " .. dir) then break end
+      os.execute("sleep 0.1")
+    end
+    assert.is_nil(os.execute("test -d " .. dir))
+  end)
 end)
 
 if hosts.possible() then

@@ -49,8 +49,15 @@ function hosts.possible()
   return os.execute("test $(id -u) = 0 && (" .. line .. ") >/dev/null") == true
 end
 
+--- Takes a bed down once the specs that made it are ended without doing so: the shell that waits has their process for its parent.
+local function end_with_specs(dir)
+  os.execute(("(specs=$PPID; while [ -d %s ] && kill -0 $specs; do sleep 1; done; [ ! -d %s ] || %s) </dev/null >/dev/null 2>&1 &"):format(
+    quote(dir), quote(dir), line_of("down", dir)))
+end
+
 local function new_bed(count, describe, command, ...)
   local dir = output_of("mktemp -d /tmp/deployrt-bed.XXXXXX"):match("%S+")
+  end_with_specs(dir)
   local self = setmetatable({ dir = dir, hosts = {}, severed = {} }, Bed)
   testbed(command, dir, count, ...)
   for i = 1, count do
