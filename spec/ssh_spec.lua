@@ -164,7 +164,7 @@ describe("over SSH", function()
     local function running(i) return bed:exec(i, "pgrep -x sleep | wc -l") end
     local function interrupt(signal, meanwhile)
       local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home",
-        fixture.deployrt(), "exec", "app.yml", "--", "sh", "-c", "sleep 600; echo done" }, { log = log })
+        fixture.deployrt(), "exec", "app.yml", "--", "env", "-i", "sh", "-c", "sleep 600; echo done" }, { log = log })
       for i = 1, 4 do fixture.eventually(function() return running(i) == "1\n" end, 5, "the command") end
       if meanwhile then meanwhile() end
       fixture.signal(fixture.sh("pgrep -P " .. pid):match "%d+", signal)

@@ -32,7 +32,7 @@ local function check_kept(self)
   if #all == 0 or #self.fleet:kept_hosts(all) > 0 then return end
   local names = {}
   for i, host in ipairs(all) do names[i] = host.name end
-  errors.raise("failed", ("nothing was deployed: on every host it failed, and was tolerated (%s)"):format(table.concat(names, ", ")))
+  errors.raise("failed", ("nothing was deployed: on every host it failed, and was tolerated (%s); the warnings say why"):format(table.concat(names, ", ")))
 end
 
 --- The happy path, from the first change to the last.
