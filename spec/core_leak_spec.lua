@@ -1,6 +1,7 @@
 -- core_leak_spec.lua -- Nothing is left over: descriptors, children, tasks and memory stay flat over many cycles.
 -- weight: 4
 local core = require "deployrt.core"
+local fixture = require "spec.support.fixture"
 
 local directory
 
@@ -175,6 +176,8 @@ describe("nothing leaks from", function()
     flat(20, with_link(function(link)
       assert(link:dial(socket))
       assert.is_nil((link:dial("127.0.0.1", 1)))
+      assert.is_nil((link:dial("localhost", 1)))
+      assert.is_nil((link:talk("localhost", 1, "x", { timeout = 0 })))
       assert.is_nil((link:dial(directory .. "/none")))
       assert.matches("hi$", assert(link:talk(socket, nil, "GET / HTTP/1.1\r\n\r\n", { timeout = 5 })))
       local over = { url = "http://service/", unix_socket = socket, timeout = 5 }
@@ -204,5 +207,14 @@ describe("nothing leaks from", function()
       core.yaml.parse("a: &x {b: [1, 2, {c: d}]}\ne: *x\n", "x")
       core.yaml.parse("a: [", "x")
     end)
+  end)
+
+  it("a program that goes on for long: its Lua takes again what it let go of", function()
+    local pipe <close> = assert(io.popen(fixture.deployrt() .. [[ test canary --seeds=40 --fault=none >/dev/null & of=$!
+      for i in $(seq 600); do grep VmHWM "/proc/$of/status" 2>/dev/null || break; sleep 0.05; done; wait "$of" && echo done]]))
+    local text, most = pipe:read("a"), 0
+    for peak in text:gmatch("VmHWM:%s*(%d+)") do most = math.max(most, tonumber(peak)) end
+    assert.matches("done\n$", text)
+    assert.is_true(most > 4096 and (sanitized or most < 40 * 1024), ("at most %d KiB"):format(most))
   end)
 end)

@@ -12,6 +12,7 @@
 
 #include "embedded.h"
 #include "modules.h"
+#include "pool.h"
 
 /* embedded(name) -> text of a file that the binary carries | nil; embedded() -> all names */
 static int l_embedded(lua_State *L) {
@@ -80,18 +81,26 @@ static int l_traceback(lua_State *L) {
   return 1;
 }
 
-/* The process ends: to free a large heap piece by piece takes longer than some commands. Who looks for leaks
- * wants to see it done. */
+/* Who looks for leaks, and for use of what was freed, wants to see each block. */
 #if defined(__SANITIZE_ADDRESS__)
-#define CLOSES_STATE 1
+#define WATCHES_BLOCKS 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
-#define CLOSES_STATE 1
+#define WATCHES_BLOCKS 1
 #endif
 #endif
 
+static lua_State *new_state(void) {
+#ifdef WATCHES_BLOCKS
+  return luaL_newstate();
+#else
+  return lua_newstate(pool_allocate, NULL);
+#endif
+}
+
+/* The process ends: to free a large heap piece by piece takes longer than some commands. */
 static void end_state(lua_State *L) {
-#ifdef CLOSES_STATE
+#ifdef WATCHES_BLOCKS
   lua_close(L);
 #else
   (void)L;
@@ -108,7 +117,7 @@ static void open_standard_descriptors(void) {
 int main(int argc, char **argv) {
   int code = 2;
   open_standard_descriptors();
-  lua_State *L = luaL_newstate();
+  lua_State *L = new_state();
   if (!L) return 2;
   lua_pushcfunction(L, l_traceback);
   lua_pushcfunction(L, l_main);
