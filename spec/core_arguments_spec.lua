@@ -168,6 +168,13 @@ describe("what is refused before anything is done", function()
     assert.equal("a\0b", link:exec({ "cat" }, { stdin = "a\0b" }).stdout)
   end))
 
+  it("a mark that a shell could take for something else", with_link(function()
+    for _, mark in ipairs { "'; true '", "$HOME", "a b", "\n" } do
+      assert.error_matches(function() link:exec({ "true" }, { mark = mark }) end, "mark: hexadecimal digits expected")
+    end
+    assert.equal("0af\nx\n", link:exec({ "echo", "x" }, { mark = "0af", cwd = "/" }).stdout)
+  end))
+
   it("a limit of output that is none", with_link(function()
     for _, limit in ipairs { -1, nan, math.huge } do
       assert.error_matches(function() link:exec({ "true" }, { max_output = limit }) end, "option 'max_output'")
@@ -208,4 +215,13 @@ describe("core.fs", function()
     assert.is_true(core.fs.write(link_to_it, "three"))
     assert.equal("three", machine.read(link_to_it))
   end)
+end)
+
+describe("options", function()
+  it("that are not known are refused", with_link(function()
+    assert.error_matches(function() link:exec({ "true" }, { time = 1 }) end, "link:exec: unknown option 'time'")
+    assert.error_matches(function() link:exec({ "true" }, { 5 }) end, "link:exec: unknown option '%?'")
+    assert.error_matches(function() link:stream({ "true" }, { working_directory = "/" }) end, "link:stream: unknown option 'working_directory'")
+    assert.error_matches(function() core.connect { adress = "x" } end, "core.connect: unknown option 'adress'")
+  end))
 end)

@@ -153,6 +153,15 @@ for _, candidate in ipairs(shells) do
       assert.equal("600\n", assert(link:exec { "stat", "-c", "%a", root .. "/runs/run/umask/out" }).stdout)
     end))
 
+    it("says why a log cannot be made, and starts nothing then", with_link(function()
+      local port = free_port()
+      local log = root .. "/logs/" .. port .. ".log"
+      assert(link:exec { "mkdir", "-p", log })
+      assert.same({ ("start: cannot write %s: Is a directory"):format(log), 1 }, { start(port, "k1", "--", "sleep", "600") })
+      assert.equal("none", (state(port)))
+      assert(link:exec { "rmdir", log })
+    end))
+
     it("starts the same only once, and nothing over another one", with_link(function()
       local port = free_port()
       local pid = start(port, "k1", "--", "sleep", "600")
@@ -291,8 +300,13 @@ for _, candidate in ipairs(shells) do
       assert.same({ answer, 0 }, { call("operation_run", table.unpack(words)) })
       assert.same({ answer, 0 }, { call("operation_run", table.unpack(words)) })
       assert.equal("x\n", read(root .. "/count"))
-      call("run_forget", "run")
-      assert.is_false(exists(root .. "/runs/run"))
+    end))
+
+    it("runs no operation where its directory is not there", with_link(function()
+      local answer, status = call("operation_run", "run/op1", root .. "/none", "", "--", "sh", "-c", "echo x > ../../../ran")
+      assert.equal(0, status)
+      assert.matches("^126\t\t0\t%d+\n[^\n]*" .. root:gsub("%p", "%%%0") .. "/none", answer)
+      assert.is_false(exists(root .. "/ran"))
     end))
 
     it("lets a second asker wait for an operation that is under way", with_link(function()
@@ -350,6 +364,20 @@ for _, candidate in ipairs(shells) do
       assert.equal(1, select(2, call "lock_read"))
     end))
 
+    it("tells who reads the lock a step as it was or as it is, and never none, while the holder tells another one", with_link(function()
+      call("lock_take", "run", "1", "me", "one", "")
+      call("lock_beat", "run", "1", "one")
+      link:exec { "ln", root .. "/runs/run/step", root .. "/held" } -- as who has it open while another is written
+      call("lock_beat", "run", "1", "two")
+      assert.equal("one\n", link:exec({ "cat", root .. "/held" }).stdout)
+      assert.matches("\ttwo\n$", (call "lock_read"))
+      local before = link:exec({ "stat", "-c", "%i", root .. "/runs/run/step" }).stdout
+      call("lock_beat", "run", "1", "two")
+      assert.equal(before, link:exec({ "stat", "-c", "%i", root .. "/runs/run/step" }).stdout)
+      call("lock_beat", "run", "1", "")
+      assert.matches("\t\n$", (call "lock_read"))
+    end))
+
     it("lets a later epoch of the same run take the lock over, and does not hear the earlier one any more", with_link(function()
       assert.equal(0, select(2, call("lock_take", "run", "1", "me", "one", "")))
       assert.equal("done\n", (call("as", "run", "1", "first\n", "echo", "done")))
@@ -368,6 +396,27 @@ for _, candidate in ipairs(shells) do
       call("lock_release", "run", "2")
       assert.matches("^superseded: ", (call("lock_take", "run", "1", "me", "one", "")))
       assert.equal(1, select(2, call "lock_read"))
+    end))
+
+    it("does what the holder of a lock asks also where the copy of the journal cannot be written, and tells it by the status", with_link(function()
+      call("lock_take", "run", "1", "me", "one", "")
+      for _, name in ipairs { "journal", "step.part" } do link:exec { "ln", "-sf", "/dev/full", root .. "/runs/run/" .. name } end
+      assert.same({ "done\n", 64 }, { call("as", "run", "1", "first\n", "echo", "done") })
+      assert.same({ "", 64 }, { call("as", "run", "1", "first\n", "lock_beat", "run", "1", "step") })
+      assert.same({ "", 65 }, { call("as", "run", "1", "first\n", "test", "") })
+      assert.same({ "done\n", 0 }, { call("as", "run", "1", "", "echo", "done") })
+      link:exec { "rm", root .. "/runs/run/journal" }
+      assert.same({ "done\n", 0 }, { call("as", "run", "1", "\nfirst\n", "echo", "done") })
+      assert.equal("\nfirst\n", (call("run_journal", "run")))
+    end))
+
+    it("answers the holder of a lock with all that was asked of its run, and a later one with nothing of that", with_link(function()
+      call("lock_take", "run", "1", "me", "one", "")
+      assert.same({ "", 0 }, { call("lock_beat", "run", "1", "") })
+      for _, line in ipairs { "pause 1", "approve 2 yes" } do assert.same({ "", 0 }, { call("run_control", "run", line) }) end
+      for _ = 1, 2 do assert.same({ "pause 1\napprove 2 yes\n", 0 }, { call("lock_beat", "run", "1", "") }) end
+      call("lock_take", "run", "2", "me", "two", "")
+      assert.same({ "", 0 }, { call("lock_beat", "run", "2", "") })
     end))
 
     it("tells who takes the lock which run held it before", with_link(function()

@@ -429,12 +429,28 @@ describe("link:dial, talk and forward", function()
     assert.error_matches(function() link:dial("127.0.0.1", 0) end, "a port from 1 to 65535")
   end))
 
+  it("find the addresses of a name, of which some may have no listener", with_link(function()
+    listen() -- at 127.0.0.1, and localhost may be ::1 first
+    local stream <close> = server
+    assert.is_true(link:dial("localhost", port))
+    assert.equal("refused", select(2, link:dial("localhost", machine.free_port())).code)
+    local _, unknown = link:dial("no-such-host.invalid", port)
+    assert.equal("unresolved", unknown.code)
+    assert.is_nil(link:dial("localhost", port, 0), "given up while the name is looked up")
+    stream:close()
+  end))
+
   it("sends a request and returns the whole answer", with_link(function()
     local socket = directory .. "/talk.sock"
     local stream <close> = link:stream { "socat", "UNIX-LISTEN:" .. socket .. ",fork", "SYSTEM:head -n1; printf end" }
     eventually(function() return link:dial(socket) end, "listening")
     assert.equal("hello\nend", link:talk(socket, nil, "hello\n", { timeout = 5 }))
     stream:close()
+    local port_of_it = machine.free_port()
+    local other <close> = link:stream { "socat", "TCP-LISTEN:" .. port_of_it .. ",bind=127.0.0.1,reuseaddr,fork", "SYSTEM:head -n1; printf end" }
+    eventually(function() return link:dial("127.0.0.1", port_of_it) end, "listening")
+    assert.equal("hello\nend", link:talk("localhost", port_of_it, "hello\n", { timeout = 5 }))
+    other:close()
   end))
 
   it("gives a descriptor that other operations take over", with_link(function()

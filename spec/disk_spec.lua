@@ -3,14 +3,12 @@
 -- weight: 8
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
+local journal = require "deployrt.journal"
+local contains = fixture.contains
 
 if fixture.sh("id -u") ~= "0\n" then
   print("disk_spec: skipped: small disks need root")
   return
-end
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
 end
 
 describe("a full disk", function()
@@ -156,6 +154,90 @@ describe("a full disk", function()
     contains(text, ("local: %s/link is a link to %s/nowhere, which is not there: make that, or give the host another `dir`"):format(app.dir, disk))
   end)
 
+  for _, balancer in ipairs { "with a balancer", "without one" } do
+    it("on a host " .. balancer .. " keeps nobody from going back, and what served serves again", function()
+      local disk = host_disk()
+      app.opts.yaml = "strategy: {settle: 2s}"
+      if balancer == "without one" then
+        app:stop()
+        app.opts.balancer = false
+        assert.equal(0, app:deploy("rolling", "1.0").exit)
+      end
+      app:write(fixture.release("2.0"), "2.0")
+      strategy "function self.observe(...) self:log('now') self.super.observe(...) error('so') end self.super.deploy(self)"
+      local exit, text = at_now(function() fill(disk) end)
+      assert.equal("1", exit, text)
+      assert.same({ "1.0" }, app:serving())
+      assert.equal(cjson.null, app:status().lock)
+      make_room(disk)
+      assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+    end)
+  end
+
+  it("on a host makes the copy of the journal lag until there is room", function()
+    local disk = host_disk()
+    strategy "self.super.deploy(self) self:log('now') self:sleep(0.5) for _ = 1, 60 do self:sleep(0.02) end self:log('waits') self:sleep(3)"
+    local exit, text = at_now(function()
+      fill(disk)
+      fixture.eventually(function() return fixture.read(app.dir .. "/log"):find("waits\n", 1, true) end, 30, "the wait")
+      make_room(disk)
+    end)
+    assert.equal("0", exit, text)
+    assert.same({ "2.0" }, app:serving())
+    local copy = fixture.sh(("cat $(ls -d %s/runs/*/journal | tail -n 1)"):format(disk))
+    local whole, count = journal.restore(copy)
+    assert.not_equal(whole, copy) -- it was torn, or the disk was not full
+    local all = fixture.read(app:journal_path())
+    assert.equal(all:sub(1, #whole), whole)
+    contains(whole, '"release.activate"') -- what came last
+    assert.is_true(count > 130)
+  end)
+
+  it("on a host keeps nobody from holding a run, letting it go on and rolling it back, and what serves can be started again", function()
+    local disk = host_disk()
+    strategy "self.super.deploy(self) self:log('now') self:approve('sure?') for i = 1, 200 do self:step('step ' .. i, function() self:sleep(0.1) end) end"
+    local exit, text = at_now(function()
+      fill(disk)
+      fixture.eventually(function() return fixture.read(app.dir .. "/log"):find("sure?", 1, true) end, 10, "the gate")
+      for _, verb in ipairs { "approve", "pause", "abort" } do
+        local run = app:command { verb, "app.yml" }
+        assert.equal(0, run.exit, run.stdout .. run.stderr)
+      end
+    end)
+    assert.equal("130", exit, text)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
+  it("on a host keeps nobody from rolling back a run whose controller died", function()
+    local disk = host_disk()
+    strategy "self.super.deploy(self) self:log('now') self:sleep(60)"
+    local log = app.dir .. "/log"
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
+    fixture.eventually(function() return fixture.read(log):find("now\n", 1, true) end, 30, "the moment")
+    fill(disk)
+    fixture.signal(pid, "KILL")
+    app:await_end(pid)
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.0" }, app:serving())
+    assert.equal(cjson.null, app:status().lock)
+    make_room(disk)
+    assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
+  end)
+
+  it("on a host, with room for no more files when all runs, is an error that says so, and all is put back", function()
+    local disk = host_disk()
+    strategy "self.super.deploy(self) self:log('now') self:sleep(1)"
+    local exit, text = at_now(function()
+      fixture.sh(("mount -o remount,nr_inodes=$(($(df --output=iused %s | tail -n 1))) %s"):format(disk, disk))
+    end)
+    fixture.sh(("mount -o remount,nr_inodes=9999 %s"):format(disk))
+    contains(text, "/current to 2.0: ln: ", "No space left on device", "== rolled back")
+    assert.equal("1", exit, text)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
   it("on a host before a command is an error at once, and the command is not begun", function()
     local disk = host_disk()
     strategy(("self:log('now') self:sleep(1) self.fleet.hosts[1]:run({ '/bin/sh', '-c', 'cat > %s/done' }, { stdin = ('x'):rep(20000) })"):format(app.dir))
@@ -166,10 +248,13 @@ describe("a full disk", function()
     assert.same({ "1.0" }, app:serving())
   end)
 
-  it("on a host before a start is an error, and nothing is left of it", function()
+  it("on a host before a start, and no room kept for that either, is an error, and nothing is left of it", function()
     local disk = host_disk()
     strategy "self:log('now') self:sleep(1) self.super.deploy(self)"
-    local exit, text = at_now(function() fill(disk) end)
+    local exit, text = at_now(function()
+      os.remove(disk .. "/.reserve")
+      fill(disk)
+    end)
     assert.equal("1", exit, text)
     contains(text, "No space left")
     make_room(disk)

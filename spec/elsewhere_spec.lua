@@ -3,10 +3,7 @@
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
 local nginx = require "spec.support.nginx"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 --- Caddy, with an upstream to begin with; returns its port, and the entry of app.yml.
 local function start_caddy(upstream)
@@ -70,27 +67,43 @@ describe("a server of the user's beside the slots", function()
     assert.same({ ["somebody else\n"] = true }, answers())
   end)
 
-  it("that another application added to the same backend is left alone", function()
-    local proxy, cart = fixture.haproxy { servers = {} }, fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+  --- Two applications in one backend, in which the other one is called so.
+  local function are_left_alone(proxy, more, other)
+    local cart = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
     for _, each in ipairs { app, cart } do
-      each.listen, each.opts.balancer = proxy.port, ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
+      each.listen, each.opts.balancer = proxy.port, ("{type: haproxy, socket: %s, backend: shop%s, drain: {timeout: 5s}}"):format(proxy.socket, more)
     end
     local function deploy_cart(verb)
       cart:write(fixture.release("cart"), "cart")
       fixture.write(cart.file, (fixture.read(cart.file):gsub("app: shop", "app: cart")))
-      assert.equal(0, cart:command({ table.unpack(verb) }).exit)
+      local run = cart:command({ table.unpack(verb) })
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.is_nil(run.stdout:find("any more: it gets no traffic", 1, true), run.stdout)
     end
     deploy_cart { "rolling", "app.yml" }
     local load = app:load { port = proxy.port }
-    assert.equal(0, app:deploy("rolling", "1.0").exit)
-    local run = app:deploy("rolling", "2.0")
-    contains(run.stdout, "backend 'shop' also sends traffic to deployrt-cart.local-")
+    app:roll("1.0", 0)
+    contains(app:roll("2.0", 0), "backend 'shop' also sends traffic to " .. other)
     fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 10 end)
     local before = load:numbers().versions.cart
     fixture.eventually(function() return load:numbers().versions.cart > before + 10 end, 10, "the other application's part")
+    deploy_cart { "rolling", "app.yml", "--force" }
+    before = load:numbers().versions["2.0"]
+    fixture.eventually(function() return load:numbers().versions["2.0"] > before + 10 end, 10, "the first application's part")
     assert.same({}, load:stop().errors)
     app:stop()
     deploy_cart { "stop", "app.yml" }
+  end
+
+  it("that another application added to the same backend is left alone", function()
+    are_left_alone(fixture.haproxy { servers = {} }, "", "deployrt-cart.local-")
+  end)
+
+  it("of a server-template that another application has is left alone", function()
+    local proxy = fixture.haproxy { servers = {} }
+    fixture.write(proxy.config, fixture.read(proxy.config) .. "  server-template srv 1-6 127.0.0.1:1 check inter 200ms disabled\n")
+    proxy:restart()
+    are_left_alone(proxy, ", template: srv", "srv")
   end)
 
   it("of nginx", function()
@@ -141,33 +154,21 @@ describe("a host that app.yml does not name any more", function()
     return found
   end
 
-  local function deploy(version, exit, release)
-    local run = app:deploy("rolling", version, release)
-    assert.equal(exit, run.exit, run.stdout .. run.stderr)
-    return run.stdout .. run.stderr
-  end
-
-  local function left_share(name)
-    for _, each in ipairs(app:status().elsewhere or {}) do
-      if each.server == name then return each.left and each.share end
-    end
-  end
-
   --- What every balancer is held to, with the ports where its clients come.
   local function loses_its_traffic(name, ports)
-    deploy("1.0", 0)
+    app:roll("1.0", 0)
     local load = app:load { port = ports[1], rate = 100, keepalive = false }
     app.opts.hosts = bed:yaml { bed.hosts[2] }
     local note = ("app.yml does not name %s any more: it gets no traffic from now on, and what runs there goes on until somebody stops it"):format(name)
-    contains(deploy("1.9", 1, { fault = "dies" }), note, "== leave", "rolled back")
-    assert.near(0.5, left_share(name), 0.01)
+    contains(app:roll("1.9", 1, { fault = "dies" }), note, "== leave", "rolled back")
+    assert.near(0.5, app:left_share(name), 0.01)
     contains(app:command({ "check", "app.yml", "--connect" }).stdout, "warning: " .. note)
     contains(app:command({ "status", "app.yml" }).stdout, ("%s gets 50.0%% of the traffic, and app.yml does not name it any more"):format(name))
-    contains(deploy("2.0", 0), note, "== leave", "traffic   2.0 100%")
+    contains(app:roll("2.0", 0), note, "== leave", "traffic   2.0 100%")
     for _, port in ipairs(ports) do assert.same({ ["hello from 2.0\n"] = true }, answers(port)) end
-    assert.is_nil(left_share(name))
+    assert.is_nil(app:left_share(name))
     assert.same({}, load:stop().errors)
-    contains(deploy("2.0", 0), "nothing to change")
+    contains(app:roll("2.0", 0), "nothing to change")
   end
 
   it("loses its traffic at HAProxy of one's own, and gets it back if the run fails", function()
@@ -176,13 +177,52 @@ describe("a host that app.yml does not name any more", function()
     loses_its_traffic("web1-8080", { proxy.port })
   end)
 
+  local function templated()
+    local proxy = fixture.haproxy { servers = {} }
+    fixture.write(proxy.config, fixture.read(proxy.config) .. "  server-template srv 1-4 127.0.0.1:1 check inter 200ms disabled\n")
+    proxy:restart()
+    app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, template: srv, drain: {timeout: 5s}}"):format(proxy.socket)
+    return proxy
+  end
+
+  for name, start in pairs {
+    ["HAProxy of one's own"] = function() return ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(fixture.haproxy({ servers = {} }).socket) end,
+    ["a managed one"] = function() return ('{type: haproxy, managed: true, listen: "127.0.0.1:%d", drain: {timeout: 5s}}'):format(app.listen) end,
+  } do
+    it("keeps its traffic while a run is limited to other hosts, and loses it with the next that is not: " .. name, function()
+      app.opts.balancer = start()
+      app:roll("1.0", 0)
+      app.opts.hosts = bed:yaml { bed.hosts[2], setmetatable({ name = "web3", address = "192.0.2.1" }, { __index = bed.hosts[1] }) }
+      local run = app:deploy("rolling", "2.0", nil, { "--host", "web2" })
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.is_nil(run.stdout:find("any more", 1, true), run.stdout)
+      app.opts.hosts = bed:yaml { bed.hosts[2] }
+      app:write(fixture.release "2.0", "2.0")
+      assert.near(0.5, app:left_share("web1-8080"), 0.01)
+      contains(app:roll("2.0", 0), "== leave")
+    end)
+  end
+
+  it("loses its traffic at HAProxy with a server-template, whose server is free again", function()
+    local proxy = templated()
+    loses_its_traffic(("srv1@%s:8080"):format(bed.hosts[1].address), { proxy.port })
+    app.opts.hosts = bed:yaml()
+    app:roll("3.0", 0)
+    contains(proxy:command "show servers state shop", "srv1 " .. bed.hosts[1].address)
+    proxy:command "set server shop/srv1 health down" -- as when the machine is off
+    app.opts.hosts = bed:yaml { bed.hosts[2] }
+    contains(app:roll("4.0", 0), "== leave")
+    local state = proxy:command("show servers state shop"):match("%d+ shop %d+ srv1 %S+ %d (%d)")
+    assert.is_true(math.tointeger(state) & 1 == 1, "in maintenance, not " .. tostring(state))
+  end)
+
   it("loses its traffic at nginx, and gets it back if the run fails; its line stays no longer than a run", function()
     local ng = nginx.start { style = "upstream", port = 1 }
     app.opts.balancer = ng:yaml()
     fixture.write(ng.file, "upstream shop {\n    server 127.0.0.1:1 down;\n}\n")
     ng:reload()
     loses_its_traffic("web1-8080", { ng.port })
-    deploy("3.0", 0)
+    app:roll("3.0", 0)
     assert.is_nil(fixture.read(ng.file):find("web1", 1, true))
   end)
 
@@ -197,17 +237,17 @@ describe("a host that app.yml does not name any more", function()
     app.opts.balancer = ("[{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}, {type: haproxy, socket: %s, backend: shop}]"):format(one.socket, two.socket)
     loses_its_traffic("web1-8080", { one.port, two.port })
     app.opts.hosts = bed:yaml()
-    deploy("2.0", 0)
+    app:roll("2.0", 0)
     two:restart()
     app.opts.hosts = bed:yaml { bed.hosts[2] }
-    contains(deploy("3.0", 0), "== leave")
+    contains(app:roll("3.0", 0), "== leave")
     for _, proxy in ipairs { one, two } do assert.same({ ["hello from 3.0\n"] = true }, answers(proxy.port)) end
   end)
 
   it("loses its traffic with a stop, which says that something runs there", function()
     local proxy = fixture.haproxy { servers = {} }
     app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
-    deploy("1.0", 0)
+    app:roll("1.0", 0)
     app.opts.hosts = bed:yaml { bed.hosts[2] }
     app:write(fixture.release "1.0", "1.0")
     local run = app:command { "stop", "app.yml" }
@@ -217,19 +257,24 @@ describe("a host that app.yml does not name any more", function()
   end)
 
   local function is_given_back(name)
-    deploy("1.0", 0)
+    app:roll("1.0", 0)
     app.opts.hosts = bed:yaml { bed.hosts[2] }
     app:write(fixture.release "2.0", "2.0")
     app:kill_at({ "rolling", "app.yml" }, "leave: done")
     local run = app:command { "abort", "app.yml", "--yes" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
-    assert.near(0.5, left_share(name), 0.01)
+    assert.near(0.5, app:left_share(name), 0.01)
   end
 
   it("is given its traffic back by HAProxy when the controller died", function()
     local proxy = fixture.haproxy { servers = {} }
     app.opts.balancer = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket)
     is_given_back "web1-8080"
+  end)
+
+  it("is given its traffic back by HAProxy with a server-template when the controller died", function()
+    templated()
+    is_given_back(("srv1@%s:8080"):format(bed.hosts[1].address))
   end)
 
   it("is given its traffic back by nginx when the controller died", function()

@@ -48,6 +48,49 @@ describe("tasks with limits", function()
     assert.equal(1000000, #ballast)
   end))
 
+  it("that fill their memory with what they keep are told so, and not that they run for ever", run(function()
+    collectgarbage()
+    local task = core.spawn(function()
+      core.confine { memory = 16 << 20, instructions = 12e6 }
+      local kept = {}
+      while true do
+        for i = 1, 10 do kept[0] = { i } end
+        kept[#kept + 1] = core.spawn(function() core.sleep(60) end)
+      end
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.matches("used more than 16 MB of memory", err.message, 1, true)
+  end))
+
+  it("do not run on once C was refused memory that nobody asks for again, whatever they catch", run(function()
+    local ran_on, pcall, concat, pack = 0, pcall, table.concat, string.pack
+    local task = core.spawn(function()
+      core.confine { memory = 8 << 20 }
+      local text, list = ("x"):rep(1 << 20), {}
+      for i = 1, 100 do list[i] = text end
+      pcall(concat, list)
+      pcall(pack, "c200000000", "x")
+      while ran_on < 1000000 do ran_on = ran_on + 1 end
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.matches("limit_spec.lua:%d+: used more than 8 MB of memory", err.message)
+    assert.is_true(ran_on < 1000)
+  end))
+
+  it("run on where the collector has found what they asked for", run(function()
+    local task = core.spawn(function()
+      core.confine { memory = 8 << 20 }
+      local text, last = ("x"):rep(2 << 20), nil
+      collectgarbage("stop")
+      for i = 100, 199 do last = text .. i end
+      collectgarbage("restart")
+      return #last
+    end)
+    assert.same({ true, (2 << 20) + 3 }, { task:wait(20) })
+  end))
+
   it("call what must not wait under limits of its own, and go on as they were", run(function()
     local task = core.spawn(function()
       core.confine { instructions = 2e6 }
@@ -78,6 +121,18 @@ describe("tasks with limits", function()
       return "done"
     end)
     assert.same({ true, "done" }, { task:wait() })
+  end))
+
+  it("cannot be charged with less than nothing", run(function()
+    local task = core.spawn(function()
+      core.confine { instructions = 1e6 }
+      for _, steps in ipairs { -1, -math.huge, math.mininteger, 0 / 0 } do
+        assert.matches("an amount of work is at least 0", select(2, pcall(core.charge, steps)), 1, true)
+      end
+      while true do end
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
   end))
 
   it("have not waited when no time has passed meanwhile", run(function()

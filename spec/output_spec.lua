@@ -2,6 +2,7 @@
 -- weight: 4
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
+local contains = fixture.contains
 
 local function objects(text)
   local list = {}
@@ -115,6 +116,16 @@ describe("logs and answers", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
   end)
 
+  it("writes nothing to standard error that does something to a terminal, whatever a script says", function()
+    app:extend_rolling [[ error("its\nwords\27[31m are\0red") ]]
+    for _, flags in ipairs { { "--json" }, { "--json", "--verbose" }, { "--quiet" }, {} } do
+      local run = app:command { "./own.lua", "app.yml", "--force", table.unpack(flags) }
+      assert.equal(1, run.exit, run.stdout .. run.stderr)
+      assert.matches("own%.lua:%d+: its\n +| words are red", run.stderr)
+      assert.falsy(run.stderr:find("[\0-\9\11-\31\127]"), run.stderr)
+    end
+  end)
+
   it("gives the status of a command that a signal ended as shells do", function()
     local argv = { "exec", "app.yml", "--json", "--", "sh", "-c", "kill -KILL $$" }
     local run = app:command(argv)
@@ -150,6 +161,25 @@ describe("logs and answers", function()
     if left then fixture.signal(left, "KILL") end
     assert.matches("^local | begun\nlocal | %d+\n$", run.stdout)
     assert.equal(0, run.exit)
+  end)
+
+  it("shows what a command that lasts says as it comes, and keeps what it said when it is interrupted", function()
+    local log = app.dir .. "/lasting"
+    local pid = app:command({ "exec", "app.yml", "--", "sh", "-c", "echo one; echo two >&2; exec sleep 599.7" }, { background = true, log = log })
+    fixture.eventually(function() return fixture.read(log) == "local | one\nlocal | two\n" end, 5, "its first words")
+    fixture.signal(pid, "INT")
+    fixture.eventually(function() return not fixture.alive(pid) end, 5, "the end")
+    assert.equal("local | one\nlocal | two\ndeployrt: interrupted by SIGINT: the command was ended on local\n", fixture.read(log))
+  end)
+
+  it("passes on more than it keeps, and ends a command whose output nobody reads any more", function()
+    local words = ("%s exec app.yml -- "):format(fixture.deployrt())
+    local function sh(line) return fixture.run({ "bash", "-c", line }, { cwd = app.dir, env = { HOME = app.dir .. "/home", TERM = "dumb" }, timeout = 60 }) end
+    local run = sh(words .. "sh -c 'head -c 80000000 /dev/zero | tr \"\\0\" x | fold -w 100000; echo; echo end' | tail -n 1")
+    assert.same({ 0, "local | end\n", "" }, { run.exit, run.stdout, run.stderr })
+    run = sh(words .. "yes 599.8 | head -n 2; echo ${PIPESTATUS[0]}")
+    assert.same({ 0, "local | 599.8\nlocal | 599.8\n0\n", "" }, { run.exit, run.stdout, run.stderr })
+    assert.equal("", fixture.sh("pgrep -fx 'yes 599.8' || true"))
   end)
 
   it("says so where there is no host to ask", function()
@@ -228,6 +258,52 @@ describe("logs and answers", function()
       assert.same({ 2, "error", 2 }, { run.exit, list[#list].event, list[#list].exit })
       assert.truthy(run.stderr:find("^deployrt: "))
     end
+  end)
+end)
+
+describe("a history that cannot be read", function()
+  it("is an error or a warning, and never taken for none", function()
+    local app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}" }
+    finally(function()
+      app:stop()
+      fixture.cleanup()
+    end)
+    local runs = app.dir .. "/state/shop/runs"
+    fixture.sh(("mkdir -p %s && ln -s run.json %s/run.json"):format(runs .. "/20000101T000000.000-abcdef", runs .. "/20000101T000000.000-abcdef"))
+    local wanted = ("the history cannot be read: %s/20000101T000000.000-abcdef/run.json: Too many levels of symbolic links; let this user read it"):format(runs)
+    for _, place in ipairs { wanted, ("the history cannot be read: %s: Too many levels of symbolic links; let this user read it"):format(runs) } do
+      for _, command in ipairs { "history", "rollback", "resume" } do
+        local run = app:command { command, "app.yml" }
+        assert.equal(2, run.exit, command)
+        contains(run.stderr, place)
+        assert.equal("", run.stdout)
+      end
+      local run = app:command { "status", "app.yml" }
+      assert.equal(0, run.exit, run.stderr)
+      contains(run.stderr, "deployrt: warning: " .. place)
+      fixture.sh(("rm -r %s && ln -s runs %s"):format(runs, runs))
+    end
+    fixture.sh("rm " .. runs)
+  end)
+end)
+
+describe("what the ssh command says", function()
+  after_each(function() fixture.cleanup() end)
+
+  it("is told line by line, after a host that is named once; exec says by its code whether any host could be used", function()
+    local dir = fixture.dir()
+    fixture.write(dir .. "/bin/ssh", "#!/bin/sh\nprintf 'ssh: Could not resolve hostname gate: Name or service not known\\r\\n' >&2\nsleep 0.3\n"
+      .. "printf 'kex_exchange_identification: Connection closed by remote host\\r\\n' >&2\nexit 255\n")
+    fixture.sh(("chmod +x %s/bin/ssh"):format(dir))
+    fixture.write(dir .. "/app.yml", "app: shop\nhosts: [{name: web1, address: 10.0.0.1, transport: openssh}]\nprocess: {command: [./server], ports: [8080]}\n")
+    local run = fixture.run({ fixture.deployrt(), "exec", "app.yml", "--", "true" },
+      { cwd = dir, env = { HOME = dir, PATH = dir .. "/bin:" .. os.getenv "PATH" } })
+    assert.equal("web1 ! the ssh command fails with status 255: kex_exchange_identification: Connection closed by remote host\n"
+      .. "  | ssh: Could not resolve hostname gate: Name or service not known\n  | kex_exchange_identification: Connection closed by remote host\n", run.stderr)
+    assert.equal(2, run.exit)
+    fixture.sh(("sed -i 's/^hosts: ./&local, /' %s/app.yml"):format(dir))
+    run = fixture.run({ fixture.deployrt(), "exec", "app.yml", "--", "true" }, { cwd = dir, env = { HOME = dir, PATH = dir .. "/bin:" .. os.getenv "PATH" } })
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
   end)
 end)
 

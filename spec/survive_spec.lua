@@ -5,18 +5,13 @@ local core = require "deployrt.core"
 local fixture = require "spec.support.fixture"
 local journal = require "deployrt.journal"
 local history = require "deployrt.state"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 describe("a run", function()
   local app
 
   before_each(function()
-    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, deadline: 4s}" }
-    assert.equal(0, app:deploy("rolling", "1.0").exit)
-    app:write(fixture.release("2.0"), "2.0")
+    app = fixture.due()
   end)
   after_each(function()
     app:stop()
@@ -350,26 +345,38 @@ describe("a run", function()
     assert.equal(cjson.null, app:status().lock)
   end)
 
-  it("stops at SIGINT, rolls back, and exits 130; at a second one it leaves, and can be aborted", function()
-    app:extend_rolling "self.super.deploy(self) self:sleep(20)"
-    app:write(fixture.release("2.0", { fault = "stubborn" }), "2.0") -- so that there is time for a second signal
+  --- What a run of a 2.0 that takes its time to end exits with, when signals come once its log has the text.
+  local function interrupted(text, signals)
+    app:write(fixture.release("2.0", { fault = "stubborn" }), "2.0")
     local log = app.dir .. "/log"
-    local function interrupted(signals)
-      local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
-        "--state", app.dir .. "/state", "./own.lua", "app.yml" }, { log = log })
-      fixture.eventually(function() return app:serving()[1] == "2.0" end, 10, "2.0")
-      local child = fixture.sh(("cat /proc/%s/task/%s/children"):format(pid, pid)):match("%d+")
-      fixture.signal(child, "HUP")
-      for _ = 1, signals do
-        fixture.signal(child, "INT")
-        os.execute("sleep 0.4")
-      end
-      app:await_end(pid)
-      return fixture.read(log):match("exit (%d+)")
+    local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+      "--state", app.dir .. "/state", "./own.lua", "app.yml" }, { log = log })
+    fixture.eventually(function() return fixture.read(log):find(text, 1, true) end, 10, text)
+    local child = fixture.sh(("cat /proc/%s/task/%s/children"):format(pid, pid)):match("%d+")
+    fixture.signal(child, "HUP")
+    for _ = 1, signals do
+      fixture.signal(child, "INT")
+      os.execute("sleep 0.4")
     end
-    assert.equal("130", interrupted(1))
+    app:await_end(pid)
+    return fixture.read(log):match("exit (%d+)")
+  end
+
+  it("stops at SIGINT, rolls back, and exits 130; at a second one it leaves, and can be aborted", function()
+    app:extend_rolling "self.super.deploy(self) self:log 'now' self:sleep(20)"
+    assert.equal("130", interrupted("now", 1))
     assert.same({ "1.0" }, app:serving())
-    assert.equal("3", interrupted(2))
+    assert.equal("3", interrupted("now", 2))
+    assert.equal(0, app:command({ "abort", "app.yml" }).exit)
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("goes on with the way back of what failed at SIGINT, says what a second one does, and does it then", function()
+    app:extend_rolling "self.super.deploy(self) self:fail 'broken'"
+    assert.equal("1", interrupted("rolling back", 1))
+    assert.truthy(fixture.read(app.dir .. "/log"):find("once more leaves at once", 1, true))
+    assert.same({ "1.0" }, app:serving())
+    assert.equal("3", interrupted("rolling back", 2))
     assert.equal(0, app:command({ "abort", "app.yml" }).exit)
     assert.same({ "1.0" }, app:serving())
   end)
@@ -390,14 +397,63 @@ describe("a run", function()
     end
   end)
 
-  it("never keeps a secret that stands in app.yml itself, and resumes with it", function()
-    app.opts.process = "  secrets: {TOKEN: hunter2literal}\n  stop: {timeout: 3s}"
+  local function kept()
+    return fixture.sh(("grep -rlE 'hunter2|x65r2' %s/home %s/state || true"):format(app.dir, app.dir))
+  end
+
+  local function variable(name)
+    return fixture.sh(("curl -s 'http://127.0.0.1:%d/env?%s'"):format(app.listen, name))
+  end
+
+  it("never keeps a secret that stands in app.yml itself, however it is written, and resumes and aborts with it", function()
+    app.opts.process = ([[
+  secrets:
+    NAME: shop
+    PIN: "%s"
+    BLOCK: |
+      hunter2 block
+      hunter2 lines
+    FOLDED: &folded >-
+      hunter2
+      folded
+    PLAIN: hunter2
+      plain
+    QUOTED: 'hunter2''quoted'
+    ESCAPED: "hunt\x65r2escaped"
+    ALIAS: *folded
+    MIXED: hunter2-${env:HOME}
+  stop: {timeout: 3s}]]):format(tostring(app.ports[1]):sub(1, 3))
     app:write(fixture.release("2.0"), "2.0")
-    assert.equal(137, app:mortal("before", 10, { "rolling", "app.yml" }).exit)
-    assert.equal("", fixture.sh(("grep -rl hunter2 %s/home %s/state || true"):format(app.dir, app.dir)))
-    local run = app:command { "resume", "app.yml" }
+    for _, verb in ipairs { "abort", "resume" } do
+      assert.equal(137, app:mortal("before", 10, { "rolling", "app.yml" }).exit)
+      assert.equal("", kept())
+      local run = app:command { verb, "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+    end
+    for name, value in pairs { NAME = "shop", FOLDED = "hunter2 folded", PLAIN = "hunter2 plain", QUOTED = "hunter2'quoted", ESCAPED = "hunter2escaped",
+      ALIAS = "hunter2 folded", BLOCK = "hunter2 block\nhunter2 lines\n", MIXED = ("hunter2-%s/home"):format(app.dir) } do
+      assert.equal(value .. "\n", variable(name))
+    end
+    assert.equal(0, app:command({ "stop", "app.yml" }).exit) -- it reads no secret
+    assert.equal("", kept())
+  end)
+
+  it("never keeps a secret that is given by --set, says so, and takes it again from there", function()
+    app:write(fixture.release("2.0"), "2.0")
+    local given = { "rolling", "app.yml", "--set", "process.secrets.TOKEN=hunter2set", "--set", "process.secrets={A: 'hunter2''a', TOKEN: hunter2set}" }
+    assert.equal(137, app:mortal("before", 10, given).exit)
+    assert.equal("", kept())
+    for _, verb in ipairs { "resume", "abort" } do
+      local run = app:command { verb, "app.yml", "--set", "process.secrets.TOKEN=hunter2set" }
+      assert.equal(2, run.exit)
+      contains(run.stderr, "process.secrets.A was given by --set: give it again, by `--set process.secrets.A=...`")
+    end
+    local run = app:command { "resume", "app.yml", "--set", "process.secrets={A: hunter2a, TOKEN: hunter2set}" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
-    contains(fixture.sh(("curl -s 'http://127.0.0.1:%d/env?TOKEN'"):format(app.listen)), "hunter2literal")
+    assert.is_nil((run.stdout .. run.stderr):find("hunter2", 1, true), run.stdout .. run.stderr)
+    assert.is_nil((run.stdout .. run.stderr):find("changes nothing", 1, true), run.stdout .. run.stderr)
+    assert.equal("hunter2set\n", variable "TOKEN")
+    assert.equal("", kept())
   end)
 end)
 

@@ -13,6 +13,11 @@ local function failure(text)
   return err.message
 end
 
+--- Where a key or an item begins, and what it is written as.
+local function place(mark)
+  return { line = mark.line, column = mark.column, source = mark.source }
+end
+
 describe("yaml.parse", function()
   it("reads plain scalars by YAML 1.2's core schema", function()
     local cases = {
@@ -66,7 +71,7 @@ describe("yaml.parse", function()
   it("reads a file that begins with a byte order mark", function()
     local value, marks = parse("\xEF\xBB\xBFa: 1\nb: 2\n")
     assert.same({ a = 1, b = 2 }, value)
-    assert.same({ line = 1, column = 1, source = "1" }, marks[value].a)
+    assert.same({ line = 1, column = 1, source = "1" }, place(marks[value].a))
   end)
 
   it("refuses a second document, and keys that are no text", function()
@@ -85,16 +90,29 @@ end)
 describe("marks of yaml.parse", function()
   it("tell where keys and items stand", function()
     local value, marks = parse("a: x\nhosts:\n  - local\n  - {name: web}\n")
-    assert.same({ line = 1, column = 1 }, marks[value].a)
-    assert.same({ line = 2, column = 1 }, marks[value].hosts)
-    assert.same({ line = 3, column = 5 }, marks[value.hosts][1])
-    assert.same({ line = 4, column = 5 }, marks[value.hosts][2])
-    assert.same({ line = 4, column = 6 }, marks[value.hosts[2]].name)
+    assert.same({ line = 1, column = 1 }, place(marks[value].a))
+    assert.same({ line = 2, column = 1 }, place(marks[value].hosts))
+    assert.same({ line = 3, column = 5 }, place(marks[value.hosts][1]))
+    assert.same({ line = 4, column = 5 }, place(marks[value.hosts][2]))
+    assert.same({ line = 4, column = 6 }, place(marks[value.hosts[2]].name))
   end)
 
   it("count characters, not bytes", function()
     local value, marks = parse("{é: 1, b: 2}")
     assert.equal(8, marks[value].b.column)
+  end)
+
+  it("tell which characters each scalar is, however it is written, with its tag and its anchor", function()
+    local text = "\xEF\xBB\xBFé: {a: ä b, \"c\": 'd''', e: &f !!str 1.0, g: *f}\r\nh: |\r\n  x\r\n  y\r\n\r\ni:\nj: k\n  l # m\nn: [~, o]"
+    local value, marks = parse(text)
+    local outer, inner, list = marks[value], marks[value["é"]], marks[value.n]
+    local function written(mark)
+      return text:sub(utf8.offset(text, mark.from), utf8.offset(text, mark.to + 1) - 1)
+    end
+    assert.same({ "ä b", "'d'''", "&f !!str 1.0", "&f !!str 1.0" }, { written(inner.a), written(inner.c), written(inner.e), written(inner.g) })
+    assert.same({ "f", "f" }, { inner.e.anchor, inner.g.anchor })
+    assert.same({ "|\r\n  x\r\n  y\r\n\r\n", "", "k\n  l", "~", "o" }, { written(outer.h), written(outer.i), written(outer.j), written(list[1]), written(list[2]) })
+    assert.same({}, { outer["é"].from, inner.a.anchor })
   end)
 
   it("keep the text of what is no string, so that 1.10 is not lost", function()
@@ -117,8 +135,8 @@ describe("aliases in yaml.parse", function()
     assert.are_not.equal(value.a, value.b)
     assert.are_not.equal(value.a.l, value.b.l)
     assert.are_not.equal(marks[value.a], marks[value.b])
-    assert.same({ line = 1, column = 12, source = "1.10" }, marks[value.b.l][1])
-    assert.same({ line = 4, column = 1, source = "2.10" }, marks[value].w)
+    assert.same({ line = 1, column = 12, source = "1.10" }, place(marks[value.b.l][1]))
+    assert.same({ line = 4, column = 1, source = "2.10" }, place(marks[value].w))
   end)
 
   it("merge with <<, where explicit keys win and then the earlier merge", function()
@@ -137,7 +155,7 @@ quoted: {"<<": 1}
     assert.same({ x = 1 }, value.three)
     assert.same({ ["<<"] = 1 }, value.quoted)
     assert.are_not.equal(value.one.env, value.two.env)
-    assert.same({ line = 1, column = 14 }, marks[value.one].image)
+    assert.same({ line = 1, column = 14 }, place(marks[value.one].image))
     assert.equal(3, marks[value.one].port.line)
     assert.equal(1, marks[value.two.env].LOG.line)
   end)

@@ -35,6 +35,17 @@ static int check_field(lua_State *L, int index, const char *name, int type) {
   return luaL_error(L, "option '%s': %s expected, got %s", name, lua_typename(L, type), luaL_typename(L, -1));
 }
 
+void check_known_fields(lua_State *L, int index, const char *what, const char *const *known) {
+  if (lua_isnoneornil(L, index)) return;
+  luaL_checktype(L, index, LUA_TTABLE);
+  for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
+    int i = 0;
+    const char *key = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "?";
+    while (known[i] && strcmp(known[i], key) != 0) i++;
+    if (!known[i]) luaL_error(L, "%s: unknown option '%s'", what, key);
+  }
+}
+
 const char *check_text(lua_State *L, int index, const char *what) {
   size_t length;
   const char *text = luaL_checklstring(L, index, &length);

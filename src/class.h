@@ -13,6 +13,9 @@ const char *check_text(lua_State *L, int index, const char *what);
 
 /* Fields of an options table at `index`, which may be absent; wrong types raise. */
 const char *check_string_field(lua_State *L, int index, const char *name, const char *fallback);
+/* Refuses other keys of such a table than `known`, which ends with NULL; `what` is who takes them. */
+void check_known_fields(lua_State *L, int index, const char *what, const char *const *known);
+
 /* Seconds to wait, however many. Only the fallback may be negative, which means for ever. */
 double check_timeout(lua_State *L, int index, double fallback);
 double check_timeout_field(lua_State *L, int index, const char *name, double fallback);

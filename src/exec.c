@@ -159,6 +159,12 @@ static void check_environment(lua_State *L, Buffer *script) {
   lua_pop(L, 1);
 }
 
+/* Its letters mean the same to every shell. */
+static void check_mark_type(lua_State *L) {
+  const char *mark = check_string_field(L, 3, "mark", "");
+  luaL_argcheck(L, strspn(mark, "0123456789abcdef") == strlen(mark), 3, "mark: hexadecimal digits expected");
+}
+
 static void check_env_types(lua_State *L) {
   if (lua_getfield(L, 3, "env") == LUA_TTABLE) {
     for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
@@ -183,7 +189,9 @@ static void check_command(lua_State *L, LinkBox *box, Buffer *command) {
   luaL_checktype(L, 2, LUA_TTABLE);
   luaL_argcheck(L, luaL_len(L, 2) > 0, 2, "an empty command");
   check_env_types(L);
+  check_mark_type(L);
   const char *directory = check_string_field(L, 3, "cwd", NULL);
+  const char *mark = check_string_field(L, 3, "mark", NULL);
   int library = check_boolean_field(L, 3, "library", 0);
   if (library) shell_library(box, &script);
   check_environment(L, &script);
@@ -194,21 +202,25 @@ static void check_command(lua_State *L, LinkBox *box, Buffer *command) {
   }
   if (!library) buffer_text(&script, "exec");
   check_words(L, 2, &script);
+  if (mark) buffer_format(command, "echo '%s'; ", mark); /* by the log-in shell itself, whichever it is */
   shell_wrap(box, &script, command);
   buffer_free(&script);
 }
 
-static void check_options(lua_State *L) {
+static void check_options(lua_State *L, const char *what) {
+  static const char *const known[] = {"timeout", "stdin",   "open_stdin", "env", "cwd",
+                                      "mark",    "library", "max_output", NULL};
   lua_settop(L, 3);
+  check_known_fields(L, 3, what, known);
   if (!lua_isnil(L, 3)) return;
   lua_newtable(L);
   lua_replace(L, 3);
 }
 
-static Exec *push_running_exec(lua_State *L, const char *class) {
+static Exec *push_running_exec(lua_State *L, const char *class, const char *what) {
   LinkBox *box = check_link(L, 1);
   Buffer command = {0};
-  check_options(L);
+  check_options(L, what);
   lua_getfield(L, 3, "stdin");
   size_t length = 0;
   const char *input = lua_tolstring(L, -1, &length);
@@ -227,7 +239,7 @@ static Exec *push_running_exec(lua_State *L, const char *class) {
 /* link:exec(words, options?) -> {status, signal, stdout, stderr} | nil, err */
 int l_link_exec(lua_State *L) {
   double timeout = check_timeout_field(L, 3, "timeout", -1);
-  Exec *e = push_running_exec(L, EXEC);
+  Exec *e = push_running_exec(L, EXEC, "link:exec");
   return task_wait(L, &e->waiter, timeout, (lua_KContext)e, exec_step);
 }
 
@@ -263,7 +275,7 @@ static int l_stream_read(lua_State *L) {
 
 /* link:stream(words, options?) -> stream */
 int l_link_stream(lua_State *L) {
-  Exec *e = push_running_exec(L, STREAM);
+  Exec *e = push_running_exec(L, STREAM, "link:stream");
   e->streaming = true;
   return 1;
 }

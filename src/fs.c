@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <lauxlib.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,6 +83,20 @@ static int l_list(lua_State *L) {
     free(found[i]);
   }
   free(found);
+  return 1;
+}
+
+/* fs.glob(pattern) -> sorted paths; none where a directory cannot be read */
+static int l_glob(lua_State *L) {
+  const char *pattern = check_text(L, 1, "a pattern");
+  glob_t found = {0};
+  glob(pattern, 0, NULL, &found);
+  lua_createtable(L, (int)found.gl_pathc, 0);
+  for (size_t i = 0; i < found.gl_pathc; i++) {
+    lua_pushstring(L, found.gl_pathv[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  globfree(&found);
   return 1;
 }
 
@@ -218,7 +233,7 @@ static int l_log_close(lua_State *L) {
 void push_fs_functions(lua_State *L) {
   static const luaL_Reg functions[] = {{"mkdir", l_mkdir},   {"stat", l_stat},     {"list", l_list},
                                        {"write", l_write},   {"remove", l_remove}, {"realpath", l_realpath},
-                                       {"append", l_append}, {NULL, NULL}};
+                                       {"append", l_append}, {"glob", l_glob},     {NULL, NULL}};
   static const luaL_Reg methods[] = {
       {"write", l_log_write}, {"sync", l_log_sync}, {"close", l_log_close}, {NULL, NULL}};
   push_class(L, LOG_FILE, methods, l_log_close);

@@ -20,10 +20,14 @@ fail() { # code message
   return 1
 }
 
+room_at() { # directory -- sets room to the KB that are free there, or to nothing where that cannot be told
+  room=$(df -Pk "$1" 2>/dev/null | { read -r _; read -r _ _ _ room _; echo "$room"; })
+}
+
 unwritten() { # path message code -- says why a file was not written; a shell does not tell that a disk is full
-  room=$(df -Pk "${1%/*}" 2>/dev/null | { read -r _; read -r _ _ _ room _; echo "$room"; })
+  room_at "${1%/*}"
   [ "${room:-99}" -ge 16 ] || set -- "$1" "No space left on device; make room there" full
-  fail "${3:-system}" "cannot write $1: $2"
+  fail "${3:-system}" "cannot write $1: ${2##*: }"
 }
 
 facts() { # -- root, home, boot id, user, what tells machines of one boot apart, and the run that held the lock last
@@ -42,8 +46,8 @@ layout() { # -- makes the directories of the application
 file_write() { # path mode text -- aside, then renamed
   message=$({ { [ -d "${1%/*}" ] || mkdir -p "${1%/*}"; } && umask 077 && printf '%s' "$3" > "$1.part.$$" &&
     { [ "$2" = 600 ] || chmod "$2" "$1.part.$$"; } && mv -f "$1.part.$$" "$1"; } 2>&1) && return 0
-  rm -f "$1.part.$$"
-  fail system "$message"
+  unwritten "$1" "$message" || rm -f "$1.part.$$"
+  return 1
 }
 
 file_read() { # path
@@ -51,39 +55,32 @@ file_read() { # path
   cat "$1"
 }
 
-file_remove() { # path
-  rm -f "$1"
-}
-
 # --- the lock: one line, made by link(2) so that it is there whole or not at all. A later epoch of the same run takes it over.
 
 # The first of its epoch gets it, if there was no later one. Prints the run that held it before; text begins the copy of the
-# journal.
+# journal. What starts need when the disk is full is kept aside; a later life goes on without, where there is no room.
 lock_take() { # run epoch owner life text
   layout && mkdir -p "$root/runs/$1" || return 1
   for e in "$root/runs/$1"/epoch.*; do
     [ "$e" = "$root/runs/$1/epoch.*" ] || [ "${e##*.}" -le "$2" ] || { superseded "$1"; return 1; }
   done
-  mine=$root/.lock.$$
-  message=$({ printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(date +%s)" "$4" > "$mine" &&
-    printf '%s' "$5" > "$mine.copy"; } 2>&1) || { unwritten "$root/lock" "$message"; rm -f "$mine" "$mine.copy"; return 1; }
-  if ln "$mine" "$root/lock" 2>/dev/null; then
-    taken=0
-  elif lock_held_by "$1" "$2" && [ "$holder_life" = "$4" ]; then
-    taken=0
-  elif lock_held_by "$1" && [ "$2" -gt "$holder_epoch" ] && ln "$mine" "$root/runs/$1/epoch.$2" 2>/dev/null; then
-    mv -f "$mine" "$root/lock"
-    taken=$?
-  else
-    lock_read || fail system "cannot make $root/lock"
-    taken=1
-  fi
-  rm -f "$mine" "$mine.copy"
-  [ $taken -eq 0 ] && [ -e "$root/runs/$1/control" ] && rm -f "$root/runs/$1/control"
-  [ $taken -eq 0 ] || return $taken
+  mine=$root/.lock.$$ note=$1$tab$2$tab$3$tab$(date +%s)$tab$4
+  message=$({ printf '%s\n' "$note" > "$mine" && printf '%s%65536s' "$5" '' > "$root/.reserve"; } 2>&1) ||
+    { [ "$2" -gt 1 ] && rm -f "$root/.reserve" && printf '%s\n' "$note" > "$mine"; } 2>/dev/null ||
+    { unwritten "$root/lock" "$message"; rm -f "$mine"; return 1; }
+  lock_get "$1" "$2" "$4" || { lock_read || fail system "cannot make $root/lock"; rm -f "$mine"; return 1; }
+  rm -f "$mine" "$root/runs/$1/control"
   [ "$2" -eq 1 ] || [ -e "$root/runs/$1/epoch.$2" ] || : > "$root/runs/$1/epoch.$2"
-  [ -z "$5" ] || printf '%s' "$5" >> "$root/runs/$1/journal"
+  [ -z "$5" ] || message=$({ printf '%s' "$5" >> "$root/runs/$1/journal"; } 2>&1) ||
+    { unwritten "$root/runs/$1/journal" "$message"; return 1; }
   lock_last
+}
+
+lock_get() { # run epoch life -- when it is free, got already, or of an earlier epoch
+  ln "$mine" "$root/lock" 2>/dev/null && return 0
+  lock_held_by "$1" || return 1
+  [ "$holder_epoch" != "$2" ] || [ "$holder_life" != "$3" ] || return 0
+  [ "$2" -gt "$holder_epoch" ] && ln "$mine" "$root/runs/$1/epoch.$2" 2>/dev/null && mv -f "$mine" "$root/lock"
 }
 
 lock_last() { # -- the run that held it last
@@ -104,24 +101,34 @@ lock_read() { # -- locked: run epoch owner since life, beat, now, step; fails wh
   printf 'locked: %s\t%s\t%s\t%s\n' "$lock_text" "$lock_beaten" "$(date +%s)" "$lock_step"
 }
 
-lock_beat() { # run epoch step -- a sign of life; answers what was asked of the run: a word and its number
+lock_beat() { # run epoch step -- a sign of life; answers all that was asked of the run, a line each
   lock_held_by "$1" "$2" || { superseded "$1"; return 1; }
   touch "$root/lock"
-  printf '%s\n' "$3" > "$root/runs/$1/step"
-  { IFS= read -r control < "$root/runs/$1/control"; } 2>/dev/null && printf '%s\n' "$control"
-  return 0
+  beat=$root/runs/$1/step # whole at any time for who reads the lock, and written only where it is another
+  { { IFS= read -r beaten < "$beat" && [ "$beaten" = "$3" ]; } || { printf '%s\n' "$3" > "$beat.part" && mv -f "$beat.part" "$beat"; }; } 2>/dev/null
+  [ ! -e "$root/runs/$1/control" ] || cat "$root/runs/$1/control" 2>/dev/null || :
 }
 
 superseded() { # run
   fail superseded "run $1 does not hold the lock of $root any more: another controller took it over, or it was unlocked"
 }
 
-# What the controller of a run asks. Only the one that holds the lock is heard. The text goes to the copy of its journal.
+# What the controller of a run asks. Only the one that holds the lock is heard. The text goes to the copy of its journal; where
+# it does not, the function is called all the same, and 64 is added to its status.
 as() { # run epoch text function argument...
   lock_held_by "$1" "$2" || { superseded "$1"; return 1; }
-  [ -z "$3" ] || printf '%s' "$3" >> "$root/runs/$1/journal"
+  uncopied=0
+  [ -z "$3" ] || copy_append "$1" "$3" || uncopied=64
   shift 3
   "$@"
+  return $(($? + uncopied))
+}
+
+# A text that begins with an end of line is a second attempt, behind what may be torn. What room there is then, starts need more.
+copy_append() { # run text
+  case $2 in "
+"*) room_at "$root/runs/$1" && [ "${room:-999}" -ge 256 ] || return 1 ;; esac
+  { printf '%s' "$2" >> "$root/runs/$1/journal"; } 2>/dev/null
 }
 
 with() { # text function argument... -- of a library that few hosts ever need
@@ -130,10 +137,11 @@ with() { # text function argument... -- of a library that few hosts ever need
   "$@"
 }
 
-lock_release() { # run epoch -- of old runs only the last ones are kept, and of what was run for them how it ended
+# Of old runs only the last ones are kept, and of what was run for them how it ended.
+lock_release() { # run, and epoch unless it is dead
   lock_held_by "$1" "${2:-}" || return 0
   [ -z "${2:-}" ] || rm -f "$root/runs/$1"/op*/in "$root/runs/$1"/op*/out "$root/runs/$1"/op*/err
-  printf '%s\n' "$1" > "$root/last"
+  { printf '%s\n' "$1" > "$root/last"; } 2>/dev/null
   rm -f "$root/lock"
   set -- "$root"/runs/*
   while [ $# -gt 10 ]; do
@@ -142,13 +150,12 @@ lock_release() { # run epoch -- of old runs only the last ones are kept, and of 
   done
 }
 
-lock_break() { # run -- of a run that is dead; only if it is still that run's
-  lock_release "$1"
-}
-
-run_control() { # run word -- asks something of a run: its controller reads it with its next sign of life
-  file_write "$root/runs/$1/control" 600 "$2
-"
+# Asks something of a run: its controller reads it with its next sign of life, behind what was asked before. Where the disk is
+# full, a part of what is kept aside is given up for it.
+run_control() { # run line
+  message=$({ printf '%s\n' "$2" >> "$root/runs/$1/control"; } 2>&1) && return 0
+  [ ! -s "$root/.reserve" ] || dd if=/dev/null of="$root/.reserve" bs=1024 seek=48 2>/dev/null
+  { printf '\n%s\n' "$2" >> "$root/runs/$1/control"; } 2>/dev/null || unwritten "$root/runs/$1/control" "$message"
 }
 
 run_journal() { # run -- the copy of its journal
@@ -217,13 +224,13 @@ release_receive() { # version sha256 filter -- the archive on standard input
 
 release_refuse() { # directory code message -- leaves nothing of it
   rm -rf "$1" "$1".*
-  fail "$2" "$(printf '%s\n' "$3" | tail -n 3 | tr '\n' ' ')"
+  fail "$2" "$(printf '%s\n' "$3" | tail -n 3 | sed -e ':next' -e '$!N' -e 's/\n/; /' -e 't next')"
 }
 
 release_settle() { # version sha256 directory
   [ ! -e "$root/releases/$1" ] || rm -rf "$root/releases/$1"
   printf '%s\t%s\n' "$2" "$boot" > "$root/releases/.$1.sha256" &&
-    chmod 700 "$3" && mv "$3" "$root/releases/$1" || { fail system "cannot rename $3"; return 1; }
+    chmod 700 "$3" && mv "$3" "$root/releases/$1" || { unwritten "$root/releases/$1" "cannot rename $3"; return 1; }
   (setsid sh -c 'sync -f "$1" && printf "%s\tsynced\n" "$2" > "$1/../.$3.new" &&
     mv "$1/../.$3.new" "$1/../.$3.sha256"' sh "$root/releases/$1" "$2" "$1" < /dev/null > /dev/null 2>&1 &)
 }
@@ -249,9 +256,10 @@ current_get() {
 
 current_set() { # version, or "" for none
   [ "$1" ] || { rm -f "$root/current"; return 0; }
+  [ "$(readlink "$root/current")" != "releases/$1" ] || return 0
   rm -f "$root/.current"
-  ln -s "releases/$1" "$root/.current" && mv -T "$root/.current" "$root/current" ||
-    fail system "cannot switch $root/current to $1"
+  message=$({ ln -s "releases/$1" "$root/.current" && mv -T "$root/.current" "$root/current"; } 2>&1) ||
+    fail system "cannot switch $root/current to $1: $message"
 }
 
 # --- processes: instances/<port> holds "key pid start boot log-offset" and, in a second line, what was started
@@ -282,8 +290,8 @@ process_become() { # NAME=value... -- command...
   process_stat self
   start_offset=0
   [ ! -s "$start_log" ] || start_offset=$(wc -c < "$start_log")
-  printf '%s\t%s\t%s\t%s\t%s\n%s\n' "$start_key" "${stat%% *}" "$s_start" "$boot" "$start_offset" "$start_text" \
-    > "$record.part" && mv "$record.part" "$record" || exit 1
+  true >> "$start_log" || exit 1
+  { start_note 2>/dev/null || { rm -f "$root/.reserve" && start_note; }; } && mv "$record.part" "$record" || exit 1
   cd "$start_directory" || exit 1
   start_passed=
   for start_word do
@@ -307,6 +315,10 @@ process_become() { # NAME=value... -- command...
   exec "$@"
 }
 
+start_note() {
+  printf '%s\t%s\t%s\t%s\t%s\n%s\n' "$start_key" "${stat%% *}" "$s_start" "$boot" "$start_offset" "$start_text" > "$record.part"
+}
+
 process_start() { # port key directory record secrets NAME=value... -- command... : prints the pid
   layout || return 1
   if process_read "$1" && process_alive "$i_pid" "$i_start" "$i_boot"; then
@@ -317,7 +329,7 @@ process_start() { # port key directory record secrets NAME=value... -- command..
   # This very operation started it already, and it ended: that is an answer too.
   [ "$i_key" = "$2" ] && [ "$i_boot" = "$boot" ] && printf '%s\n' "$i_pid" && return 0
   owner=''
-  port_free "$1" || owner=$(port_owner "$1")
+  [ -z "$(port_table "$1")" ] || owner=$(port_owner "$1")
   [ -z "$owner" ] || { fail stranger "$owner"; return 1; }
   [ -d "$3" ] || { fail missing "$3: no such directory"; return 1; }
   record=$root/instances/$1
@@ -326,13 +338,11 @@ process_start() { # port key directory record secrets NAME=value... -- command..
   shift 5
   { pid=$({ (process_become "$@") && :; } < /dev/null 2>&1); } 2>/dev/null # where the shell tells of the launcher
   case $pid in
-    '' | *[!0-9]*) rm -f "$record.part"; unstarted "$record" "$pid" ;;
+    *"$record"* | *printf*) rm -f "$record.part"; unwritten "$record" "$pid" start ;;
+    *"$start_log"*) unwritten "$start_log" "$pid" start ;;
+    '' | *[!0-9]*) rm -f "$record.part"; fail start "$pid" ;;
     *) printf '%s\n' "$pid" ;;
   esac
-}
-
-unstarted() { # record answer -- of a launcher that printed no pid
-  case $2 in *"$1"* | *printf*) unwritten "$1" "$2" start ;; *) fail start "$2" ;; esac
 }
 
 process_show() { # port -- port state pid key, and the record
@@ -406,24 +416,18 @@ port_list() { # -- each listened-on port after a tab
   port_table | { ports=''; while read -r where _; do ports=$ports$tab$((0x${where##*:})); done; printf '%s' "$ports"; }
 }
 
-port_free() { # port
-  [ -z "$(port_table "$1")" ]
-}
-
 port_owner() { # port -- nothing when it is free; else who listens, as far as we may see
   port_table "$1" | {
-    while read -r _ uid inode; do
-      holder=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v wanted="socket:[$inode]" '
-        /^\/proc\// { split($0, part, "/"); pid = part[3] }
-        $NF == wanted { print pid; exit }')
-      if [ -n "$holder" ]; then
-        printf 'port %s is taken by pid %s (%s) of uid %s\n' "$1" "$holder" \
-          "$(tr '\0' ' ' < "/proc/$holder/cmdline" | cut -c 1-80)" "$uid"
-      else
-        printf 'port %s is taken by a process of uid %s\n' "$1" "$uid"
-      fi
-      break
-    done
+    read -r _ uid inode || exit 0
+    holder=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v wanted="socket:[$inode]" '
+      /^\/proc\// { split($0, part, "/"); pid = part[3] }
+      $NF == wanted { print pid; exit }')
+    if [ -n "$holder" ]; then
+      printf 'port %s is taken by pid %s (%s) of uid %s\n' "$1" "$holder" \
+        "$(tr '\0' ' ' < "/proc/$holder/cmdline" | cut -c 1-80)" "$uid"
+    else
+      printf 'port %s is taken by a process of uid %s\n' "$1" "$uid"
+    fi
   }
 }
 
@@ -436,8 +440,8 @@ shift 3
 printf "%s\n" $$ > pid.part && mv pid.part pid
 out=$PWD/out err=$PWD/err in=$PWD/in marker=$PWD
 {
-  cd "$directory" || echo "cd: $directory" >&2
   (
+    cd "$directory" || exit 126
     umask "$login_umask" || exit
     while [ "$1" != -- ]; do
       export "$1"
@@ -493,8 +497,4 @@ operation_alive() { # marker -- or begun less than 10 s ago: who began it may be
 operation_stop() { # key
   operation_of_this_boot "$root/runs/$1" && kill -s TERM -- "-$supervisor_pid" 2>/dev/null
   return 0
-}
-
-run_forget() { # run -- its markers and the copy of its journal
-  rm -rf "$root/runs/$1"
 }

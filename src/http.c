@@ -225,22 +225,14 @@ static double check_seconds(lua_State *L, int index, const char *name, double fa
   return luaL_error(L, "option '%s': seconds between 0 and 86400 expected", name);
 }
 
-static void check_known(lua_State *L, int index) {
-  static const char *const known[] = {
-      "url",         "method",  "headers", "body", "timeout",  "connect_timeout", "max_body", "follow",
-      "unix_socket", "address", "verify",  "fd",   "no_reuse", "proxy",           NULL};
-  for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
-    int i = 0;
-    const char *key = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "?";
-    while (known[i] && strcmp(known[i], key) != 0) i++;
-    if (!known[i]) luaL_error(L, "http.request: unknown option '%s'", key);
-  }
-}
+static const char *const known_options[] = {
+    "url",         "method",  "headers", "body", "timeout",  "connect_timeout", "max_body", "follow",
+    "unix_socket", "address", "verify",  "fd",   "no_reuse", "proxy",           NULL};
 
 /* The strings belong to the options table; curl copies them before the wait. */
 static void check_options(lua_State *L, int index, Options *o) {
   luaL_checktype(L, index, LUA_TTABLE);
-  check_known(L, index);
+  check_known_fields(L, index, "http.request", known_options);
   *o = (Options){.url = check_string_field(L, index, "url", NULL)};
   luaL_argcheck(L, o->url, index, "option 'url' is missing");
   o->body = check_bytes_field(L, index, "body", &o->body_length);

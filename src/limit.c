@@ -11,6 +11,7 @@
 #define HOOK_INTERVAL 250   /* instructions; also what a new coroutine costs */
 #define BYTES_A_STEP 16     /* bytes allocated that cost as much as an instruction */
 #define COLLECTION_COST 6   /* bytes allowed for which a forced collection costs as much as an instruction */
+#define LEAST_ROOM 8        /* a part of so many is to be free after one, or the next follows at once */
 #define RESERVE (256 << 10) /* for the error, once the memory is used up */
 #define SMALL (4 << 10) /* bytes; a script that is condemned runs no more, and its tasks need such to end */
 
@@ -24,10 +25,9 @@ struct Limit {
   double busy, cpu;           /* seconds on the monotonic clock, and then of processor time */
   double busy_from, cpu_from; /* when the script began to run; 0: processor time is not asked for yet */
   size_t heap, top;           /* bytes now, and those not to be passed */
-  size_t refused;             /* the request before, if it was refused: the collector was asked since */
-  bool starved;               /* a request was refused for good */
-  lua_State *thread;          /* the script's thread that runs, for the hook */
-  lua_Alloc allocate;         /* the state's own allocator, while this one stands before it */
+  size_t refused; /* the request before, if it was refused: the collector is asked, and then it comes again */
+  lua_State *thread;  /* the script's thread that runs, for the hook */
+  lua_Alloc allocate; /* the state's own allocator, while this one stands before it */
   void *allocate_data;
   int strings_before; /* registry slot */
   const char *reason; /* of the verdict, before a place was known */
@@ -95,6 +95,13 @@ static void spend(Limit *limit, double steps) {
   if (limit->instructions > 0 && limit->spent > limit->instructions) condemn(limit, "instructions");
 }
 
+/* Lua repeats a request that was refused before it does anything else. What C asks for by itself, as
+ * luaL_Buffer does, is not repeated but raised: once something else happens, that was its end, though
+ * somebody caught it. */
+static void judge_refusal(Limit *limit) {
+  if (limit->refused) condemn(limit, "memory");
+}
+
 /* Asking for processor time is a call of the kernel: it is counted only once half of the time is over. */
 static void look_at_clock(Limit *limit) {
   if (limit->seconds <= 0) return;
@@ -114,7 +121,7 @@ static void stop_clock(Limit *limit) {
 }
 
 const char *limit_verdict(Limit *limit, bool failed) {
-  if (limit && !limit->reason && failed && limit->starved) limit->reason = "memory";
+  if (limit && !limit->reason && failed && limit->refused) limit->reason = "memory";
   if (!limit || !limit->reason) return NULL;
   if (!limit->verdict[0]) settle_verdict(limit, NULL, 0);
   return limit->verdict;
@@ -142,6 +149,7 @@ static void on_count(lua_State *L, lua_Debug *ar) {
   if (!limit) return;
   if (!limit->reason) {
     limit->thread = L;
+    judge_refusal(limit);
     spend(limit, lua_gethookcount(L));
     look_at_clock(limit);
   }
@@ -153,6 +161,11 @@ static void push_limit_hook(lua_State *co, Limit *limit) {
   else lua_sethook(co, NULL, 0, 0);
 }
 
+/* After a forced collection: what fills the memory is no garbage. */
+static void judge_room(Limit *limit) {
+  if (limit->heap + limit->memory / LEAST_ROOM > limit->top) condemn(limit, "memory");
+}
+
 /*
  * Whether a request for more may be granted. Lua asks again after a collection that a refusal makes it run;
  * one that is refused twice ends the script, and so does a text that is too long.
@@ -162,16 +175,16 @@ static bool grants(Limit *limit, bool is_text, size_t size, size_t more) {
     condemn(limit, "text");
     return false;
   }
+  if (limit->refused != more) judge_refusal(limit);
   if (!limit->memory || limit->heap + more <= limit->top || (limit->reason && more <= SMALL)) {
     spend(limit, (double)more / BYTES_A_STEP);
-    if (limit->refused == more) limit->starved = false;
+    if (limit->refused == more) judge_room(limit);
     limit->refused = 0;
     return true;
   }
   if (limit->refused == more || more > limit->memory) condemn(limit, "memory");
   else spend(limit, (double)limit->memory / COLLECTION_COST);
   limit->refused = more;
-  limit->starved = true;
   return false;
 }
 
@@ -198,7 +211,6 @@ static void limit_refresh(Limit *limit) {
   if (!limit || limit->moment == moment) return;
   limit->moment = moment;
   limit->spent = limit->busy = limit->cpu = 0;
-  limit->refused = 0;
 }
 
 static size_t push_heap_size(lua_State *L) {
@@ -210,8 +222,8 @@ static void push_heap_check(lua_State *L, Limit *limit) {
   if (!limit->memory || limit->reason || limit->heap <= limit->top) return;
   lua_gc(L, LUA_GCCOLLECT);
   limit->heap = push_heap_size(L);
-  if (limit->heap > limit->top) condemn(limit, "memory");
-  else spend(limit, (double)limit->memory / COLLECTION_COST);
+  judge_room(limit);
+  spend(limit, (double)limit->memory / COLLECTION_COST);
 }
 
 static void push_limit_enter(lua_State *L, Limit *limit, lua_State *co) {
@@ -349,11 +361,14 @@ int push_confined_call(lua_State *L) {
 /* charge(steps, thread): counts work that C does for the script; with a coroutine that is about to run, notes
  * it. */
 static int l_charge(lua_State *L) {
+  lua_Number steps = luaL_optnumber(L, 1, 0);
+  luaL_argcheck(L, steps >= 0, 1, "an amount of work is at least 0");
   Limit *limit = current;
   if (!limit) return 0;
   lua_State *next = lua_tothread(L, 2);
   limit->thread = L;
-  spend(limit, luaL_optnumber(L, 1, 0));
+  judge_refusal(limit);
+  spend(limit, steps);
   look_at_clock(limit);
   if (limit->reason) return push_verdict(L, limit);
   if (next) {

@@ -118,8 +118,13 @@ static LinkBox *push_link_box(lua_State *L, const char *name, const char *root) 
 /* core.connect(options) -> link | nil, err */
 static int l_connect(lua_State *L) {
   static const char *const transports[] = {"local", "ssh", "openssh", NULL};
+  static const char *const known[] = {"transport",  "name",        "root",     "command",     "address",
+                                      "port",       "user",        "known_as", "known_hosts", "accept_new",
+                                      "identities", "passphrases", "agent",    "agent_keys",  "timeout",
+                                      "keepalive",  "fd",          NULL};
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_settop(L, 1);
+  check_known_fields(L, 1, "core.connect", known);
   const char *name = check_string_field(L, 1, "name", "local");
   const char *root = check_string_field(L, 1, "root", ".deployrt");
   int transport = luaL_checkoption(L, (lua_getfield(L, 1, "transport"), -1), "local", transports);

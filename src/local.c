@@ -26,8 +26,11 @@ typedef struct Child {
     uv_pipe_t pipe;
   } socket;
   uv_connect_t connect;
+  uv_getaddrinfo_t resolving;
+  struct addrinfo *addresses, *next_address; /* of a name; they are tried in turn */
   uv_shutdown_t shutdown;
-  bool is_socket;
+  struct Write *early; /* what was written before the connection stood */
+  bool is_socket, open;
   bool spawned, closed, told, ssh;
   int holders; /* open handles, and the owner until it closes the channel */
   int open_outputs;
@@ -43,8 +46,25 @@ typedef struct LocalLink {
   char **ssh; /* NULL: a shell of this machine */
 } LocalLink;
 
+typedef struct Write {
+  uv_write_t request;
+  Child *child;
+  struct Write *next;
+  size_t length;
+  char data[];
+} Write;
+
+static Write *take_early(Child *c) {
+  Write *w = c->early;
+  c->early = w->next;
+  return w;
+}
+
 static void child_drop(Child *c) {
-  if (--c->holders == 0) free(c);
+  if (--c->holders > 0) return;
+  while (c->early) free(take_early(c));
+  uv_freeaddrinfo(c->addresses);
+  free(c);
 }
 
 static void on_child_closed(uv_handle_t *handle) {
@@ -83,6 +103,7 @@ static bool is_ssh_failure(const char *error) {
 
 static void child_report(Child *c) {
   if (c->told || !c->exited || c->open_outputs > 0) return;
+  while (c->error_length && c->error[c->error_length - 1] == '\n') c->error[--c->error_length] = '\0';
   if (c->ssh && c->status == 255 && is_ssh_failure(c->error)) {
     child_fail(c, "unreachable", c->error);
     return;
@@ -99,12 +120,9 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf) {
 }
 
 static void keep_ssh_error(Child *c, const char *data, size_t length) {
-  size_t room = sizeof c->error - 1 - c->error_length;
-  if (length > room) length = room;
-  memcpy(c->error + c->error_length, data, length);
-  c->error_length += length;
-  while (c->error_length && strchr("\r\n", c->error[c->error_length - 1])) c->error_length--;
-  c->error[c->error_length] = '\0';
+  for (size_t i = 0; i < length && c->error_length < sizeof c->error - 1; i++) {
+    if (data[i] != '\r') c->error[c->error_length++] = data[i];
+  }
 }
 
 static void child_take(Child *c, int number, const char *data, size_t length) {
@@ -164,13 +182,6 @@ static uv_stream_t *child_input(Child *c) {
   return c->is_socket ? &c->socket.stream : (uv_stream_t *)&c->pipes[0];
 }
 
-typedef struct Write {
-  uv_write_t request;
-  Child *child;
-  size_t length;
-  char data[];
-} Write;
-
 static void on_written(uv_write_t *request, int status) {
   Write *w = (Write *)request;
   Child *c = w->child;
@@ -180,19 +191,27 @@ static void on_written(uv_write_t *request, int status) {
   if (c->pending == 0 && !c->closed && !c->told) c->channel.events->on_drain(c->channel.owner);
 }
 
+static void write_now(Child *c, Write *w) {
+  uv_buf_t buf = uv_buf_init(w->data, (unsigned)w->length);
+  if (uv_write(&w->request, child_input(c), &buf, 1, on_written) == 0) return;
+  c->pending -= w->length;
+  free(w);
+}
+
 static void child_write(Channel *channel, const char *data, size_t length) {
   Child *c = (Child *)channel;
   if (c->told || c->exited) return;
-  Write *w = memory_new(sizeof *w + length);
+  Write *w = memory_new(sizeof *w + length), **last = &c->early;
   w->child = c;
   w->length = length;
   memcpy(w->data, data, length);
-  uv_buf_t buf = uv_buf_init(w->data, (unsigned)length);
   c->pending += length;
-  if (uv_write(&w->request, child_input(c), &buf, 1, on_written) != 0) {
-    c->pending -= length;
-    free(w);
+  if (!c->is_socket || c->open) {
+    write_now(c, w);
+    return;
   }
+  while (*last) last = &(*last)->next;
+  *last = w;
 }
 
 static void on_shutdown(uv_shutdown_t *request, int status) {
@@ -226,6 +245,7 @@ static void child_close(Channel *channel) {
   Child *c = (Child *)channel;
   c->closed = true;
   if (c->is_socket) {
+    uv_cancel((uv_req_t *)&c->resolving);
     close_one((uv_handle_t *)&c->socket.stream);
   } else {
     if (c->spawned && !c->exited) kill(-c->process.pid, SIGHUP);
@@ -313,18 +333,70 @@ static void child_spawn(Child *c, char **argv) {
   for (int i = 1; i < 3; i++) uv_read_start((uv_stream_t *)&c->pipes[i], on_alloc, on_output);
 }
 
+static void open_tcp(Child *c) {
+  uv_tcp_init(loop_get(), &c->socket.tcp);
+  c->socket.stream.data = c;
+  uv_tcp_nodelay(&c->socket.tcp, 1);
+}
+
+static void connect_failed(Child *c, int status);
+
 static void on_connected(uv_connect_t *request, int status) {
   Child *c = request->data;
   if (c->closed) return;
-  if (status == 0) {
-    c->open_outputs = 1;
-    if (c->channel.events->on_open) c->channel.events->on_open(c->channel.owner);
-    if (c->closed) return;
-    uv_read_start(&c->socket.stream, on_alloc, on_output);
+  if (status != 0) {
+    connect_failed(c, status);
     return;
   }
+  c->open = true;
+  c->open_outputs = 1;
+  while (c->early) write_now(c, take_early(c));
+  if (c->channel.events->on_open) c->channel.events->on_open(c->channel.owner);
+  if (!c->closed) uv_read_start(&c->socket.stream, on_alloc, on_output);
+}
+
+static void connect_next(Child *c) {
+  const struct sockaddr *where = c->next_address->ai_addr;
+  c->next_address = c->next_address->ai_next;
+  int code = uv_tcp_connect(&c->connect, &c->socket.tcp, where, on_connected);
+  if (code != 0) connect_failed(c, code);
+}
+
+/* A socket that failed to connect is of no use for another address. */
+static void on_given_up(uv_handle_t *handle) {
+  Child *c = handle->data;
+  if (c->closed) child_drop(c);
+  else open_tcp(c), connect_next(c);
+}
+
+static void connect_failed(Child *c, int status) {
   const char *code = status == UV_ENOENT ? "missing" : status == UV_EACCES ? "denied" : "refused";
-  child_fail(c, code, uv_strerror(status));
+  if (c->next_address) uv_close((uv_handle_t *)&c->socket.stream, on_given_up);
+  else child_fail(c, code, uv_strerror(status));
+}
+
+static void on_resolved(uv_getaddrinfo_t *request, int status, struct addrinfo *found) {
+  Child *c = request->data;
+  c->addresses = c->next_address = found;
+  if (status != 0) child_fail(c, "unresolved", uv_strerror(status));
+  else if (!c->closed) connect_next(c);
+  child_drop(c);
+}
+
+/* Only names are looked up, for that takes a thread. Returns 0, or the error. */
+static int dial_tcp(Child *c, const char *address, int port) {
+  struct sockaddr_storage known;
+  struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+  char service[16];
+  open_tcp(c);
+  if (uv_ip4_addr(address, port, (struct sockaddr_in *)&known) == 0 ||
+      uv_ip6_addr(address, port, (struct sockaddr_in6 *)&known) == 0)
+    return uv_tcp_connect(&c->connect, &c->socket.tcp, (struct sockaddr *)&known, on_connected);
+  snprintf(service, sizeof service, "%d", port);
+  c->resolving.data = c;
+  int code = uv_getaddrinfo(loop_get(), &c->resolving, on_resolved, address, service, &hints);
+  if (code == 0) c->holders++;
+  return code;
 }
 
 static Channel *local_dial(Link *l, const char *address, int port, const ChannelEvents *events, void *owner) {
@@ -339,15 +411,7 @@ static Channel *local_dial(Link *l, const char *address, int port, const Channel
     uv_pipe_connect(&c->connect, &c->socket.pipe, address, on_connected);
     return &c->channel;
   }
-  struct sockaddr_storage where;
-  uv_tcp_init(loop_get(), &c->socket.tcp);
-  c->socket.stream.data = c;
-  int code = uv_ip4_addr(address, port, (struct sockaddr_in *)&where);
-  if (code != 0) code = uv_ip6_addr(address, port, (struct sockaddr_in6 *)&where);
-  if (code == 0) {
-    uv_tcp_nodelay(&c->socket.tcp, 1);
-    code = uv_tcp_connect(&c->connect, &c->socket.tcp, (struct sockaddr *)&where, on_connected);
-  }
+  int code = dial_tcp(c, address, port);
   if (code != 0) fail_late(c, address, code);
   return &c->channel;
 }

@@ -35,7 +35,7 @@ struct Shell {
   Buffer aside;   /* what came on standard error: calls write to standard output only, so it is no answer */
   size_t scanned; /* of out, for the marker */
   char marker[48];
-  bool broken;
+  bool answered; /* a call, before now */
   Shell *next;
 };
 
@@ -90,6 +90,7 @@ static void shell_scan(Shell *s) {
   Call *c = s->call;
   buffer_append(&c->reply, s->out.data, (size_t)(found - s->out.data));
   c->status = atoi(found + length);
+  s->answered = true;
   buffer_consume(&s->out, (size_t)(end + 1 - s->out.data));
   s->scanned = 0;
   call_settle(c);
@@ -117,13 +118,19 @@ static void shell_broke(Shell *s, const char *code, const char *message) {
 
 static void on_shell_end(void *owner, int status, int signal) {
   Shell *s = owner;
-  char message[400];
-  (void)signal;
+  Buffer text = {0};
   const Buffer *said = s->aside.length > 0 ? &s->aside : &s->out;
   int shown = said->length > 200 ? 200 : (int)said->length;
-  snprintf(message, sizeof message, "the host's shell ended with status %d: %.*s", status, shown,
-           said->data ? said->data : "");
-  shell_broke(s, "lost", message);
+  while (shown > 0 && said->data[shown - 1] == '\n') shown--;
+  bool is_by_files = !signal && !s->answered && (status == 0 || shown == 0);
+  buffer_format(&text, "the host's shell %s %d", signal ? "was ended by signal" : "ended with status",
+                signal ? signal : status);
+  if (is_by_files) buffer_text(&text, " before it did anything");
+  if (shown > 0) buffer_format(&text, ": %.*s", shown, said->data);
+  if (is_by_files) buffer_text(&text, "; have ~/.bashrc and its like not exit for commands");
+  buffer_append(&text, "", 1);
+  shell_broke(s, "lost", text.data);
+  buffer_free(&text);
 }
 
 static void on_shell_fail(void *owner, const char *code, const char *message) {

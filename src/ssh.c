@@ -303,26 +303,47 @@ static int step_agent(SshLink *s) {
   return 0;
 }
 
-static int step_identity(SshLink *s) {
-  char *file = s->identities[s->next_identity];
-  if (!file) {
-    char *message = NULL;
-    libssh2_session_last_error(s->session, &message, NULL, 0);
-    ssh_fail(s, "denied", "%s@%s:%d refuses %s%s%s", s->user, s->address, s->port,
-             s->next_identity  ? "every key offered"
-             : s->agent_offers ? "the keys of the agent, or so many of them: say which one with identity:"
-                               : "us: there is no key to offer (identity: or an agent)",
-             message && *message ? "; last: " : "", message ? message : "");
+static const char *passphrase_of(const SshLink *s, int identity) {
+  return s->passphrases[0] ? s->passphrases[identity] : "";
+}
+
+/* None of the keys has got us in; one that could not be read was not offered to anybody. */
+static int fail_identities(SshLink *s) {
+  char *message = NULL;
+  char unread[320] = "";
+  libssh2_session_last_error(s->session, &message, NULL, 0);
+  if (s->unread >= 0)
+    snprintf(unread, sizeof unread, "%s cannot be read: %s", s->identities[s->unread],
+             *passphrase_of(s, s->unread) ? "the passphrase is wrong" : "it is no key that libssh2 knows");
+  if (*unread && !s->agent_offers && !s->offers) {
+    ssh_fail(s, "denied", "%s, so there is no key to offer to %s@%s:%d", unread, s->user, s->address,
+             s->port);
     return -1;
   }
-  const char *passphrase = s->passphrases[0] ? s->passphrases[s->next_identity] : "";
+  ssh_fail(s, "denied", "%s@%s:%d refuses %s%s%s%s%s", s->user, s->address, s->port,
+           s->offers         ? "every key offered"
+           : s->agent_offers ? "the keys of the agent, or so many of them: say which one with identity:"
+                             : "us: there is no key to offer (identity: or an agent)",
+           *unread ? "; " : "", unread, !*unread && message && *message ? "; last: " : "",
+           !*unread && message ? message : "");
+  return -1;
+}
+
+static int step_identity(SshLink *s) {
+  char *file = s->identities[s->next_identity];
+  if (!file) return fail_identities(s);
+  const char *passphrase = passphrase_of(s, s->next_identity);
   int rc =
       libssh2_userauth_publickey_fromfile(s->session, s->user, NULL, file, *passphrase ? passphrase : NULL);
   if (rc == LIBSSH2_ERROR_EAGAIN) return rc;
   if (rc == 0) s->state = SSH_READY;
   else if (rc == LIBSSH2_ERROR_SOCKET_DISCONNECT || rc == LIBSSH2_ERROR_SOCKET_RECV) {
     return fail_last(s, rc, "denied", "the server hung up while logging in");
-  } else s->next_identity++;
+  } else {
+    if (rc == LIBSSH2_ERROR_FILE) s->unread = s->next_identity;
+    else s->offers++;
+    s->next_identity++;
+  }
   return 0;
 }
 
@@ -445,6 +466,7 @@ Link *ssh_open(const SshOptions *o) {
   s->known_hosts = copy_words(o->known_hosts);
   s->accept_new = o->accept_new;
   s->use_agent = o->agent;
+  s->unread = -1;
   s->port = o->port;
   s->fd = o->fd;
   s->timeout = o->timeout;

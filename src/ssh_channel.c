@@ -79,6 +79,16 @@ static int last_error(SshLink *s) {
   return libssh2_session_last_errno(s->session);
 }
 
+/* libssh2 tells the reason of RFC 4254, section 5.1, in words only. */
+static const char *why_not_open(const SshChannel *c) {
+  char *message = NULL;
+  if (c->command) return "the server opens no more sessions (MaxSessions?)";
+  libssh2_session_last_error(c->ssh->session, &message, NULL, 0);
+  bool forbidden = message && strstr(message, "prohibited");
+  return forbidden ? "its sshd forwards no connections there (AllowTcpForwarding?)"
+                   : "connection refused, or nobody there";
+}
+
 static int advance_open(SshChannel *c) {
   SshLink *s = c->ssh;
   if (s->opener && s->opener != c) return LIBSSH2_ERROR_EAGAIN;
@@ -90,8 +100,7 @@ static int advance_open(SshChannel *c) {
   if (c->handle && c->command) s->sessions++;
   if (c->handle) return 0;
   if (last_error(s) != LIBSSH2_ERROR_CHANNEL_FAILURE) return last_error(s);
-  tell_failure(c, "refused",
-               c->command ? "the server opens no more sessions (MaxSessions?)" : "connection refused");
+  tell_failure(c, "refused", why_not_open(c));
   c->state = CH_DEAD;
   return 0;
 }

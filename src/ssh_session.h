@@ -30,6 +30,8 @@ typedef struct SshLink {
   char *address, *known_as, *user;
   char **identities, **passphrases, **known_hosts, **agent_keys;
   int next_identity;
+  int offers;   /* keys of files that the server was asked about */
+  int unread;   /* the last of identities that could not be read, or -1 */
   bool aliased; /* known_as is not its address */
   bool accept_new, use_agent;
   int port, fd;

@@ -47,8 +47,8 @@ typedef struct Join {
 
 enum { SLOT_THREAD = 1, SLOT_LOCALS = 2, SLOT_RESULTS = 3 };
 
-#define LONGEST_TURN 0.02 /* seconds in which only tasks run: then it is the loop's turn, whoever is ready   \
-                           */
+/* Seconds in which only tasks run: then it is the loop's turn, whoever is ready. */
+#define LONGEST_TURN 0.02
 
 static Task *running, *ready_first, *ready_last, *roots;
 static int live_tasks;

@@ -29,11 +29,12 @@ typedef struct Reader {
   const char *name;
   const char *text;
   size_t length;
+  size_t skipped; /* characters before `text` that are no part of it */
   int depth;
   int values;
 } Reader;
 
-static void push_value(lua_State *L, Reader *r);
+static void push_value(lua_State *L, Reader *r, int mark);
 
 static void reader_close(Reader *r) {
   if (!r->open) return;
@@ -114,26 +115,38 @@ static void check_tag_known(lua_State *L, const Reader *r, const char *tag, cons
              push_shown(L, tag));
 }
 
-/* Pushes the value and, for what is no string, its text in the file. */
-static void push_scalar(lua_State *L, const Reader *r) {
+/* Which characters of the text the scalar is, with its anchor, so that somebody can put another one in its
+ * place. */
+static void push_extent(lua_State *L, const Reader *r, int mark) {
+  lua_pushinteger(L, (lua_Integer)(r->skipped + r->event.start_mark.index) + 1);
+  lua_setfield(L, mark, "from");
+  lua_pushinteger(L, (lua_Integer)r->skipped + (lua_Integer)r->event.end_mark.index);
+  lua_setfield(L, mark, "to");
+  lua_pushstring(L, (const char *)r->event.data.scalar.anchor);
+  lua_setfield(L, mark, "anchor");
+}
+
+/* Pushes the value; its mark learns where it is and, for what is no string, its text in the file. */
+static void push_scalar(lua_State *L, const Reader *r, int mark) {
   static const char *const known[] = {YAML_TAG "str", YAML_TAG "null",  YAML_TAG "bool",
                                       YAML_TAG "int", YAML_TAG "float", NULL};
   const char *text = (const char *)r->event.data.scalar.value, *tag = (const char *)r->event.data.scalar.tag;
   size_t length = r->event.data.scalar.length;
   check_tag_known(L, r, tag, known);
+  push_extent(L, r, mark);
   bool quoted = r->event.data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
   bool string = tag ? strcmp(tag, YAML_TAG "str") == 0 : quoted;
   if (string || !push_yaml_plain(L, text, length)) {
     if (tag && !string)
       check_fail(L, r, r->event.start_mark, "'%s' is not what its tag says", push_shown(L, text));
     lua_pushlstring(L, text, length);
-    lua_pushnil(L);
     return;
   }
   if (tag && !check_yaml_type(L, tag)) {
     check_fail(L, r, r->event.start_mark, "'%s' is not what its tag says", push_shown(L, text));
   }
   lua_pushlstring(L, text, length);
+  lua_setfield(L, mark, "source");
 }
 
 /* Every value counts, copies too: what a few aliases of aliases can name has no end. */
@@ -210,8 +223,17 @@ static void push_copy(lua_State *L, Reader *r, int index) {
   lua_settop(L, copy);
 }
 
-/* An anchor is known as `false` while its value is being read, then as {value, source}. */
-static void push_alias(lua_State *L, Reader *r) {
+/* What a mark tells of a scalar, for an alias of it. */
+static void push_same_extent(lua_State *L, int from, int mark) {
+  static const char *const fields[] = {"source", "from", "to", "anchor", NULL};
+  for (const char *const *field = fields; *field; field++) {
+    lua_getfield(L, from, *field);
+    lua_setfield(L, mark, *field);
+  }
+}
+
+/* An anchor is known as `false` while its value is being read, then as {value, mark}. */
+static void push_alias(lua_State *L, Reader *r, int mark) {
   const char *name = (const char *)r->event.data.alias.anchor;
   int known = lua_getfield(L, AT_ANCHORS, name);
   if (known == LUA_TNIL) {
@@ -222,11 +244,12 @@ static void push_alias(lua_State *L, Reader *r) {
                push_shown(L, name));
   }
   int anchor = lua_gettop(L);
-  lua_rawgeti(L, anchor, 1);
-  push_copy(L, r, anchor + 1);
   lua_rawgeti(L, anchor, 2);
-  lua_remove(L, anchor + 1);
-  lua_remove(L, anchor);
+  push_same_extent(L, anchor + 1, mark);
+  lua_rawgeti(L, anchor, 1);
+  push_copy(L, r, anchor + 2);
+  lua_replace(L, anchor);
+  lua_settop(L, anchor);
 }
 
 /* Copies into the mapping at `into` what it lacks of the mapping at `from`. */
@@ -313,8 +336,7 @@ static void push_mapping(lua_State *L, Reader *r) {
     bool merge = push_key(L, r, marks);
     check_event(L, r);
     yaml_mark_t place = r->event.start_mark;
-    push_value(L, r);
-    lua_setfield(L, -3, "source");
+    push_value(L, r, lua_gettop(L));
     if (merge) check_mergeable(L, r, lua_gettop(L), place);
     if (merge) lua_copy(L, -1, merged);
     lua_pushvalue(L, -3);
@@ -339,8 +361,7 @@ static void push_sequence(lua_State *L, Reader *r) {
   int marks = lua_gettop(L), value = marks - 1;
   for (lua_Integer i = 1; check_event(L, r) != YAML_SEQUENCE_END_EVENT; i++) {
     push_mark(L, r->event.start_mark);
-    push_value(L, r);
-    lua_setfield(L, -3, "source");
+    push_value(L, r, lua_gettop(L));
     lua_rawseti(L, value, i);
     lua_rawseti(L, marks, i);
   }
@@ -348,16 +369,12 @@ static void push_sequence(lua_State *L, Reader *r) {
   lua_settop(L, value);
 }
 
-/* Pushes a value that is no alias and the text of a plain scalar, or nil. */
-static void push_node(lua_State *L, Reader *r) {
+/* Pushes a value that is no alias. */
+static void push_node(lua_State *L, Reader *r, int mark) {
   check_value_count(L, r);
-  if (r->event.type == YAML_SCALAR_EVENT) {
-    push_scalar(L, r);
-    return;
-  }
-  if (r->event.type == YAML_MAPPING_START_EVENT) push_mapping(L, r);
+  if (r->event.type == YAML_SCALAR_EVENT) push_scalar(L, r, mark);
+  else if (r->event.type == YAML_MAPPING_START_EVENT) push_mapping(L, r);
   else push_sequence(L, r);
-  lua_pushnil(L);
 }
 
 static const char *event_anchor(const yaml_event_t *event) {
@@ -366,30 +383,30 @@ static const char *event_anchor(const yaml_event_t *event) {
   return (const char *)event->data.sequence_start.anchor;
 }
 
-static void push_anchored(lua_State *L, Reader *r, const char *anchor) {
+static void push_anchored(lua_State *L, Reader *r, const char *anchor, int mark) {
   lua_pushstring(L, anchor);
   int name = lua_gettop(L);
   lua_pushvalue(L, name);
   lua_pushboolean(L, 0);
   lua_rawset(L, AT_ANCHORS);
-  push_node(L, r);
+  push_node(L, r, mark);
   lua_pushvalue(L, name);
   lua_createtable(L, 2, 0);
   lua_pushvalue(L, name + 1);
   lua_rawseti(L, -2, 1);
-  lua_pushvalue(L, name + 2);
+  lua_pushvalue(L, mark);
   lua_rawseti(L, -2, 2);
   lua_rawset(L, AT_ANCHORS);
   lua_remove(L, name);
 }
 
-/* Pushes the value that begins with the present event and, for a plain scalar that is no string, its text. */
-static void push_value(lua_State *L, Reader *r) {
+/* Pushes the value that begins with the present event; `mark` is of the key or item whose value it is. */
+static void push_value(lua_State *L, Reader *r, int mark) {
   luaL_checkstack(L, 32, "nested YAML");
   const char *anchor = r->event.type == YAML_ALIAS_EVENT ? NULL : event_anchor(&r->event);
-  if (r->event.type == YAML_ALIAS_EVENT) push_alias(L, r);
-  else if (anchor) push_anchored(L, r, anchor);
-  else push_node(L, r);
+  if (r->event.type == YAML_ALIAS_EVENT) push_alias(L, r, mark);
+  else if (anchor) push_anchored(L, r, anchor, mark);
+  else push_node(L, r, mark);
 }
 
 /* Runs under lua_pcall with the reader as its argument; returns the value and the marks. */
@@ -401,8 +418,8 @@ static int l_parse_document(lua_State *L) {
     lua_getfield(L, LUA_REGISTRYINDEX, YAML_NULL);
   } else {
     check_event(L, r);
-    push_value(L, r);
-    lua_pop(L, 1);
+    push_mark(L, r->event.start_mark);
+    push_value(L, r, lua_gettop(L));
     check_event(L, r);
     if (check_event(L, r) != YAML_STREAM_END_EVENT) {
       return check_fail(L, r, r->event.start_mark, "a second document begins here; a file holds one");
@@ -421,6 +438,7 @@ static Reader *push_reader(lua_State *L, const char *text, size_t length, const 
   r->name = name;
   r->text = text + skipped;
   r->length = length - skipped;
+  r->skipped = skipped > 0;
   if (!yaml_parser_initialize(&r->parser)) luaL_error(L, "not enough memory");
   r->open = true;
   yaml_parser_set_encoding(&r->parser, YAML_UTF8_ENCODING);
