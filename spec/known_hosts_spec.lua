@@ -184,7 +184,7 @@ describe("known_hosts", function()
     assert.equal("web1 | here\n", answer.stdout, answer.stderr)
     fixture.write(file, at .. other_key "rsa" .. "\n")
     answer = exec(port)
-    assert.equal(1, answer.exit, answer.stdout)
+    assert.equal(2, answer.exit, answer.stdout)
     assert.truthy(answer.stderr:find("web1", 1, true) and answer.stderr:find("HOST IDENTIFICATION HAS CHANGED", 1, true), answer.stderr)
   end)
 
@@ -195,12 +195,62 @@ describe("known_hosts", function()
     assert.equal("web1 | here\n", answer.stdout, answer.stderr)
     fixture.write(file, "")
     answer = exec(port, "strict")
-    assert.equal(1, answer.exit, answer.stdout)
+    assert.equal(2, answer.exit, answer.stdout)
     assert.truthy(answer.stderr:find("key", 1, true), answer.stderr)
     answer = exec(port, "accept-new")
     assert.equal("web1 | here\n", answer.stdout, answer.stderr)
     assert.truthy(fixture.read(file):find(keys.rsa .. "\n", 1, true)) -- its name may be hidden
     assert.equal("web1 | here\n", exec(port, "strict").stdout)
+  end)
+
+  --- The command by the ssh command, at home in a directory that has nothing yet.
+  local function exec_openssh(home, known_hosts)
+    fixture.write(home .. "/app.yml", ("app: shop\nhosts: [{name: web1, address: %s, port: %d, user: deploy, identity: %s, transport: openssh, known_hosts: '%s'}]\n"
+      .. "process: {command: [./server], ports: [8080]}\n"):format(host.address, host.port, host.identity, known_hosts))
+    return fixture.run({ fixture.deployrt(), "exec", "app.yml", "--", "echo", "here" }, { cwd = home, env = { HOME = home } })
+  end
+
+  it("by the ssh command, too, a new key is kept where nobody had a ~/.ssh, and another one is refused then", function()
+    local answer = exec_openssh(dir, "accept-new")
+    assert.equal("web1 | here\n", answer.stdout, answer.stderr)
+    assert.equal("700 600", fixture.sh(("stat -c %%a %s/.ssh %s | tr '\\n' ' ' | sed 's/ $//'"):format(dir, dir .. "/.ssh/known_hosts")))
+    assert.truthy(fixture.read(dir .. "/.ssh/known_hosts"):find(key, 1, true))
+    fixture.write(dir .. "/.ssh/known_hosts", name .. " " .. other_key "ed25519" .. "\n")
+    answer = exec_openssh(dir, "accept-new")
+    assert.equal(2, answer.exit, answer.stdout)
+    assert.truthy(answer.stderr:find("HOST IDENTIFICATION HAS CHANGED", 1, true), answer.stderr)
+  end)
+
+  it("by the ssh command, too, every command says once which host has another key, and what to do", function()
+    local path = fixture.write(dir .. "/.ssh/known_hosts", name .. " " .. other_key "ed25519" .. "\n")
+    exec_openssh(dir, "strict")
+    for _, argv in ipairs { { "status", "app.yml" }, { "logs", "app.yml" }, { "unlock", "app.yml" }, { "exec", "app.yml", "--", "true" } } do
+      local answer = fixture.run({ fixture.deployrt(), table.unpack(argv) }, { cwd = dir, env = { HOME = dir } })
+      assert.is_true(answer.exit ~= 0, answer.stdout)
+      fixture.contains(answer.stderr, "web1", ("the host key of %s is not the one in %s (line 1): somebody may be listening in"):format(name, path),
+        ("ssh-keygen -f '%s' -R '%s'"):format(path, name))
+      assert.is_nil(answer.stderr:find("web1: web1", 1, true), answer.stderr)
+    end
+    fixture.write(path, "")
+    local answer = fixture.run({ fixture.deployrt(), "status", "app.yml" }, { cwd = dir, env = { HOME = dir } })
+    fixture.contains(answer.stderr, "web1: the ssh command fails with status 255: No ED25519 host key is known for")
+  end)
+
+  it("by the ssh command, too, a new key that cannot be kept is refused", function()
+    fixture.write(dir .. "/.ssh", "")
+    local answer = exec_openssh(dir, "accept-new")
+    assert.equal(2, answer.exit, answer.stdout)
+    assert.truthy(answer.stderr:find("web1 ! its host key is new and cannot be written (" .. dir .. "/.ssh/known_hosts: Not a directory), so it is not accepted",
+      1, true), answer.stderr)
+  end)
+
+  it("by the ssh command, too, the path of the file may be any", function()
+    local path = dir .. '/my files/100% "known"'
+    fixture.write(path, name .. " " .. key .. "\n")
+    local answer = exec_openssh(dir, path)
+    assert.equal("web1 | here\n", answer.stdout, answer.stderr)
+    fixture.write(path, "")
+    assert.equal(2, exec_openssh(dir, path).exit)
   end)
 
   it("leaves it to the ssh command to believe an authority", function()
@@ -213,6 +263,6 @@ describe("known_hosts", function()
     fixture.write(file, "@cert-authority " .. at .. authority .. "\n")
     fixture.eventually(function() return exec(port).stdout == "web1 | here\n" end, 20, "the certificate")
     fixture.write(file, "@cert-authority " .. at .. keys.ed25519 .. "\n")
-    assert.equal(1, exec(port).exit)
+    assert.equal(2, exec(port).exit)
   end)
 end)

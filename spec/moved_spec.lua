@@ -1,6 +1,7 @@
 -- moved_spec.lua -- What serves and what app.yml says have come apart: other ports, other hosts, a balancer that is gone.
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
+local contains = fixture.contains
 
 describe("an application that moved", function()
   local app, bed
@@ -15,10 +16,6 @@ describe("an application that moved", function()
     bed = nil
     fixture.cleanup()
   end)
-
-  local function contains(text, ...)
-    for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-  end
 
   local function answer()
     return fixture.sh(("curl -s http://127.0.0.1:%d/"):format(app.listen))
@@ -36,7 +33,7 @@ describe("an application that moved", function()
       argv[#argv + 1] = set_ports(3, 4)
       local run = app:command(argv)
       assert.equal(2, run.exit, run.stdout .. run.stderr)
-      contains(run.stderr, ("all of its traffic goes to local-%d, which app.yml does not name any more"):format(app.ports[1]))
+      contains(run.stderr, ("local:%d runs release 1.0, and process.ports does not have that port any more: keep it behind the new ones"):format(app.ports[1]))
     end
     app:write(fixture.release "2.0", "2.0")
     local both = ("process.ports=[%d,%d,%d]"):format(app.ports[3], app.ports[4], app.ports[1])
@@ -63,12 +60,18 @@ describe("an application that moved", function()
     contains(answer(), "hello from 1.0")
   end)
 
-  it("to other hosts keeps what serves until something else does", function()
+  it("to other hosts keeps what serves until something else does, and loses no request", function()
     assert.equal(0, app:deploy("rolling", "1.0", nil, { "--set", "hosts=[{name: a, dir: on-a}]" }).exit)
-    local run = app:command { "rolling", "app.yml", "--set", "hosts=[{name: b, dir: on-b}]", "--set", set_ports(3, 4) }
-    assert.equal(2, run.exit, run.stdout .. run.stderr)
-    contains(run.stderr, ("all of its traffic goes to a-%d, which app.yml does not name any more"):format(app.ports[1]))
+    local load = app:load { rate = 200 }
+    local others = { "--set", "hosts=[{name: b, dir: on-b}]", "--set", set_ports(3, 4) }
+    assert.equal(1, app:deploy("rolling", "2.0", { fault = "dies" }, others).exit)
     contains(answer(), "hello from 1.0")
+    local run = app:deploy("rolling", "2.0", nil, others)
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout, ("app.yml does not name a-%d any more: it gets no traffic from now on"):format(app.ports[1]), "== leave")
+    contains(answer(), "hello from 2.0")
+    assert.same({}, load:stop().errors)
+    app:command(table.move(others, 1, 4, 3, { "stop", "app.yml" }))
     app:command { "stop", "app.yml", "--yes", "--set", "hosts=[{name: a, dir: on-a}]" }
   end)
 

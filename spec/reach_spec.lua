@@ -2,14 +2,11 @@
 -- weight: 14
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
+local contains = fixture.contains
 
 if not hosts.possible() then
   print("reach_spec: skipped: test hosts need root, iproute2 and sshd")
   return
-end
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
 end
 
 describe("behind a managed HAProxy", function()
@@ -53,6 +50,14 @@ describe("behind a managed HAProxy", function()
     app.opts.command = nil
   end)
 
+  it("a host that is taken out of app.yml is said to serve where no other one does", function()
+    app.opts.hosts = bed:yaml { bed.hosts[1] }
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app.opts.hosts = bed:yaml { bed.hosts[2] }
+    app:write(fixture.release "1.0", "1.0")
+    contains(app:command({ "status", "app.yml" }).stdout, "shop: nothing that app.yml names serves\n  web1-8080 gets 100.0% of the traffic")
+  end)
+
   it("a host that is taken out of app.yml loses its traffic, and has it back when the run fails", function()
     assert.equal(0, app:deploy("rolling", "1.0").exit)
     local whole = app.opts.hosts
@@ -88,6 +93,27 @@ describe("behind a managed HAProxy", function()
     bed:exec(1, ("rm -f /home/deploy/.bashrc; printf %%s %s > /etc/passwd"):format(fixture.quote(passwd)))
     assert.equal(2, run.exit, run.stdout .. run.stderr)
     contains(run.stderr, 'its shell prints "WELCOME', "have ~/.bashrc and its like be silent for commands")
+  end)
+
+  it("a shell that exits before each command is no success, and is named", function()
+    local passwd = bed:exec(1, "cat /etc/passwd")
+    bed:exec(1, "sed -i '/^deploy:/s,/bin/sh,/bin/bash,' /etc/passwd")
+    app:write(fixture.release "1.0", "1.0")
+    local runs = {}
+    for i, text in ipairs { "exit 0", "echo closed; exit 0" } do
+      bed:exec(1, ("echo '%s' > /home/deploy/.bashrc"):format(text))
+      runs[i] = { app:command { "exec", "app.yml", "--host", "web1", "--", "hostname" }, app:deploy("rolling", "1.0") }
+    end
+    bed:exec(1, ("rm -f /home/deploy/.bashrc; printf %%s %s > /etc/passwd"):format(fixture.quote(passwd)))
+    for i, said in ipairs { "", "closed" } do
+      local exec, deploy = table.unpack(runs[i])
+      assert.equal(2, exec.exit, exec.stdout .. exec.stderr)
+      assert.equal("", exec.stdout)
+      contains(exec.stderr, "web1 ! its shell ends with status 0 before it runs the command: have ~/.bashrc and its like not exit for commands", said)
+      assert.equal(2, deploy.exit, deploy.stdout .. deploy.stderr)
+      contains(deploy.stderr, "web1: the host's shell ended with status 0 before it did anything" .. (said ~= "" and ": " .. said or "")
+        .. "; have ~/.bashrc and its like not exit for commands")
+    end
   end)
 
   it("two names of one machine are refused before anything is touched", function()

@@ -86,6 +86,21 @@ describe("logging in over SSH", function()
     end)
   end
 
+  for _, passphrase in ipairs { "", "open sesame" } do
+    it("knows an RSA key in the form of PKCS #8, " .. (passphrase == "" and "open" or "encrypted") .. ", with its public half beside it or without", function()
+      local key = new_key "rsa"
+      fixture.sh(("ssh-keygen -q -p -m PKCS8 -N '%s' -f %s"):format(passphrase, key))
+      assert.matches("BEGIN E?N?C?R?Y?P?T?E?D? ?PRIVATE KEY", fixture.read(key))
+      local script = fixture.write(dir .. "/typist.py", typist)
+      for _ = 1, 2 do
+        local answer = run { "python3", script, "Passphrase of", passphrase, table.unpack(new_app(", identity: " .. key)) }
+        assert.equal(0, answer.exit, answer.stdout .. answer.stderr)
+        fixture.contains(answer.stdout, "web1 | web1")
+        os.remove(key .. ".pub")
+      end
+    end)
+  end
+
   --- A key file whose secret is in a security key; returns its path and its public half (PROTOCOL.key, PROTOCOL.u2f of OpenSSH).
   local function security_key()
     local function text(value) return string.pack(">s4", value) end
@@ -106,7 +121,7 @@ describe("logging in over SSH", function()
     local path, public = security_key()
     bed:exec(1, ("echo '%s' >> /home/deploy/.ssh/authorized_keys"):format(public))
     local answer = run(new_app(", identity: " .. path))
-    assert.equal(1, answer.exit)
+    assert.equal(2, answer.exit)
     assert.truthy(answer.stderr:find("ED25519-SK", 1, true) and answer.stderr:find("device not found", 1, true), answer.stderr)
   end)
 
@@ -162,8 +177,26 @@ describe("logging in over SSH", function()
     end
     local ok, err = pcall(fn, { SSH_AUTH_SOCK = dir .. "/agent" })
     fixture.signal(pid, "TERM")
+    fixture.eventually(function() return not fixture.alive(pid) end, 10, "the end of the agent")
     if not ok then error(err, 0) end
   end
+
+  it("leaves an RSA key that only the agent has to the ssh command, alone there or beside a refused one", function()
+    local key, other = new_key "rsa", dir .. "/other"
+    fixture.sh(("ssh-keygen -q -t ed25519 -N '' -f %s"):format(other))
+    for _, keys in ipairs { { key }, { other, key } } do
+      with_agent(keys, "", function(env)
+        local answer = run(new_app(), env)
+        assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
+      end)
+    end
+    bed:exec(1, "sed -i '$d' /home/deploy/.ssh/authorized_keys")
+    with_agent({ key }, "", function(env)
+      local answer = run(new_app(), env)
+      assert.equal(2, answer.exit)
+      fixture.contains(answer.stderr, "web1", "deploy@" .. host.address .. ": Permission denied")
+    end)
+  end)
 
   it("asks nobody for the passphrase of a key that the agent has, also where only that key may be offered", function()
     local key = new_key("ed25519", "open sesame")
@@ -178,9 +211,31 @@ describe("logging in over SSH", function()
       assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
       fixture.sh(("mkdir -p %s/.ssh && cp %s %s/.ssh/id_ed25519"):format(dir, key, dir))
       answer = run({ "setsid", "-w", table.unpack(new_app()) }, env)
-      assert.equal(1, answer.exit)
+      assert.equal(2, answer.exit)
       assert.truthy(answer.stderr:find("refuses the keys of the agent, or so many of them: say which one with identity:", 1, true), answer.stderr)
     end)
+  end)
+
+  it("takes a public half for the name of a key that the agent has", function()
+    for _, kind in ipairs { "ed25519", "rsa" } do
+      local key = new_key(kind)
+      local other = dir .. "/other_" .. kind
+      fixture.sh(("ssh-keygen -q -t ed25519 -N '' -f %s"):format(other))
+      with_agent({ other, key }, "", function(env)
+        os.remove(key)
+        for _, path in ipairs { key .. ".pub", key } do
+          local answer = run(new_app(", identity: " .. path), env)
+          assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
+          fixture.write(dir .. "/.ssh/config", ("IdentitiesOnly yes\nIdentityFile %s\n"):format(path))
+          answer = run(new_app(), env)
+          assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
+          os.remove(dir .. "/.ssh/config")
+        end
+      end)
+      local answer = run(new_app(", identity: " .. key .. ".pub"))
+      assert.equal(2, answer.exit)
+      fixture.contains(answer.stderr, ("identity %s.pub is a public key, and no agent has its private half: give it to one with 'ssh-add'"):format(key))
+    end
   end)
 
   it("knows a passphrase for each key", function()
@@ -201,7 +256,7 @@ describe("logging in over SSH", function()
     local started = os.time()
     local answer = run(new_app(), { SSH_AUTH_SOCK = dir .. "/agent" })
     fixture.stop(pid)
-    assert.equal(1, answer.exit)
+    assert.equal(2, answer.exit)
     assert.is_true(os.time() - started <= 20)
     assert.truthy(answer.stderr:find("agent does not answer", 1, true), answer.stderr)
   end)
@@ -215,24 +270,85 @@ describe("logging in over SSH", function()
     assert.is_nil(answer.stdout:find("sesame", 1, true))
   end)
 
-  it("says that a passphrase is wrong", function()
+  it("says that a passphrase is wrong, and not that the host refuses anything", function()
     local argv = new_app(", identity: " .. new_key("ed25519", "open sesame"))
     local script = fixture.write(dir .. "/typist.py", typist)
     local answer = run({ "python3", script, "Passphrase of", "open barley", table.unpack(argv) })
-    assert.equal(1, answer.exit)
-    assert.truthy(answer.stdout:lower():find("passphrase", 15, true))
+    assert.equal(2, answer.exit)
+    fixture.contains(answer.stdout, dir .. "/id_ed25519 cannot be read: the passphrase is wrong, so there is no key to offer to deploy@")
+    assert.is_nil(answer.stdout:find("refuses", 1, true))
     assert.is_nil(answer.stdout:find("barley", 1, true))
   end)
 
-  it("says without a terminal that a passphrase is needed", function()
-    local answer = run({ "setsid", "-w", table.unpack(new_app(", identity: " .. new_key("ed25519", "open sesame"))) })
-    assert.equal(1, answer.exit)
-    assert.truthy(answer.stderr:lower():find("passphrase", 1, true), answer.stderr)
+  it("says without a terminal that a passphrase is needed, and how to do without", function()
+    local key = new_key("ed25519", "open sesame")
+    local answer = run({ "setsid", "-w", table.unpack(new_app(", identity: " .. key)) })
+    assert.equal(2, answer.exit)
+    fixture.contains(answer.stderr, ("web1: the key %s is encrypted, and there is nobody to ask for its passphrase: give it to an agent with 'ssh-add %s', "
+      .. "or run this on a terminal"):format(key, key))
+    assert.is_nil(answer.stderr:find("refuses", 1, true))
+    fixture.sh(("mkdir -p %s/.ssh && cp %s %s/.ssh/id_ed25519 && ssh-keygen -q -t ecdsa -N '' -f %s/.ssh/id_ecdsa"):format(dir, key, dir, dir))
+    answer = run({ "setsid", "-w", table.unpack(new_app()) })
+    assert.equal(2, answer.exit)
+    fixture.contains(answer.stderr, "refuses every key offered; last: ", "; the key " .. dir .. "/.ssh/id_ed25519 is encrypted")
+  end)
+
+  it("says of an encrypted RSA key, too, what to do without a terminal", function()
+    local key = new_key("rsa", "open sesame")
+    for _, transport in ipairs { "ssh", "openssh" } do
+      local answer = run { "setsid", "-w", table.unpack(new_app((", identity: %s, transport: %s"):format(key, transport))) }
+      assert.equal(2, answer.exit)
+      fixture.contains(answer.stderr, ("the key %s is encrypted, and there is nobody to ask for its passphrase: give it to an agent with 'ssh-add %s'"):format(key, key))
+    end
+    with_agent({ key }, "open sesame", function(env)
+      local answer = run({ "setsid", "-w", table.unpack(new_app(", identity: " .. key)) }, env)
+      assert.equal("web1 | web1\n", answer.stdout, answer.stderr)
+    end)
+  end)
+
+  it("asks for the passphrase of a key that only the ssh command can use, once, and leaves no agent behind", function()
+    local script = fixture.write(dir .. "/typist.py", typist)
+    local more = hosts.up(2)
+    finally(function() more:down() end)
+    for kind, transport in pairs { rsa = "ssh", ed25519 = "openssh" } do
+      local key, entries = new_key(kind, "open sesame"), {}
+      for i, each in ipairs(more.hosts) do
+        more:exec(i, "echo " .. fixture.quote(fixture.read(key .. ".pub"):gsub("%s+$", "") .. "") .. " >> /home/deploy/.ssh/authorized_keys")
+        entries[i] = ("{name: web%d, address: %s, user: deploy, identity: %s, known_hosts: %s, transport: %s}"):format(
+          i, each.address, key, each.known_hosts, transport)
+      end
+      fixture.write(dir .. "/app.yml", ("app: shop\nhosts: [%s]\nprocess: {command: [./server], ports: [8080]}\n"):format(table.concat(entries, ", ")))
+      local function ask(passphrase)
+        return run({ "python3", script, "Passphrase of", passphrase, fixture.deployrt(), "exec", "app.yml", "--", "hostname" }, { TMPDIR = dir })
+      end
+      local answer = ask "open sesame"
+      assert.equal(0, answer.exit, answer.stdout .. answer.stderr)
+      fixture.contains(answer.stdout, "web1 | web1", "web2 | web2")
+      assert.equal(1, select(2, answer.stdout:gsub("Passphrase of", "")))
+      assert.is_nil(answer.stdout:find("sesame", 1, true))
+      answer = ask "open barley"
+      assert.equal(2, answer.exit, answer.stdout)
+      fixture.contains(answer.stdout, "the key " .. key .. " cannot be read: the passphrase is wrong")
+      fixture.eventually(function() return fixture.sh(("pgrep -f '[s]sh-agent.*%s' || true; find %s -type s; ls -d %s/ssh-* %s/tmp.* 2>/dev/null || true"):format(
+        dir, dir, dir, dir)) == "" end, 15, "the end of the agent")
+    end
+  end)
+
+  it("asks once for the passphrase where the ssh command has to verify the host", function()
+    bed:exec(1, "ssh-keygen -q -t rsa -N '' -f /run/rsa && { sed '/^Port/d; /^PidFile/d; /^HostKey/d' /etc/ssh/testbed_config; echo Port 2223; "
+      .. "echo HostKey /run/rsa; } > /run/rsa_config && /usr/sbin/sshd -f /run/rsa_config")
+    local key, argv = new_key("ed25519", "open sesame"), new_app()
+    fixture.write(dir .. "/.ssh/known_hosts", ("[%s]:2223 %s"):format(host.address, bed:exec(1, "cat /run/rsa.pub")))
+    fixture.write(dir .. "/app.yml", (fixture.read(dir .. "/app.yml"):gsub("known_hosts: [^}]+", "port: 2223, known_hosts: strict, identity: " .. key)))
+    local answer = run { "python3", fixture.write(dir .. "/typist.py", typist), "Passphrase of", "open sesame", table.unpack(argv) }
+    assert.equal(0, answer.exit, answer.stdout)
+    fixture.contains(answer.stdout, "web1 | web1")
+    assert.equal(1, select(2, answer.stdout:gsub("Passphrase of", "")))
   end)
 
   it("says that an identity is missing", function()
     local answer = run(new_app(", identity: /nonexistent/key"))
-    assert.equal(1, answer.exit)
+    assert.equal(2, answer.exit)
     assert.truthy(answer.stderr:find("identity /nonexistent/key is missing", 1, true), answer.stderr)
   end)
 
@@ -240,7 +356,7 @@ describe("logging in over SSH", function()
     local path = new_key "ed25519"
     fixture.write(path, "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5v\n-----END OPENSSH PRIVATE KEY-----\n")
     local answer = run(new_app(", identity: " .. path))
-    assert.equal(1, answer.exit)
+    assert.equal(2, answer.exit)
     assert.truthy(answer.stderr:find("no private key", 1, true), answer.stderr)
   end)
 
@@ -267,6 +383,86 @@ describe("logging in over SSH", function()
     local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "sh", "-c", "echo ${SSH_CONNECTION%% *} ${SSH_CONNECTION##* }" }
     more:down()
     assert.equal(("inner | %s 2222\n"):format(first.address), answer.stdout, answer.stderr)
+  end)
+
+  it("says at once that jump hosts lead in a circle, and how to end it", function()
+    for config, circle in pairs {
+      ["Host a\n ProxyJump b\nHost b\n ProxyJump a\n"] = { "a is reached through b is reached through a", "Host b" },
+      ["Host *\n ProxyJump deploy@bastion:22\n"] = { "bastion is reached through bastion", "Host bastion" },
+      ["Host *\n ProxyJump x,y\n"] = { "y is reached through x is reached through y", "Host x" },
+    } do
+      for _, transport in ipairs { "ssh", "openssh" } do
+        fixture.write(dir .. "/.ssh/config", config)
+        fixture.write(dir .. "/app.yml", ("app: shop\nhosts: [{name: web1, address: a, transport: %s}]\n"):format(transport)
+          .. "process: {command: [./server], ports: [8080]}\n")
+        local started = os.time()
+        local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "true" }
+        assert.equal(2, answer.exit)
+        fixture.contains(answer.stderr, "web1: the jump hosts lead in a circle: " .. circle[1] .. ". Which one is reached directly? Have ~/.ssh/config say so "
+          .. "before all else, as: " .. circle[2] .. ", and below it: ProxyJump none")
+        assert.is_true(os.time() - started <= 3)
+      end
+    end
+  end)
+
+  it("holds on to each of a chain of jump hosts for as long as somebody is behind it", function()
+    local more = hosts.up(3)
+    fixture.write(dir .. "/.ssh/config", ("Host *\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(
+      more.hosts[1].identity, more.hosts[1].known_hosts))
+    fixture.write(dir .. "/chain.lua", [[
+      local core, ssh = require "deployrt.core", require "deployrt.ssh"
+      assert(core.run(function()
+        local link <close> = assert(ssh.connect({ name = "web3", address = arg[1], jump = arg[2] .. "," .. arg[3] }, { root = "shop" }))
+        for _ = 1, 3 do
+          collectgarbage()
+          core.sleep(0.05)
+          io.write(assert(link:exec({ "hostname" }, { timeout = 5 })).stdout)
+        end
+      end))]])
+    local env = fixture.modules()
+    env.HOME = dir
+    local answer = fixture.run({ "lua5.4", dir .. "/chain.lua", more.hosts[3].address, more.hosts[1].address, more.hosts[2].address }, { env = env })
+    more:down()
+    assert.equal("web3\nweb3\nweb3\n", answer.stdout, answer.stderr)
+  end)
+
+  it("says why a host behind a jump host is not reached, and from where", function()
+    local more = hosts.up(2)
+    local jump, target = more.hosts[1], more.hosts[2]
+    fixture.write(dir .. "/.ssh/config", ("Host *\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(jump.identity, jump.known_hosts))
+    local function error_at(port, through)
+      fixture.write(dir .. "/app.yml", ("app: shop\nhosts: [{name: web2, address: %s, port: %d, jump: '%s'}]\n"):format(target.address, port, through)
+        .. "process: {command: [./server], ports: [8080]}\n")
+      local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "true" }
+      assert.equal(2, answer.exit)
+      assert.is_nil(answer.stderr:find("not an SSH server", 1, true), answer.stderr)
+      return answer.stderr
+    end
+    local ok, err = pcall(function()
+      fixture.contains(error_at(9, jump.address), ("%s:9: not reached from the jump host %s: connection refused, or nobody there"):format(target.address, jump.address))
+      fixture.contains(error_at(22, jump.address .. ":9"), ("the jump host %s: %s:9: Connection refused"):format(jump.address, jump.address))
+      more:exec(1, "sed 's/^Port .*/Port 2222/; /^PidFile/d; s/^AllowTcpForwarding.*/AllowTcpForwarding no/' /etc/ssh/testbed_config > /run/other "
+        .. "&& /usr/sbin/sshd -f /run/other")
+      fixture.write(dir .. "/known", ("[%s]:2222 %s\n"):format(jump.address, fixture.read(jump.known_hosts):match(" ([^\n]+)")))
+      fixture.write(dir .. "/.ssh/config", ("Host *\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(jump.identity, dir .. "/known"))
+      fixture.contains(error_at(22, jump.address .. ":2222"), ": its sshd forwards no connections there (AllowTcpForwarding?)")
+      fixture.write(dir .. "/.ssh/config", ("Host *\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(jump.identity, jump.known_hosts))
+      more:off(2)
+      fixture.contains(error_at(22, jump.address), "the jump host " .. jump.address)
+    end)
+    more:down()
+    assert.is_true(ok, err)
+  end)
+
+  it("goes to another port of its own jump host", function()
+    bed:exec(1, "sed 's/^Port .*/Port 2222/; /^PidFile/d' /etc/ssh/testbed_config > /run/other && /usr/sbin/sshd -f /run/other")
+    local known = fixture.read(host.known_hosts)
+    fixture.write(dir .. "/.ssh/config", ("Host *\n  User deploy\n  IdentityFile %s\n  UserKnownHostsFile %s\n"):format(
+      host.identity, fixture.write(dir .. "/known", known .. ("[%s]:2222 %s"):format(host.address, known:match(" ([^\n]+)")))))
+    fixture.write(dir .. "/app.yml", ("app: shop\nhosts: [{name: web1, address: %s, port: 2222, jump: %s}]\n"):format(host.address, host.address)
+      .. "process: {command: [./server], ports: [8080]}\n")
+    local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "sh", "-c", "echo ${SSH_CONNECTION##* }" }
+    assert.equal("web1 | 2222\n", answer.stdout, answer.stderr)
   end)
 
   it("opens no more connections at once than it may, and all of them in the end", function()

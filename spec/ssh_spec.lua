@@ -3,16 +3,11 @@
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
+local contains = fixture.contains
 
 if not hosts.possible() then
   print("ssh_spec: skipped: test hosts need root, iproute2 and sshd")
   return
-end
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do
-    assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text))
-  end
 end
 
 describe("over SSH", function()
@@ -196,6 +191,31 @@ describe("over SSH", function()
     fixture.eventually(function() return fixture.read(log):find("web1:8081 | GET /healthz 200", 1, true) end, 10, "the other slots")
     fixture.signal(pid, "KILL")
     for i = 1, 4 do fixture.eventually(function() return bed:exec(i, "pgrep -x tail; true") == "" end, 10, "the end of tail") end
+  end)
+
+  it("logs that are followed go on without a host that is away, with it again when it is back, and end when none is left", function()
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    local log = app.dir .. "/followed"
+    local function says(text)
+      return function() return (fixture.read(log) or ""):find(text, 1, true) end
+    end
+    local function ask(i, path) fixture.sh(("curl -s -m 5 http://%s:8080%s || true"):format(bed.hosts[i].address, path)) end
+    local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@"; echo "exit $?"', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+      "logs", "app.yml", "--follow", "--host", "web1", "--host", "web2" }, { log = log })
+    for i = 1, 2 do fixture.eventually(says("web" .. i .. ":8080 | "), 10, "the following") end
+    bed:cut(1)
+    fixture.eventually(says "it is followed again when it is back", 60, "the loss")
+    contains(fixture.read(log), "deployrt: web1: ")
+    ask(2, "/without-the-other")
+    fixture.eventually(says "web2:8080 | GET /without-the-other", 10, "the one that is left")
+    bed:mend(1)
+    fixture.eventually(function()
+      ask(1, "/back-again")
+      return says "web1:8080 | GET /back-again" ()
+    end, 60, "the one that came back")
+    for i = 1, 2 do bed:cut(i) end
+    fixture.eventually(function() return not fixture.alive(pid) end, 90, "the end")
+    contains(fixture.read(log), "deployrt: web2: ", "exit 2\n")
   end)
 
   it("logs that are followed say which instances one connection has no room for", function()

@@ -1,5 +1,6 @@
 -- connection.lua -- A host that stays usable: one link, dialled again when it is lost, and what can be asked of it.
 local core = require "deployrt.core"
+local endpoint = require "deployrt.balancer.endpoint"
 local errors = require "deployrt.errors"
 local session_command = require "deployrt.session_command"
 local ssh = require "deployrt.ssh"
@@ -18,6 +19,8 @@ local connection = {}
 
 local retry_for = 20 -- seconds in which a lost connection is dialled again before the host counts as gone
 local call_timeout = 30
+local uncopied = 64 -- added to the status of a call by the host that had no room for the copy of the journal
+local longest_hold = 30 -- seconds after which a lock is given up, whatever became of who has it
 
 local function is_here(entry)
   return entry.address == nil or entry.transport == "local"
@@ -25,9 +28,10 @@ end
 
 --- Where balancers reach the ports of a host.
 ---@param entry table  an entry of app.hosts
+---@param read? fun(path: string): table[]  an ssh_config.reader(), for who asks about many hosts
 ---@return string
-function connection.address(entry)
-  return is_here(entry) and (entry.address or "127.0.0.1") or ssh.address(entry)
+function connection.address(entry, read)
+  return is_here(entry) and (entry.address or "127.0.0.1") or ssh.address(entry, read)
 end
 
 ---@param entry table  an entry of app.hosts
@@ -103,19 +107,29 @@ local function guarded(self, name, arguments)
   return words
 end
 
+local function ask(self, link, name, arguments, timeout)
+  if not self.guard then return link:call(name, arguments, timeout) end
+  local mark = self.mirror and self.mirror.sent
+  local words = guarded(self, name, arguments)
+  local answer, status = link:call("as", words, timeout)
+  local lags = answer and status >= uncopied
+  if mark and (lags or answer == nil) then self.mirror:put_back(mark) end
+  return answer, lags and status - uncopied or status
+end
+
 --- Calls a function of the host library; raises with the code that it answers.
 ---@async
 ---@param name string
 ---@param arguments? string[]
 ---@param timeout? number  seconds
+---@param what? string  whose answer is waited for, as its user knows it; default: the name
 ---@return string output
-function Connection:call(name, arguments, timeout)
+--- Raises deployrt.Error: "timeout", "lost", "unreachable", or what the host says.
+function Connection:call(name, arguments, timeout, what)
+  timeout = timeout or call_timeout
   local output, status = errors.check(self:with_link(function(link)
-    if not self.guard then return link:call(name, arguments, timeout or call_timeout) end
-    local mark = self.mirror and self.mirror.sent
-    local words = guarded(self, name, arguments)
-    local answer, problem = link:call("as", words, timeout or call_timeout)
-    if answer == nil and mark then self.mirror.sent = math.min(mark, self.mirror.sent) end -- what may be lost is sent again
+    local answer, problem = ask(self, link, name, arguments, timeout)
+    if answer == nil and problem.code == "timeout" then problem.message = ("%s: no answer within %gs"):format(what or name, timeout) end
     return answer, problem
   end))
   if status == 0 then return output end
@@ -142,8 +156,9 @@ end
 --- The same for one that may last: when its task is canceled, or its time is over, it is ended with all that it started.
 ---@async
 ---@param argv string[]
----@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string, begun?: fun(pid: integer)}  begun: it runs,
----  and its pid is that of its session
+---@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string, begun?: fun(pid: integer), output?: fun(which: 1|2, text: string): boolean}
+---  begun: it runs, and its pid is that of its session; output: takes what it writes, as it comes, and the result lacks it;
+---  when it returns false the command is ended
 ---@return deployrt.ExecResult? result
 ---@return deployrt.Error? err
 ---@return "ended"|"left"|nil cut  what became of it where it was not waited for; left: it may run still; nil: it had ended by itself
@@ -153,6 +168,12 @@ function Connection:attend(argv, opts)
   return session_command.run(self, link, passable(argv, opts))
 end
 
+--- A directory there, as a script names it: below the application's.
+local function directory_of(self, cwd)
+  if not cwd then return self.root end
+  return cwd:sub(1, 1) == "/" and cwd or self.root .. "/" .. cwd
+end
+
 --- Runs a command that survives the connection: a lost one is dialled again and asked for the outcome.
 ---@async
 ---@param key string    names this execution; the same key never runs twice
@@ -160,13 +181,14 @@ end
 ---@param opts? {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string}
 ---@return {status: integer, signal?: integer, stdout: string, stderr: string}
 function Connection:execute_once(key, argv, opts)
+  local what = ("`%s`"):format(errors.clip(core.quote(argv)))
   argv, opts = passable(argv, opts)
-  local words = { key, opts.cwd or self.root, opts.stdin or "" }
+  local words = { key, directory_of(self, opts.cwd), opts.stdin or "" }
   for name, value in pairs(opts.env) do words[#words + 1] = name .. "=" .. value end
   words[#words + 1] = "--"
   table.move(argv, 1, #argv, #words + 1, words)
   local timeout = opts.timeout or 600
-  local ok, answer = pcall(self.call, self, "operation_run", words, timeout)
+  local ok, answer = pcall(self.call, self, "operation_run", words, timeout, what)
   if not ok then
     if answer.code == "timeout" then self:call("operation_stop", { key }) end
     error(answer, 0)
@@ -195,16 +217,31 @@ end
 
 --- Sends a request to a socket that is reached from the host, and returns all that comes back.
 ---@async
----@param address string   "/path" or "127.0.0.1:9999"
+---@param address string   "/path", "127.0.0.1:9999" or "localhost:9999"
 ---@param request string
 ---@param timeout? number
 ---@return string
 function Connection:talk(address, request, timeout)
-  local where, port = address:match("^(.*):(%d+)$")
+  local where, port = endpoint.parse(address)
   local link = errors.check(self:link())
-  local options = { timeout = timeout or 10 }
-  if address:sub(1, 1) == "/" then return errors.check(link:talk(address, nil, request, options)) end
-  return errors.check(link:talk(where, math.tointeger(port), request, options))
+  return errors.check(link:talk(where, port, request, { timeout = timeout or 10 }))
+end
+
+--- Has the lock of a directory for as long as its standard input is open; says so when it has, or when the host knows no locks.
+local holder = 'umask 077; mkdir -p -- "$1"; exec 9< "$1" && flock 9; echo; exec timeout "$2" cat > /dev/null'
+
+--- Does `action(...)` while no other controller does something under the same lock, which ends with the connection of who has
+--- it. Who does not get it in the time that it may be held goes on without.
+---@async
+---@param directory string  made where there is none
+---@param action fun(...): ...
+---@return any ...
+function Connection:alone(directory, action, ...)
+  local link = errors.check(self:link())
+  local stream <close> = link:stream({ "/bin/sh", "-c", holder, "sh", directory, tostring(longest_hold) }, { open_stdin = true })
+  local said, err = stream:read(longest_hold)
+  if said == nil and err.code ~= "timeout" then error(err, 0) end
+  return action(...)
 end
 
 --- Whether a TCP connection from the host to an address succeeds.

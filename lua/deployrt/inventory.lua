@@ -3,11 +3,11 @@
 local archive = require "deployrt.archive"
 local cjson = require "cjson"
 local config = require "deployrt.config"
-local connection = require "deployrt.connection"
 local controller = require "deployrt.controller"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local life = require "deployrt.life"
+local shared = require "deployrt.inventory.shared"
 
 local inventory = {}
 
@@ -19,6 +19,7 @@ local inventory = {}
 ---@field life string     of the controller that has it made
 ---@field release? string that it was made for; nil: not known beforehand
 ---@field hosts? table[]  as app.hosts; nil while they are being made
+---@field again? boolean  it could not be given back before: a run that came since has not compared its machines with its own
 ---@field unsettled? boolean  its run could not be rolled back completely: perhaps it gets traffic still
 
 ---@class deployrt.HostGroups  those of a run
@@ -40,9 +41,7 @@ end
 local function release_of(app)
   local release = app.release
   if release.version or not release.path then return release.version end
-  local here = connection.new({ name = "local" }, app.app)
-  local closing <close> = setmetatable({}, { __close = function() here:close() end })
-  return archive.open(release.path, here).sha256:sub(1, 12)
+  return archive.look(app).sha256:sub(1, 12)
 end
 
 --- The hosts that a command prints, of one group where it has a name.
@@ -198,25 +197,6 @@ local function encode(group)
   return ('{"group":%s,"hosts":%s}\n'):format(json.encode(group.name), #hosts > 0 and json.encode(hosts) or "[]")
 end
 
---- Gives hosts back; a group whose hosts could not be is remembered, and tried again with the next run.
----@return boolean done
----@return deployrt.Error? err  when the command was not even heard to its end
-local function give_back(self, group, warn)
-  local env = { GROUP = group.name, RELEASE = group.release or "" }
-  local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = env, stdin = encode(group) })
-  local how = not ok and errors.text(errors.wrap(result)) or ok and controller.failure(result)
-  if not how then
-    local forgotten, err = pcall(self.state.forget_group, self.state, group.name)
-    if not forgotten then
-      warn(("group %s was given back, and is still remembered: hosts.release gets it again with the next run: %s"):format(group.name, errors.text(errors.wrap(err))))
-    end
-    return forgotten
-  end
-  local said = ok and (result.stdout .. result.stderr):sub(-1000):gsub("%s+$", "") or ""
-  warn(("hosts.release for group %s %s: its hosts are still there; it is tried again with the next run%s"):format(group.name, how, said ~= "" and "\n" .. said or ""))
-  return false, not ok and errors.wrap(result) or nil
-end
-
 --- Whether the controller that has a group made may still be at work with it. One of another machine is believed to be for
 --- as long as hosts.command may take.
 local function is_in_hand(group)
@@ -277,6 +257,50 @@ local function is_left(self, group)
   return not run_of(self, group)
 end
 
+--- The groups besides one that serve, or that somebody comes to decide about.
+local function used_besides(self, group)
+  local others = {}
+  for _, each in ipairs(self.known) do others[#others + 1] = each ~= group and not is_left(self, each) and each or nil end
+  if self.new and self.new ~= group and not is_left(self, self.new) then others[#others + 1] = self.new end
+  return others
+end
+
+--- Leaves alone a group of which a machine is needed besides, and forgets it: by the next run, that machine may be anybody's.
+---@return boolean
+local function spare(self, group, warn, looks)
+  local reason = shared.reason(self.app, group, used_besides(self, group), looks)
+  if not reason then return false end
+  local names = {}
+  for i, entry in ipairs(group.hosts) do names[i] = entry.name end
+  warn(("group %s (%s) is not given back, and hosts.release was not called: %s; give back by hand what nothing runs on"):format(group.name,
+    table.concat(names, ", "), reason))
+  local forgotten, err = pcall(self.state.forget_group, self.state, group.name)
+  if not forgotten then warn(("group %s is still remembered: %s"):format(group.name, errors.text(errors.wrap(err)))) end
+  return true
+end
+
+--- Gives hosts back; a group whose hosts could not be is remembered, and tried again with the next run.
+---@param looks? boolean  whether no run has compared its machines with those that serve
+---@return "given"|"spared"|nil done
+---@return deployrt.Error? err  when the command was not even heard to its end
+local function give_back(self, group, warn, looks)
+  if spare(self, group, warn, looks or group.again or false) then return "spared" end
+  local env = { GROUP = group.name, RELEASE = group.release or "" }
+  local ok, result = pcall(controller.run, self.app, self.app.inventory.release, { what = "hosts.release", env = env, stdin = encode(group) })
+  local how = not ok and errors.text(errors.wrap(result)) or ok and controller.failure(result)
+  if not how then
+    local forgotten, err = pcall(self.state.forget_group, self.state, group.name)
+    if not forgotten then
+      warn(("group %s was given back, and is still remembered: hosts.release gets it again with the next run: %s"):format(group.name, errors.text(errors.wrap(err))))
+    end
+    return forgotten and "given" or nil
+  end
+  group.again = true
+  local said = ok and (result.stdout .. result.stderr):sub(-1000):gsub("%s+$", "") or ""
+  warn(("hosts.release for group %s %s: its hosts are still there; it is tried again with the next run%s"):format(group.name, how, said ~= "" and "\n" .. said or ""))
+  return nil, not ok and errors.wrap(result) or nil
+end
+
 --- Gives back the groups that are left already: those that could not be given back, and those whose controller died before
 --- a run began with them.
 ---@async
@@ -287,9 +311,10 @@ function Groups:clear(warn)
   local kept, count = {}, 0
   for _, group in ipairs(table.move(self.known, 1, #self.known, 1, {})) do
     local done, err
-    if is_left(self, group) then done, err = give_back(self, group, warn) end
+    if is_left(self, group) then done, err = give_back(self, group, warn, true) end
     if err and err.code == "interrupted" then error(err, 0) end
-    if done then count = count + 1 else kept[#kept + 1] = group end
+    if done == "given" then count = count + 1 end
+    if not done then kept[#kept + 1] = group end
   end
   self.known = kept
   return count
@@ -320,7 +345,7 @@ function Groups:give_back(warn)
   for _, group in ipairs(self.known) do
     if group.status == "leaving" then give_back(self, group, warn) end
   end
-  if self.new and self.new.status == "leaving" then give_back(self, self.new, warn) end
+  if self.new and self.new.status == "leaving" then give_back(self, self.new, warn, true) end
 end
 
 --- Gives back what was made for a run that did not come about.
@@ -330,7 +355,7 @@ function Groups:give_back_new(warn)
   if not self.new or self.new.status ~= "pending" then return end
   self.new.status = "leaving"
   self.state:save_group(self.new)
-  give_back(self, self.new, warn)
+  give_back(self, self.new, warn, true)
 end
 
 --- Gives back all hosts: nothing runs on them any more. Those that another machine has made just now are its own.

@@ -8,6 +8,8 @@ local fleet = require "deployrt.fleet"
 local host = require "deployrt.host"
 local launch = require "deployrt.launch"
 local secrets = require "deployrt.secrets"
+local slot_name = require "deployrt.slot_name"
+local ssh_config = require "deployrt.ssh_config"
 local balancer = require "deployrt.balancer"
 local turns = require "deployrt.turns"
 local world = require "deployrt.world"
@@ -37,11 +39,11 @@ local session = {}
 
 --- Slots as balancers know them: of all hosts, also where the run is limited to some.
 local function slots_of(app)
-  local slots = {}
+  local slots, read = {}, ssh_config.reader()
   for _, entry in ipairs(app.all_hosts) do
-    local address = connection.address(entry)
+    local address = connection.address(entry, read)
     for _, port in ipairs(app.process.ports) do
-      slots[#slots + 1] = { name = ("%s-%d"):format(entry.name, port), address = address, port = port }
+      slots[#slots + 1] = { name = slot_name.of(entry.name, port), address = address, port = port }
     end
   end
   return slots
@@ -113,8 +115,9 @@ function session.open(app, opts)
     connect(self, app, opts)
     self.secrets = secrets.read(opts.secrets and app.process.secrets or {}, app.dir, self.controller, app.place, opts.secrets == "unread")
     for i, entry in ipairs(app.balancers) do
+      local name = #app.balancers > 1 and ("balancer[%d]"):format(i) or "balancer"
       self.drivers[i] = self.site.driver(entry, {
-        app = app.app, dir = app.dir, slots = slots_of(app), alone = #app.balancers == 1, health = app.health,
+        app = app.app, dir = app.dir, place = function(key) return (app.place(name .. "." .. key)) end, slots = slots_of(app), health = app.health,
         host = entry.host and self.connections[entry.host] or self.controller,
       })
     end
@@ -145,7 +148,7 @@ local silent_journal = { write = function() end, sync = function() end, close = 
 function Session:new_run(fields)
   local run = {
     id = "look", asked = {}, app = self.app, balancer = self.balancer, fleet = self.fleet, journal = silent_journal,
-    turns = turns.none, clock = clock.new(core.now), control = { hold = function() end }, stop_event = core.event(), emit = function() end, report_traffic = function() end,
+    turns = turns.none, clock = clock.new(core.now), control = { hold = function() end }, stop_event = core.event(), hurry_event = core.event(), emit = function() end, report_traffic = function() end,
     mask = function(err)
       err.message = self.secrets:mask(err.message)
       err.detail = err.detail and self.secrets:mask(err.detail)
@@ -160,9 +163,10 @@ function Session:new_run(fields)
     closed_aside = {}, -- by slot: somebody else had opened it, and it may have got requests
     gone = {}, closed = {}, new = {}, -- by slot, on a way back that is taken up: stopped already, closed already, of the new release
     behind = {}, has = {}, instances = {}, -- by the balancer's place: why it is away, the states that it was last known to have, and its process
+    complaints = {}, -- by the balancer's place: looks in a row that it did not answer
     warn = function(message) run.emit { event = "warning", message = message } end,
     log = function(message) run.emit { event = "log", message = message } end,
-    connections = self.connections, controller = self.controller,
+    successors = self.fleet.successors, connections = self.connections, controller = self.controller,
     archive = self.archive,
     check_lock = function()
       if run.lock then run.lock:check() end
@@ -170,8 +174,11 @@ function Session:new_run(fields)
     check_stop = function()
       if run.stopping and not core.locals().undoing then error(run.stopping, 0) end
     end,
-    stop_event = run.stop_event,
-    why_stopped = function() return run.stopping and errors.text(run.stopping) or "the run is stopped" end,
+    rest = function(seconds) -- less, if the run is stopped meanwhile
+      if core.locals().undoing then core.sleep(seconds) else run.stop_event:wait(seconds) end
+    end,
+    stop_event = run.stop_event, hurry_event = run.hurry_event, -- hurry: on the way back
+    why_stopped = function() return errors.text(run.hurried or run.stopping) end,
     tell = function(what)
       if run.tell then run.tell(what) end
     end,

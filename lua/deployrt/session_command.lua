@@ -80,27 +80,46 @@ end
 --- It tells its pid before it becomes the command; where the process that began it tells it from all others, it need not.
 local announced = 'printf "%s %s\\n" "$1" "$$" >&2; shift; exec "$@"'
 
+--- A log-in shell that exits before the command, of an account that is closed or by its own files, may claim success.
+local function never_ran(result)
+  return nil, errors.new("shell", ("its shell ends with %s before it runs the command: have ~/.bashrc and its like not exit for commands"):format(
+    result.signal and "signal " .. result.signal or "status " .. result.status), { detail = result.stdout .. result.stderr })
+end
+
 --- Reads what a command writes, until it ends.
----@param mark? string  what it tells its pid behind; nil: it does not
-local function read_all(stream, mark, begun)
-  local parts, size, pid = { {}, {} }, 0, nil
+---@param mark string   what stands in a line of its own before all that the command writes
+---@param from integer  the output that has this line
+---@param begun fun(pid?: integer)  called once the line is there; pid: the number behind the mark
+---@param pass? fun(which: integer, text: string): boolean  takes what comes, which is not kept then; false: no more of it
+local function read_all(stream, mark, from, begun, pass)
+  local parts, size, is_begun = { {}, {} }, 0, false
   local function result(status, name, number)
     return { status = status, signal = name, signal_number = number, stdout = table.concat(parts[1]), stderr = table.concat(parts[2]) }
   end
   while true do
     local text, which, name, number = stream:read()
     if text == nil then return nil, which end
-    if not text then return result(which, name, number) end
+    if not text then
+      local whole = result(which, name, number)
+      if is_begun then return whole end
+      return never_ran(whole)
+    end
     table.insert(parts[which], text)
     size = size + #text
     if size > most then return nil, errors.new("output", ("the command wrote more than %d bytes"):format(most)) end
-    if mark and not pid and which == 2 then
-      local said = table.concat(parts[2])
-      local from, to, found = said:find(mark .. " (%d+)\n")
-      if from then
-        pid, parts[2] = math.tointeger(found), { said:sub(1, from - 1) .. said:sub(to + 1) }
-        begun(pid)
+    if not is_begun and which == from then
+      local said = table.concat(parts[from])
+      local first, last, pid = said:find(mark .. " ?(%d*)\n")
+      if first then
+        is_begun, parts[from] = true, { said:sub(1, first - 1) .. said:sub(last + 1) }
+        begun(math.tointeger(pid))
       end
+    end
+    if is_begun and pass then
+      for each = 1, 2 do
+        if parts[each][1] and not pass(each, table.concat(parts[each])) then return nil, errors.new("output", "nobody reads what the command writes any more") end
+      end
+      parts, size = { {}, {} }, 0
     end
   end
 end
@@ -110,7 +129,7 @@ end
 ---@param line deployrt.Connection
 ---@param link deployrt.Link  of that connection, open
 ---@param argv string[]
----@param opts {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string, begun?: fun(pid: integer)}
+---@param opts {timeout?: number, stdin?: string, env?: table<string,string>, cwd?: string, begun?: fun(pid: integer), output?: fun(which: 1|2, text: string): boolean}
 ---@return deployrt.ExecResult? result
 ---@return deployrt.Error? err
 ---@return "ended"|"left"|nil cut
@@ -118,12 +137,13 @@ function session_command.run(line, link, argv, opts)
   local mark, pid = core.sha256(("%s %s %s"):format(core.time(), core.whoami().pid, tostring(argv))):sub(1, 32), nil
   local is_told = not ssh.has_one_server(link)
   local words = is_told and table.move(argv, 1, #argv, 6, { "/bin/sh", "-c", announced, "sh", mark }) or argv
-  local stream <close> = setmetatable({ on = link:stream(words, { cwd = opts.cwd, env = opts.env, stdin = opts.stdin }) },
-    { __close = function(self) self.on:close() end })
-  local reading = core.spawn(read_all, stream.on, is_told and mark or nil, function(found)
+  local stream <close> = setmetatable({
+    on = link:stream(words, { cwd = opts.cwd, env = opts.env, stdin = opts.stdin, mark = not is_told and mark or nil }),
+  }, { __close = function(self) self.on:close() end })
+  local reading = core.spawn(read_all, stream.on, mark, is_told and 2 or 1, function(found)
     pid = found
-    if opts.begun then opts.begun(found) end
-  end)
+    if found and opts.begun then opts.begun(found) end
+  end, opts.output)
   local ok, result, err = reading:wait(opts.timeout)
   if ok and (result or err.code ~= "output") then return result, err end
   local cut = "left" -- it is not known to have begun, and may do so

@@ -1,249 +1,299 @@
--- ssh.lua -- From a host of app.yml to a link: whose keys, which known_hosts, which transport.
+-- ssh.lua -- From a host of app.yml to a link: which known_hosts, which jump hosts, which transport.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local ssh_config = require "deployrt.ssh_config"
+local ssh_keys = require "deployrt.ssh_keys"
+local ssh_tokens = require "deployrt.ssh_tokens"
 
 local ssh = {}
 
 local default_keys = { "id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk" }
-local passphrases, kinds = {}, {}
 
 local function expand(path, home)
-  return (path:gsub("^~", home))
+  return (path:gsub("^~%f[/\0]", (home:gsub("%%", "%%%%"))))
 end
 
-local function base64_decode(text)
-  local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-  local bits, value, out = 0, 0, {}
-  for c in text:gmatch("[%w+/]") do
-    value = ((value << 6) | (alphabet:find(c, 1, true) - 1)) & 0xffffff
-    bits = bits + 6
-    if bits >= 8 then
-      bits = bits - 8
-      out[#out + 1] = string.char((value >> bits) & 255)
-    end
-  end
-  return table.concat(out)
+--- A path of ~/.ssh/config, which may have tokens and variables.
+local function fill_path(path, home, tokens)
+  local text = expand(path, (home:gsub("%%", "%%%%"))):gsub("%${([%w_]+)}", function(name)
+    local value = os.getenv(name)
+    return value and value:gsub("%%", "%%%%")
+  end)
+  return ssh_tokens.fill(text, tokens)
 end
 
---- Raises when the text ends early.
-local function openssh_key_type(raw)
-  local at = raw:match("^openssh%-key%-v1%z()")
-  if not at then return nil end
-  local cipher, _, _, count, rest = string.unpack(">s4s4s4I4", raw, at)
-  if count < 1 then return nil end
-  local public = string.unpack(">s4", raw, rest)
-  local kind = string.unpack(">s4", public)
-  local type = kind:find("^sk%-") and "sk" or kind:find("ed25519") and "ed25519" or kind:find("ecdsa") and "ecdsa" or "rsa"
-  return type, cipher ~= "none", public
+local function fill_paths(paths, home, tokens)
+  local list = {}
+  for i, path in ipairs(paths) do list[i] = fill_path(path, home, tokens) end
+  return list
 end
 
---- The public half that lies beside a private key.
-local function public_beside(path)
-  local file = io.open(path .. ".pub")
-  if not file then return nil end
-  local text = file:read(16384) or ""
-  file:close()
-  return base64_decode(text:match("^%S+ ([%w+/=]+)") or "")
-end
-
---- What kind of private key a file holds (OpenSSH PROTOCOL.key, or PEM).
----@param path string
----@return string? type       "ed25519", "ecdsa", "rsa", "sk"; nil when the file is not there or no key
----@return boolean? encrypted
----@return string? public     its public half, as the protocol has it
-function ssh.key_type(path)
-  local file = io.open(path)
-  if not file then return nil end
-  local text = file:read(16384) or ""
-  file:close()
-  local body = text:match("BEGIN OPENSSH PRIVATE KEY%-%-%-%-%-(.-)%-%-%-%-%-END")
-  if body then
-    local ok, type, encrypted, public = pcall(openssh_key_type, base64_decode(body))
-    if not ok then return nil end
-    return type, encrypted, public
-  end
-  local pem = text:match("BEGIN (%u*) ?PRIVATE KEY")
-  if not pem then return nil end
-  return pem == "EC" and "ecdsa" or pem == "RSA" and "rsa" or "ecdsa", text:find("ENCRYPTED", 1, true) ~= nil, public_beside(path)
-end
-
---- The same, remembered: a fleet shares few keys.
-local function kind_of(path)
-  local kind = kinds[path]
-  if not kind then
-    kind = table.pack(ssh.key_type(path))
-    if kind[1] then kinds[path] = kind end
-  end
-  return kind[1], kind[2], kind[3]
-end
-
-local function passphrase_for(path)
-  if passphrases[path] == nil then
-    passphrases[path] = core.ask_secret(("Passphrase of %s: "):format(path)) or false
-  end
-  return passphrases[path]
-end
-
-local agent -- nil: not asked yet; an event: being asked; then whether it answers
-local held = {} -- public halves of its keys, each as ssh-add prints it
-
---- Whether the SSH agent answers, asked once: libssh2 would wait for one that hangs, and everybody with it.
+--- Where a host is: HostName of ~/.ssh/config, else as app.yml has it. Raises as ssh_config.lookup does.
 ---@async
-local function agent_answers()
-  if os.getenv("SSH_AUTH_SOCK") == nil then return false end
-  if agent == nil then
-    local asking = core.event()
-    agent = asking
-    local here = core.connect { transport = "local", name = "local" }
-    local answer = here:exec({ "ssh-add", "-L" }, { timeout = 3 })
-    here:close()
-    agent = answer ~= nil and answer.status ~= 2
-    for text in (answer and answer.stdout or ""):gmatch("%f[^\n\0]%S+ ([%w+/=]+)") do held[base64_decode(text)] = text end
-    asking:set()
-  elseif type(agent) ~= "boolean" then
-    agent:wait()
-  end
-  return agent
-end
-
---- Where a host is: HostName of ~/.ssh/config, else as app.yml has it.
 ---@param host table  an entry of app.hosts
----@param found? table  what ssh_config.lookup() says of it
+---@param read? fun(path: string): table[]  an ssh_config.reader(), for who asks about many hosts
 ---@return string
-function ssh.address(host, found)
-  local hostname = (found or ssh_config.lookup(host.address)).hostname
-  return hostname and (hostname:gsub("%%h", (host.address:gsub("%%", "%%%%")))) or host.address
+function ssh.address(host, read)
+  return ssh_tokens.address(host.address, ssh_config.lookup(host.address, nil, read, host).hostname)
 end
 
---- Where `host` of app.yml is and how to log in there, with ~/.ssh/config filled in.
+--- Private keys: that of app.yml, those of ~/.ssh/config, or those that ssh looks for by itself.
+local function identities_of(host, found, home, tokens)
+  if host.identity then return { expand(host.identity, home) } end
+  if found.identityfile then return fill_paths(found.identityfile, home, tokens) end
+  local list = {}
+  for i, name in ipairs(default_keys) do list[i] = home .. "/.ssh/" .. name end
+  return list
+end
+
+local no_file = { strict = true, ["accept-new"] = true } -- what known_hosts of app.yml may say of all files
+
+local function known_hosts_of(host, found, home, tokens)
+  local file = host.known_hosts
+  if file and not no_file[file] then return { expand(file, home) } end
+  local files = fill_paths(found.userknownhostsfile or { "~/.ssh/known_hosts" }, home, tokens)
+  if not file then files[#files + 1] = "/etc/ssh/ssh_known_hosts" end
+  return files
+end
+
+--- What the ssh command is to go through, with the name that ~/.ssh/config knows the host by: the rest it fills in itself.
+local function proxy_command_of(host, found)
+  local command = not host.jump and found.proxycommand
+  if not command or command == "none" then return nil end
+  return ssh_tokens.fill(command, { ["%"] = "%%", n = (host.address:gsub("%%", "%%%%")) })
+end
+
+--- Where `host` of app.yml is and how to log in there, with ~/.ssh/config filled in. Raises as ssh_config.lookup does.
+---@async
 ---@param host table  an entry of app.hosts
 ---@return table
 function ssh.resolve(host)
   local me = core.whoami()
-  local found = ssh_config.lookup(host.address)
-  local identities = host.identity and { host.identity } or found.identityfile or {}
-  if #identities == 0 then
-    for _, name in ipairs(default_keys) do identities[#identities + 1] = me.home .. "/.ssh/" .. name end
-  end
-  for i, path in ipairs(identities) do identities[i] = expand(path, me.home) end
-  local files = host.known_hosts
-  if files == "strict" or files == "accept-new" then files = nil end
-  files = expand(files or found.userknownhostsfile or "~/.ssh/known_hosts", me.home)
-  local strict = host.known_hosts or found.stricthostkeychecking
-  local known_hosts = { files }
-  if not host.known_hosts then known_hosts[2] = "/etc/ssh/ssh_known_hosts" end
+  local found = ssh_config.lookup(host.address, nil, nil, host)
+  local way = {
+    name = host.address, address = ssh_tokens.address(host.address, found.hostname), known_as = found.hostkeyalias,
+    port = math.tointeger(host.port or tonumber(found.port) or 22), user = host.user or found.user or me.user,
+  }
+  local tokens = ssh_tokens.of(way)
   return {
-    name = host.name, address = ssh.address(host, found), known_as = found.hostkeyalias,
-    port = math.tointeger(host.port or tonumber(found.port) or 22),
-    user = host.user or found.user or me.user, identities = identities, known_hosts = known_hosts,
-    accept_new = strict == "accept-new", jump = host.jump or found.proxyjump,
-    agent = (found.identitiesonly or "no"):lower() ~= "yes" and not host.identity,
+    name = host.name, address = way.address, known_as = way.known_as, port = way.port, user = way.user,
+    identities = identities_of(host, found, me.home, tokens), known_hosts = known_hosts_of(host, found, me.home, tokens),
+    accept_new = (host.known_hosts or found.stricthostkeychecking) == "accept-new",
+    jump = host.jump or found.proxyjump and ssh_tokens.fill(found.proxyjump, tokens), proxy_command = proxy_command_of(host, found),
+    agent = not host.identity and found.identitiesonly ~= "yes",
     explicit = host.identity ~= nil,
   }
 end
 
---- Where the processes of one connection meet: ssh adds 57 characters, and a socket's path ends at 107.
-local function control_path()
+--- Where the processes of one connection meet: of one way to a host, of which ssh's own %C leaves out what it goes through.
+--- ssh adds 17 characters, and a socket's path ends at 107.
+local function control_path(target)
   local me = core.whoami()
   local directory = me.home .. "/.deployrt"
-  if #directory > 46 or not core.fs.mkdir(directory) then return nil end
-  return ("%s/%d-%%C"):format(directory, me.pid % 1000)
+  if #directory > 53 or not core.fs.mkdir(directory) then return nil end
+  local way = table.concat({ target.address, target.port, target.user, target.jump or "", target.proxy_command or "" }, "\n")
+  return ("%s/%d-%s"):format(directory, me.pid % 1000, core.sha256(way):sub(1, 32))
+end
+
+--- A text as one word of an option of ssh, which splits at spaces and fills in what stands behind a % sign.
+local function option_word(text)
+  return '"' .. text:gsub('[\\"]', "\\%0"):gsub("%%", "%%%%") .. '"'
+end
+
+--- Why a new host key could not be kept in a file, whose directory is made for it as ssh does by default. The ssh command
+--- only warns then, takes the key, and takes any other the next time.
+---@return deployrt.Error?
+local function recording_problem(path)
+  local directory = path:match("^(.+)/[^/]*$")
+  if directory then core.fs.mkdir(directory) end
+  local file, err = core.fs.append(path)
+  if file then file:close() end
+  return err
+end
+
+local function unescaped(text)
+  return text and text:gsub("%%(%x%x)", function(code) return string.char(tonumber(code, 16)) end)
+end
+
+--- The last of some jump hosts, as a host that is itself reached through those before it: [user@]host[:port], with brackets
+--- around an address of IPv6 where a port follows; or the same as a URI.
+local function last_hop(jumps)
+  local before, jump = jumps:match("^(.*),([^,]+)$")
+  jump = jump or jumps
+  local uri = jump:match("^ssh://(.-)/?$")
+  local user, rest = (uri or jump):match("^(.*)@(.*)$")
+  rest = rest or uri or jump
+  local address, port = rest:match("^%[(.*)%]:?(%d*)$")
+  if not address then address, port = rest:match("^([^:]*):(%d+)$") end
+  address = address or rest
+  return { name = address, address = address, user = uri and unescaped(user) or user, port = tonumber(port), jump = before }
+end
+
+--- The same jump hosts as the ssh command takes them.
+local function jump_option(jumps)
+  local hop = last_hop(jumps)
+  local text = (hop.user and hop.user .. "@" or "") .. (hop.address:find(":", 1, true) and "[" .. hop.address .. "]" or hop.address)
+    .. (hop.port and ":" .. hop.port or "")
+  return hop.jump and jump_option(hop.jump) .. "," .. text or text
 end
 
 --- The words of the ssh command for the same destination.
----@param target table  from ssh.resolve
+---@param target table       from ssh.resolve
+---@param own_agent? string  the socket of an agent that takes the place of the user's
 ---@return string[]
-function ssh.command(target)
-  local control = control_path()
+function ssh.command(target, own_agent)
+  local control, files = control_path(target), {}
+  for i, path in ipairs(target.known_hosts) do files[i] = option_word(path) end
   local words = {
     "/usr/bin/env", "ssh", "-o", "LogLevel=ERROR", -- or a refused forward is told to the command that happens to hold the connection
     "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
     "-o", "ControlMaster=" .. (control and "auto" or "no"), "-o", "ControlPersist=no", "-o", "ControlPath=" .. (control or "none"),
     "-o", "StrictHostKeyChecking=" .. (target.accept_new and "accept-new" or "yes"),
-    "-o", "UserKnownHostsFile=" .. table.concat(target.known_hosts, " "),
+    "-o", "UserKnownHostsFile=" .. table.concat(files, " "),
     "-p", tostring(target.port), "-l", target.user,
   }
   local function add(...)
     for _, word in ipairs { ... } do words[#words + 1] = word end
   end
+  if own_agent then
+    add("-o", "IdentityAgent=" .. option_word(own_agent), "-o", "IdentitiesOnly=no")
+  elseif not target.agent then
+    add("-o", "IdentitiesOnly=yes")
+  end
   if target.known_as then add("-o", "HostKeyAlias=" .. target.known_as) end
   for _, path in ipairs(target.identities) do
-    if target.explicit or kind_of(path) then add("-i", path) end
+    local file = ssh_keys.file(path) or target.explicit and path
+    if file then add("-i", (file:gsub("%%", "%%%%"))) end -- which ssh fills in once more
   end
-  if target.jump and target.jump ~= "none" then add("-J", target.jump) end
+  if target.jump and target.jump ~= "none" then
+    add("-J", jump_option(target.jump))
+  else
+    add("-o", "ProxyCommand=" .. (target.proxy_command or "none"))
+  end
   add(target.address)
   return words
 end
 
---- Splits the keys into those that libssh2 can use and the kinds that it cannot. Nobody is asked for the passphrase of one
---- that the agent has.
----@async
----@return string[] usable       files
----@return string? foreign       a kind
----@return string[] passphrases  of the files; "": none
----@return string[] with_agent   public halves of encrypted keys that the agent has
-local function usable_keys(target)
-  local usable, foreign, phrases, with_agent = {}, nil, {}, {}
-  for _, path in ipairs(target.identities) do
-    local type, encrypted, public = kind_of(path)
-    if type == "rsa" or type == "sk" then
-      foreign = type
-    elseif type and encrypted and agent_answers() and held[public or ""] then
-      with_agent[#with_agent + 1] = held[public]
-    elseif type then
-      usable[#usable + 1], phrases[#usable + 1] = path, encrypted and passphrase_for(path) or ""
-    elseif target.explicit then
-      errors.raise("denied", ("%s: identity %s is missing or no private key"):format(target.name, path), { host = target.name })
+--- What is wrong with the jump hosts when one is reached through itself, in the end.
+---@return deployrt.Error?
+local function circle(host, jumps)
+  local each, names, seen = host, {}, {}
+  while jumps and jumps ~= "none" do
+    local key = ("%s %s %s %s"):format(each.address, each.user, each.port, each.jump)
+    names[#names + 1] = each.address
+    if seen[key] then
+      return errors.new("config", ("the jump hosts lead in a circle: %s. Which one is reached directly? Have ~/.ssh/config say so before all else, as: Host %s, and below it: ProxyJump none"):format(
+        table.concat(names, " is reached through ", seen[key]), names[#names - 1]), { host = host.name })
     end
+    seen[key] = #names
+    each = last_hop(jumps)
+    jumps = each.jump or ssh_config.lookup(each.address, nil, nil, each).proxyjump
   end
-  return usable, foreign, phrases, with_agent
 end
 
 local connect
 
---- Through the last of some jump hosts, itself reached through those before it: a link to it, and a socket that
---- ends at the target.
+--- Through the last of some jump hosts: a link to it, and a socket that ends at the target.
 ---@async
 local function through(jumps, target)
-  local before, jump = jumps:match("^(.*),([^,]+)$")
-  jump = jump or jumps
-  local user, rest = jump:match("^([^@]*)@(.*)$")
-  local address, port = (rest or jump):match("^(.-):(%d+)$")
-  address = address or rest or jump
-  local hop = {
-    name = address, address = address, user = user, port = tonumber(port), known_hosts = target.hop_known_hosts, jump = before,
-  }
+  local hop = last_hop(jumps)
+  hop.known_hosts = target.hop_known_hosts
   local link, err = connect(hop, {})
-  if not link then return nil, err end
+  if not link then
+    err.message = ("the jump host %s: %s"):format(hop.address, err.message)
+    return nil, err
+  end
   local fd, problem = link:forward(target.address, target.port)
   return fd, problem, link
 end
 
+--- Has an error say which jump host it happened behind, and what that one says of the target: its socket only ends.
+---@async
+local function blame(err, hop, target)
+  local name, where = last_hop(target.jump).address, ("%s:%d"):format(target.address, target.port)
+  local ok, why = hop:dial(target.address, target.port, 3)
+  if not ok and why.code ~= "timeout" and why.code ~= "canceled" then
+    err.message = ("%s: not reached from the jump host %s: %s"):format(where, name, (why.message:gsub("^connecting: ", "")))
+  else
+    err.message = ("%s, through the jump host %s"):format(err.message, name)
+  end
+end
+
+--- What libssh2's way says of a host key that has changed, of what the ssh command says.
+local function changed_key(said)
+  local file, line = said:match("Offending %S+ key in ([^\n]+):(%d+)")
+  local who = said:match("Host key for (%S+) has changed")
+  return file and who and ("the host key of %s is not the one in %s (line %s): somebody may be listening in, or the machine was set up anew; if you know why, remove the old key with: ssh-keygen -f '%s' -R '%s'"):format(
+    who, file, line, file, who)
+end
+
+local unverified = "Host key verification failed"
+
+--- The end of what the ssh command says, which is why it fails; the line before where the last one tells nothing.
+local function last_reason(said)
+  local reason
+  for line in said:gmatch("[^\r\n]+") do
+    if not (reason and line:find(unverified, 1, true)) then reason = line end
+  end
+  return reason and ": " .. reason or ""
+end
+
+--- The error of a ssh command that did not get in.
+---@param host table
+---@param status integer|string
+---@param said string
+---@return deployrt.Error
+local function command_error(host, status, said)
+  local code = said:find(unverified, 1, true) and "host_key" or said:find("Permission denied (", 1, true) and "denied" or "unreachable"
+  local message = changed_key(said) or ("the ssh command fails with status %s%s"):format(status, last_reason(said))
+  return errors.new(code, message, { host = host.name, detail = said:find("\n.") and said or nil })
+end
+
 --- By the ssh command, which knows more kinds of keys than libssh2. Whether it gets there shows once it runs something.
 ---@async
-local function through_command(host, target, opts)
-  local link, err = core.connect { transport = "openssh", name = host.name, root = opts.root, command = ssh.command(target) }
+local function through_command(host, target, keys, opts)
+  local unkept = target.accept_new and recording_problem(target.known_hosts[1])
+  if unkept then target.accept_new = false end -- a key that is known is fine still
+  local link, err = core.connect { transport = "openssh", name = host.name, root = opts.root, command = ssh.command(target, keys.own_agent) }
   if not link then return nil, err end
   local answer, problem = link:exec({ "true" }, { timeout = 20 })
   if answer and answer.status == 0 then return link end
   link:close()
-  if problem then
+  local said = problem and problem.message:gsub("^running a command: ", "") or answer and answer.stderr
+  if unkept and said:find("host key is known for", 1, true) then
+    return nil, errors.new("host_key", ("its host key is new and cannot be written (%s), so it is not accepted: have that file be writable, or name another one with 'known_hosts:'"):format(
+      unkept.message), { host = host.name })
+  end
+  if problem and problem.code ~= "unreachable" then
     problem.host = host.name
     return nil, problem
   end
-  local code = answer.stderr:find("Host key verification failed", 1, true) and "host_key" or "unreachable"
-  return nil, errors.new(code, ("%s: the ssh command fails with status %s"):format(host.name, answer.status or answer.signal),
-    { host = host.name, detail = answer.stderr })
+  return nil, command_error(host, answer and (answer.status or answer.signal) or 255, said)
 end
 
-local own = setmetatable({}, { __mode = "k" }) -- links that are not of the ssh command
+local own = setmetatable({}, { __mode = "k" }) -- links that are not of the ssh command: to what they go through, which lives as long, or true
 
 --- Whether all that a link runs is begun by one process of sshd.
 ---@param link table
 ---@return boolean
 function ssh.has_one_server(link)
-  return own[link] == true
+  return own[link] ~= nil
+end
+
+--- Whether the ssh command may get in where libssh2 does not.
+---@async
+local function is_for_command(err, keys)
+  return err ~= nil and (err.code == "unsupported" or err.code == "denied" and ssh_keys.for_command(keys))
+end
+
+--- An error with what else is known of the keys, which may be why they are refused.
+local function explained(err, keys)
+  if err and err.code == "denied" then
+    local offered = #keys.files > 0 or keys.agent or keys.foreign
+    if keys.locked then err.message = offered and ("%s; %s"):format(err.message, keys.locked) or keys.locked end
+    if keys.silent then err.message = ("%s; the SSH agent at %s does not answer"):format(err.message, keys.silent) end
+  end
+  return err
 end
 
 --- Opens a link to a host; may wait for the log-in.
@@ -257,16 +307,16 @@ function connect(host, opts)
     return core.connect { transport = "local", name = host.name, root = opts.root }
   end
   local target = ssh.resolve(host)
-  local usable, foreign, phrases, with_agent = usable_keys(target)
-  local ask_agent = (target.agent or #with_agent > 0) and agent_answers()
-  local use_command = host.transport == "openssh" or (foreign and #usable == 0 and not ask_agent)
+  local wrong = circle(host, target.jump)
+  if wrong then return nil, wrong end
+  local by_command = host.transport == "openssh" or target.proxy_command ~= nil
+  local keys = ssh_keys.of(target, by_command)
   local link, err, hop
-  if not use_command then
+  if not by_command and (#keys.files > 0 or keys.agent or not ssh_keys.for_command(keys)) then
     local options = {
       transport = "ssh", name = host.name, root = opts.root, address = target.address, port = target.port,
-      known_as = target.known_as, user = target.user, identities = usable, passphrases = phrases, agent = ask_agent,
-      agent_keys = not target.agent and with_agent or nil,
-      known_hosts = target.known_hosts, accept_new = target.accept_new,
+      known_as = target.known_as, user = target.user, identities = keys.files, passphrases = keys.passphrases,
+      agent = keys.agent, agent_keys = keys.agent_keys, known_hosts = target.known_hosts, accept_new = target.accept_new,
     }
     if target.jump and target.jump ~= "none" then
       target.hop_known_hosts = host.known_hosts
@@ -274,15 +324,15 @@ function connect(host, opts)
       if not options.fd then return nil, err end
     end
     link, err = core.connect(options)
-    if err and err.code == "denied" and agent == false then
-      err.message = ("%s; the SSH agent at %s does not answer"):format(err.message, os.getenv "SSH_AUTH_SOCK")
-    end
-    local is_for_command = err and (err.code == "unsupported" or err.code == "denied" and foreign)
-    if link then own[link] = true end
-    if not is_for_command then return link, err, hop end
+    if err and err.code == "unreachable" and hop then blame(err, hop, target) end
+    if link then own[link] = hop or true end
+    if not is_for_command(err, keys) then return link, explained(err, keys), hop end
     if hop then hop:close() end
+    if err.code == "unsupported" then keys = ssh_keys.of(target, true) end
   end
-  return through_command(host, target, opts)
+  ssh_keys.for_command(keys)
+  link, err = through_command(host, target, keys, opts)
+  return link, explained(err, keys)
 end
 
 ssh.connect = connect
