@@ -1,10 +1,7 @@
 -- balancer_list_spec.lua -- Two balancers that are kept alike: down before a run, down in the middle of one, and back.
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 describe("a list of balancers", function()
   local app, proxies

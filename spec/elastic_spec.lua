@@ -20,6 +20,7 @@ cd POOL
 echo "provision $GROUP for $APP $RELEASE" >> calls
 [ ! -e broken ] || { echo "out of quota" >&2; exit 7; }
 [ ! -e empty ] || { echo '[]'; exit 0; }
+[ ! -e print ] || { cat print; exit 0; }
 while [ -e hold ]; do sleep 0.05; done
 mkdir -p "use/$GROUP"
 for host in $(ls free | head -n 2); do mv "free/$host" "use/$GROUP"; done
@@ -153,6 +154,67 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
     assert.equal(2, run.exit, run.stdout .. run.stderr)
     assert.same(before, pool_state())
     assert.equal("1", groups())
+  end)
+
+  describe("and that serve are never given back", function()
+    --- The entry of a host, under another name where that is given.
+    local function entry(i, name)
+      local host = cjson.decode(fixture.sh(("cat %s/free/%d %s/use/*/%d 2> /dev/null || true"):format(pool, i, pool, i)))
+      host.name = name or host.name
+      return host
+    end
+
+    --- Deploys where hosts.command prints these; nothing that serves is lost.
+    local function deploy(version, exit, says, ...)
+      fixture.write(pool .. "/print", cjson.encode { ... })
+      local run = app:deploy("blue_green", version)
+      os.remove(pool .. "/print")
+      assert.equal(exit, run.exit, run.stdout .. run.stderr)
+      for _, text in ipairs(says) do assert.truthy(run.stderr:find(text, 1, true), run.stdout .. run.stderr) end
+      assert.equal(0, calls "release", fixture.read(pool .. "/calls"))
+      assert.equal("1", groups())
+      assert.same({ "1", "1" }, app:serving())
+    end
+
+    before_each(function()
+      local first = app:deploy("blue_green", "1")
+      assert.equal(0, first.exit, first.stdout .. first.stderr)
+    end)
+
+    it("where hosts.command gives them again, also under another name, and whatever refuses the run", function()
+      local name = bed.hosts[1].name
+      local spared = { "is not given back, and hosts.release was not called: '" .. name .. "' is in group g", "give back by hand what nothing runs on" }
+      deploy("2", 2, { "which serves already", table.unpack(spared) }, entry(1), entry(2))
+      deploy("2", 2, { "which serves already", table.unpack(spared) }, entry(3), entry(1))
+      spared[1] = ("(%s, other) is not given back, and hosts.release was not called: 'other', which is the same machine as '%s'"):format(bed.hosts[3].name, name)
+      local alias = entry(1, "other")
+      alias.dir = "elsewhere" -- so that the run itself finds nothing amiss with it
+      bed:cut(3)
+      deploy("2", 2, spared, entry(3), alias)
+      bed:mend(3)
+      spared[1] = ("(other) is not given back, and hosts.release was not called: 'other', which is the same machine as '%s'"):format(name)
+      deploy("2", 2, { "lead to the same machine", table.unpack(spared) }, entry(1, "other"))
+    end)
+
+    it("where a controller died before it heard that they serve, or they are of a group that could not be given back", function()
+      for _, status in ipairs { "pending", "leaving" } do
+        fixture.write(app.dir .. "/state/shop/groups/gleft.json", cjson.encode { name = "gleft", status = status, since = os.time() - 3700, owner = "ann@desk",
+          life = "desk boot 1 2", hosts = { entry(3), entry(2, "other") } })
+        deploy("2", 2, { "group gleft", ", other) is not given back", "which serves already" }, entry(1))
+      end
+    end)
+
+    it("where nobody remembers that they serve", function()
+      os.execute(("rm -rf %s/state"):format(app.dir))
+      fixture.write(pool .. "/print", cjson.encode { entry(1), entry(2) })
+      local run = app:deploy("blue_green", "1")
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stderr:find(("hosts.release was not called: an instance of shop runs on '%s'"):format(bed.hosts[1].name), 1, true), run.stderr)
+      assert.equal(0, calls "release")
+      assert.same({ "3\n4", "1\n2" }, pool_state())
+      app.opts.hosts = bed:yaml { bed.hosts[1], bed.hosts[2] } -- so that they are stopped
+      app:write(fixture.release "1", "1")
+    end)
   end)
 
   it("are the same when the run is resumed or aborted, and are given back by that", function()

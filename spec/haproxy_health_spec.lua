@@ -1,6 +1,7 @@
 -- haproxy_health_spec.lua -- What a managed HAProxy checks, when app.yml's health changes together with the release.
 -- weight: 18
 local fixture = require "spec.support.fixture"
+local contains = fixture.contains
 
 describe("HAProxy run by deployrt, when app.yml has another health check", function()
   local app, config
@@ -9,10 +10,6 @@ describe("HAProxy run by deployrt, when app.yml has another health check", funct
   local first = "{http: /healthz, interval: 50ms, timeout: 1s, deadline: 8s}"
   local second = "{http: /healthz, status: 503, interval: 50ms, timeout: 1s, deadline: 8s}"
   local late = { fault = "sick", start_delay = 2500 } -- HAProxy takes a server for dead after 1.5 s
-
-  local function contains(text, part)
-    assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text))
-  end
 
   local function checks()
     return fixture.read(config):match("http%-check expect ([^\n]*)") or "none"

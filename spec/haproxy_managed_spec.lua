@@ -1,5 +1,6 @@
 -- weight: 14
 local fixture = require "spec.support.fixture"
+local process = require "deployrt.balancer.haproxy_process"
 local stand = require "spec.support.plain_shop"
 
 local inside, await, refused, serve = stand.inside, stand.await, stand.refused, stand.serve
@@ -173,6 +174,18 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
     assert.same({ web1 = "ready 50" }, states(driver))
   end))
 
+  --- The same, but the address goes away between the moment when it is tried and the one when it is wanted.
+  local function too_late(fn)
+    return function(...)
+      local before = process.try_to_bind
+      process.try_to_bind = function() end
+      local results = table.pack(pcall(fn, ...))
+      process.try_to_bind = before
+      if not results[1] then error(results[2], 0) end
+      return table.unpack(results, 2, results.n)
+    end
+  end
+
   it("says who has its address", inside(function()
     local pid = serve(1)
     local driver = managed(1, { listen = ports[1] })
@@ -183,12 +196,22 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
     end
   end))
 
-  it("goes on serving when it should move to an address that is taken", inside(function()
+  it("goes on serving when it should move to an address that is taken, or that no process can have there", inside(function()
     local driver = started(2)
     ready(driver, { "web1" })
-    local moved = managed(2, { listen = ports[2] })
-    assert.matches("is in use by", refused("balancer", moved.prepare, moved).message)
+    for key, addresses in pairs { listen = { ":" .. ports[2], "192.0.2.1:" .. listen }, stats = { ":" .. ports[2], "192.0.2.1:" .. listen } } do
+      for i, reason in ipairs { "is in use by", "Cannot assign requested address" } do
+        local moved = managed(2)
+        moved.options[key] = addresses[i]
+        for _, verb in ipairs { "check", "prepare" } do
+          local err = refused("balancer", moved[verb], moved)
+          assert.matches("balancer." .. key, err.message, 1, true)
+          assert.matches(reason, err.message)
+        end
+      end
+    end
     assert.same({ web1 = 3 }, (answers(3)))
+    assert.equal(driver:read().instance, managed(2):read().instance)
   end))
 
   it("starts anew with what it had when a reload fails, which would leave it deaf for good", inside(function()
@@ -197,7 +220,7 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
     driver:persist { ["web1-8080"] = { state = "ready", weight = 100 } }
     local wrong = managed(1)
     wrong.options.listen = "192.0.2.1:" .. listen
-    local err = refused("balancer", wrong.prepare, wrong)
+    local err = refused("balancer", too_late(wrong.prepare), wrong)
     assert.matches("restarted with the configuration that it had", err.message)
     assert.same({ web1 = 3 }, (answers(3)))
     assert.same({ web1 = "ready 100" }, states(driver))
@@ -206,7 +229,7 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
   it("says why it does not start", inside(function()
     local wrong = managed(1)
     wrong.options.listen = "192.0.2.1:" .. listen
-    local err = refused("balancer", wrong.prepare, wrong)
+    local err = refused("balancer", too_late(wrong.prepare), wrong)
     assert.matches("does not start", err.message)
     assert.matches("[Cc]annot assign requested address", err.detail)
   end))
@@ -217,7 +240,7 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
     local kept = host:read(driver.paths.config)
     local wrong = managed(1)
     wrong.options.listen = "127.0.0.1:" .. listen .. " nonsense"
-    local err = refused("balancer", wrong.prepare, wrong)
+    local err = refused("balancer", too_late(wrong.prepare), wrong)
     assert.matches("unknown keyword 'nonsense'", err.detail)
     assert.equal(kept, host:read(driver.paths.config))
     assert.same({ web1 = 3 }, (answers(3)))
@@ -231,6 +254,14 @@ os.unlink(sys.argv[1])]], driver.paths.socket }
     assert.equal("drwx------", listed:sub(1, 10))
     driver:stop()
     assert.equal(2, host:execute({ "ls", "-d", driver.paths.socket_directory }).status)
+  end))
+
+  it("is started where the directory's name looks like a variable", inside(function()
+    host.root = host.directory .. "/$HOME/${x} y"
+    local driver = started(1)
+    ready(driver, { "web1" })
+    assert.same({ web1 = 3 }, (answers(3)))
+    driver:stop()
   end))
 
   it("repeats a request that got no answer only when it is safe to repeat", inside(function()
@@ -293,11 +324,9 @@ describe("HAProxy that a run has started", function()
 
   it("is stopped again by abort, and by a resume that fails, when the controller was killed", function()
     for command, exit in pairs { abort = 0, resume = 1 } do
-      app:write(fixture.release("1.0", { start_delay = 1000, fault = "dies" }), "1.0")
-      local pid = app:begin { "rolling", "app.yml" }
-      fixture.eventually(function() return fixture.is_listened(app.listen) end, 5, "HAProxy")
-      fixture.signal(pid, "KILL")
-      app:await_end(pid)
+      app:write(fixture.release("1.0", { fault = "sick" }), "1.0") -- until the deadline of its health
+      app:kill_at({ "rolling", "app.yml" }, "start ")
+      assert.is_true(fixture.is_listened(app.listen))
       local run = app:command { command, "app.yml" }
       assert.equal(exit, run.exit, run.stdout .. run.stderr)
       assert.is_false(fixture.is_listened(app.listen))

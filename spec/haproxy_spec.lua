@@ -2,6 +2,7 @@
 local shares = require "deployrt.balancer.shares"
 local stand = require "spec.support.plain_shop"
 
+local contains = require("spec.support.fixture").contains
 local inside, await, refused, serve = stand.inside, stand.await, stand.refused, stand.serve
 local fetch, answers, open = stand.fetch, stand.answers, stand.open
 
@@ -36,6 +37,10 @@ backend templated
     balance roundrobin
     server-template app 1-2 127.0.0.1:1 check inter 100ms disabled
     server other 127.0.0.1:2 disabled
+backend sidecar
+    server web1-8080 127.0.0.1:%d disabled
+    server web2-8080 localhost:%d disabled
+    server web3-8080 127.0.0.2:%d disabled
 ]]
 
 describe("HAProxy of one's own", function()
@@ -53,7 +58,7 @@ describe("HAProxy of one's own", function()
     config = host.directory .. "/haproxy.cfg"
     local p = ports
     host:write(config, users_config:format(host.directory, host.directory, api_port, listen,
-      p[1], p[2], p[1], p[1], p[1], p[1]))
+      p[1], p[2], p[1], p[1], p[1], p[1], p[4], p[4], p[4]))
     local master = host:spawn { "haproxy", "-W", "-f", config }
     local socket = host.directory .. "/admin.sock"
     await("haproxy", function() return pcall(host.talk, host, socket, "show info\n") end)
@@ -101,7 +106,7 @@ describe("HAProxy of one's own", function()
       { slot = "web1-8080", state = "drain" },
     }
     assert.equal("set server shop/web2 weight 100;set server shop/web2 state ready;"
-      .. "set server shop/anything state drain", host.last_request:match("^(.-);show"))
+      .. "set server shop/web2 health up;set server shop/anything state drain", host.last_request:match("^(.-);show"))
     assert.same({ web2 = 20 }, (answers(20)))
     assert.same({ "ready", 100, true }, state(driver, "web2-8080"))
     assert.same({ "drain", 1, true }, state(driver, "web1-8080"))
@@ -211,6 +216,41 @@ describe("HAProxy of one's own", function()
     await("the third", function() return driver:read().slots["web3-8080"].up end)
   end))
 
+  it("tells former servers of its server-template by what earlier runs have noted, and leaves all others alone", inside(function()
+    for i = 1, 2 do serve(i) end
+    start()
+    local function template(count) return own(count, { backend = "templated", template = "app" }) end
+    local other = ("app2@127.0.0.1:%d"):format(ports[2])
+    local driver = template(2)
+    driver:prepare()
+    driver:apply { { slot = "web1-8080", state = "ready", weight = 10 }, { slot = "web2-8080", state = "ready", weight = 10 } }
+    assert.is_nil(template(1):read().slots[other]) -- it may be of another application
+    driver:conclude {}
+    driver = template(1)
+    assert.same({ true, "ready" }, { driver:read().slots[other].left, state(driver, other)[1] })
+    driver:apply { { slot = other, state = "maint" } }
+    assert.equal("maint", state(template(1), other)[1]) -- until the run is over, another life of it may have to bring it back
+    driver:conclude { ["web1-8080"] = { state = "ready" }, [other] = { state = "ready" } } -- a way back that has failed will be gone again
+    assert.is_true(template(1):read().slots[other].left)
+    driver:conclude { [other] = { state = "maint" } }
+    host:talk(driver.socket, "set server templated/app2 state ready\n")
+    local seen = template(1):read()
+    assert.is_nil(seen.slots[other])
+    assert.equal("app2", seen.others[1].name)
+  end))
+
+  it("is checked with a warning where a server is named like a slot and has its address, but not its port", inside(function()
+    start()
+    local driver = own(3, { backend = "sidecar" })
+    local notes = driver:check()
+    assert.equal(2, #notes)
+    for i, note in ipairs(notes) do
+      contains(note, ("server web%d-8080 of backend 'sidecar' is at 127.0.0.1:%d, and app.yml has that slot at 127.0.0.1:%d"):format(i, ports[4], ports[i]),
+        ("write `server web%d-8080 127.0.0.1:%d check disabled` instead of its line"):format(i, ports[i]))
+    end
+    assert.same({}, own(2):check())
+  end))
+
   it("gets a server of its own anew when the slot moved to another port", inside(function()
     local driver = shop(3)
     driver:prepare()
@@ -300,7 +340,7 @@ describe("HAProxy of one's own", function()
       local driver = own(1, options)
       return refused("balancer", driver.check, driver).message
     end
-    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice, templated",
+    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice, templated, sidecar",
       message { backend = "shp" })
     assert.matches("level operator.*level admin", message { socket = host.directory .. "/operator.sock" })
     assert.matches("static%-rr.*no weights at runtime", message { backend = "fixed" })

@@ -45,7 +45,7 @@ describe("the file that deployrt writes for nginx", function()
     assert.equal("ready", states["web1-80"].state)
     states["web1-80"].state, states["web2-80"].state = "drain", "ready"
     local text = file.write(entry, "  set $url http://localhost:80/shop;\n", slots, states)
-    assert.equal("  # deployrt web1-80 drain 100\n  # deployrt web2-80 ready 100 (served)\n  set $url http://[::1]:81/shop;\n", text)
+    assert.equal("  # deployrt web1-80 drain 100 127.0.0.1:80\n  # deployrt web2-80 ready 100 [::1]:81 (served)\n  set $url http://[::1]:81/shop;\n", text)
     states["web2-80"].state = "maint"
     text = file.write(entry, text, slots, states)
     assert.truthy(text:find("set $url http://[::1]:81/shop;", 1, true))
@@ -90,6 +90,24 @@ describe("the modules of nginx", function()
     assert.equal(('load_module "%smodules/absent.so";\nload_module "/absent/b.so";\n'):format(facts.prefix), modules)
     local problem = process.test_part(host, facts, "", { style = "upstream", modules = modules })
     assert.truthy(problem:find(('dlopen() "%smodules/absent.so" failed'):format(facts.prefix), 1, true), problem)
+    host:close()
+    fixture.cleanup()
+  end))
+end)
+
+describe("the test of a part", function()
+  it("needs no right to write where nginx's own log is", inside(function()
+    local host = connection.new({ name = "local", dir = fixture.dir() .. "/home" }, "shop")
+    host:connect()
+    local nobody = setmetatable({ execute = function(_, argv, options)
+      local words = host.user == "root" and { "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups" } or {}
+      return host:execute(table.move(argv, 1, #argv, #words + 1, words), options)
+    end }, { __index = host })
+    local facts = process.find(host)
+    for style, part in pairs { variable = "set $url http://127.0.0.1:80;", upstream = "upstream shop { server 127.0.0.1:80; }" } do
+      assert.is_nil(process.test_part(nobody, facts, part, { style = style, modules = "" }))
+      assert.matches("unknown directive", process.test_part(nobody, facts, "rubbish;", { style = style, modules = "" }))
+    end
     host:close()
     fixture.cleanup()
   end))

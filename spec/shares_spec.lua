@@ -97,11 +97,86 @@ describe("shares of traffic", function()
     assert.same({ { 256 }, { 1 } }, { new, old })
   end)
 
+  it("come as near as they can with a given sum", function()
+    each_combination(function(thousandths, new_count, old_count)
+      local given = 100 * math.min(new_count, old_count)
+      local new, old = shares.weights(thousandths / 10, new_count, old_count, 256, given)
+      assert.equal(given, sum(new) + sum(old))
+      local ideal = given * thousandths / 1000
+      assert.is_true(math.abs(sum(new) - math.max(1, ideal)) <= 0.5 or thousandths == 1000, ("%d: %d of %d"):format(thousandths, sum(new), given))
+    end)
+    for _, case in ipairs { { 50, 1, 20, 2000 }, { 50, 1, 4, 1024 }, { 90, 1, 4, 400 }, { 75, 1, 4, 400 }, { 10, 9, 1, 900 } } do -- more than one side can weigh
+      local _, _, reached = shares.weights(case[1], case[2], case[3], 256, case[4])
+      assert.near(case[1], reached, 0.2)
+    end
+    assert.same({ { 50, 50 }, { 0 }, 100 }, { shares.weights(100, 2, 1, 256, 100) })
+    assert.same({ { 0 }, { 100 }, 0 }, { shares.weights(0, 1, 1, 256, 100) })
+  end)
+
   it("leave everything to the side that has instances", function()
     local new, old, reached = shares.weights(25, 0, 2)
     assert.same({ {}, { 256, 256 }, 0 }, { new, old, reached })
     new, old, reached = shares.weights(25, 2, 0)
     assert.same({ { 256, 256 }, {}, 100 }, { new, old, reached })
     assert.same({ {}, {}, 0 }, { shares.weights(25, 0, 0) })
+  end)
+end)
+
+describe("what an instance weighs", function()
+  local weights = require "deployrt.balancer.weights"
+
+  --- By slots as "own1=100 own2=1- other1=5": what begins with "own" is the run's, and a minus behind it is down. As many as are
+  --- its own are wanted, unless `wanted` says otherwise.
+  local function all_of(text, opts)
+    local _, own = text:gsub("own", "")
+    local balancer = { slots = {}, others = {} }
+    for key, value in pairs(opts or {}) do balancer[key] = value end
+    for name, weight, mark in text:gmatch("(%w+)=(%d+)(%-?)") do
+      balancer.slots[name] = { state = "ready", weight = math.tointeger(weight), up = mark == "" }
+    end
+    return weights.of(balancer, function(name) return not name:find "^own" end, balancer.wanted or own, 256)
+  end
+
+  local function of(text, opts)
+    local found = all_of(text, opts)
+    return { found.full, found.most }
+  end
+
+  it("is what those weigh that serve", function()
+    assert.same({ 1 }, of "own1=1 own2=1 own3=7")
+    assert.same({ 7 }, of "own1=1 own2=7")
+    assert.same({ 100 }, of "own1=0")
+    assert.same({ 100 }, of("own1=1 own2=1", { differ = "the second is not as the first" }))
+    assert.same({ 100 }, of "own1=1-")
+  end)
+
+  it("is what the others weigh where it is the first", function()
+    assert.same({ 5 }, of "else1=5")
+    assert.same({ 5 }, of("", { others = { { weight = 5 } } }))
+    assert.same({ 5 }, of("", { others = { { weight = 5 } }, several = true }))
+    assert.same({ 100 }, of("", { others = { { weight = 5, differs = true } }, several = true }))
+    assert.same({ 100 }, of("", { others = { { weight = 5 }, { weight = 6 } }, several = true }))
+  end)
+
+  it("leaves the others their part, where all together weigh enough for that", function()
+    assert.same({ 100, 200 }, of "own1=100 own2=100 else1=100")
+    assert.same({ 100, 100 }, of "own1=100 own2=100- else1=100")
+    assert.same({ 1 }, of "own1=1 own2=1 else1=1")
+  end)
+
+  it("is raised for a share, and that of the hosts that are left out with it, where all together weigh too little", function()
+    assert.same({ times = 50, full = 50, most = 100 }, all_of("own1=1 own2=1 else1=1 else2=3").raised)
+    assert.same({ times = 34, full = 68, most = 102 }, all_of("own1=1 own2=2 else1=1").raised)
+    for _, text in ipairs { "own1=1", "own1=100 else1=1", "own1=1 else1=3", "own1=1- else1=1" } do assert.is_nil(all_of(text).raised, text) end
+    local other = { name = "other", weight = 1 }
+    local found = all_of("own1=1 own2=1 else1=1", { others = { other } })
+    assert.same({ nil, other }, { found.raised, found.dwarfed })
+    assert.is_nil(all_of("own1=100", { others = { other } }).dwarfed)
+  end)
+
+  it("is what it was before a run that was killed between two releases", function()
+    assert.same({ 100, 400 }, of("own1=25 own2=25 own3=25 own4=25 own5=100 own6=100 own7=100", { wanted = 4, others = { { weight = 100 } } }))
+    assert.same({ 100, 100 }, of("own1=50 own2=50 else1=100 else2=100", { wanted = 1 }))
+    assert.same({ 100, 500 }, of("own1=100 own2=100 own3=100 own4=100 own5=100 else1=100", { wanted = 4 }))
   end)
 end)

@@ -5,24 +5,31 @@ local operation = require "deployrt.operation"
 local options = require "deployrt.options"
 local route = require "deployrt.balancer.route"
 local shares = require "deployrt.balancer.shares"
+local signature = require "deployrt.signature"
+local weights = require "deployrt.balancer.weights"
 
 ---@class deployrt.Balancer
 ---@field slots table<string, {state: string, weight: integer, up: boolean, sessions: integer, disputed?: boolean}>  as last read;
 ---  disputed: only some of several balancers use it
 ---@field down? boolean  it does not run: the slots are what it comes up with
 ---@field others deployrt.OtherServer[]  who gets traffic besides the slots, as last read
+---@field weights deployrt.Weights  those of this run
 ---@field halted? boolean  one of several does not run: a run starts it
 ---@field differ? string  which of several has other states than this, or is away
 ---@field outdated? boolean  it is set up otherwise than app.yml says
 ---@field lenient? boolean  its health checks are not those of the new release yet, which what serves may fail
 ---@field unknown? boolean  it is away, and nobody knows the states
 ---@field route? deployrt.Route  who gets which slots, where requests are told apart
-local Balancer = { kind = "balancer" }
+local Balancer = { kind = "balancer", takes = signature.of {
+  is_serving = "instance: instance", is_routed = "instance: instance", attach = "instances: some", drain = "instances: some",
+  detach = "instances: some", swap = "old: some, new: some", switch = "old: some, new: some, overlap: seconds?",
+  share = "percent: any, new: instances, old: instances, opts: table?, leaving: instances?",
+} }
 Balancer.__index = Balancer
 
 local balancer = {}
 
-local full_weight = 100
+local heaviest = 256 -- what HAProxy takes
 
 --- The balancers of the application as one; without any, instances serve as soon as they run.
 ---@param count integer
@@ -30,7 +37,7 @@ local full_weight = 100
 function balancer.new(count, drain)
   return setmetatable({
     configured = count > 0, several = count > 1, drain_timeout = drain and drain.timeout or 30, drain_long = drain and drain.long, slots = {}, others = {},
-    leaving = {},
+    leaving = {}, weights = { full = weights.usual, odd = {} },
   }, Balancer)
 end
 
@@ -64,6 +71,10 @@ function Balancer:settle(members)
   end
 end
 
+local function is_open(state, weight)
+  return state == "ready" and weight > 0
+end
+
 --- Begins a run: all slots are made known, and what is found is what the balancers shall keep.
 ---@async
 function Balancer:adopt()
@@ -75,6 +86,8 @@ function Balancer:adopt()
   self.lenient = prepared.lenient
   self:refresh()
   self:settle(operation.current().fleet.members)
+  local its = operation.current().fleet
+  self.weights = weights.of(self, its:elsewhere(), its:capacity(), heaviest)
   local changes = {}
   for name, slot in pairs(self.slots) do changes[#changes + 1] = { slot = name, state = slot.state, weight = slot.weight } end
   table.sort(changes, function(a, b) return a.slot < b.slot end)
@@ -82,14 +95,10 @@ function Balancer:adopt()
   operation.effect { name = "balancer.adopt", quiet = true, args = { changes = changes }, undo = back }
 end
 
---- Ends a run: of several balancers one may have been away, and each must have heard of everything.
+--- Ends a run: one that was restarted meanwhile, or away, must have heard of everything.
 ---@async
 function Balancer:agree()
-  if self.several then operation.observe { name = "balancer.agree", quiet = true, args = {} } end
-end
-
-local function is_open(state, weight)
-  return state == "ready" and weight > 0
+  if self.configured then operation.observe { name = "balancer.agree", quiet = true, args = {} } end
 end
 
 --- Whether there are balancers at all.
@@ -146,7 +155,7 @@ local function check_last(self, changed)
   if run.kind ~= "deploy" or allowed or operation.is_undoing() or serves_after(self, changed) then return end
   for _, member in ipairs(run.fleet:instances()) do
     local change = changed[member.slot]
-    if change and self:is_serving(member) and not is_open(change.state or "ready", change.weight or full_weight) and member:is_healthy() then
+    if change and self:is_serving(member) and not is_open(change.state or "ready", change.weight or self.weights.full) and member:is_healthy() then
       errors.raise("capacity", ("%s is the last that serves: without its traffic nothing would; give process.ports a spare slot%s"):format(
         member.label, allowed == false and ", or accept the gap with strategy.allow_gap: true" or ", or have the strategy give its new instances traffic first"),
         { host = member.host.name })
@@ -159,20 +168,21 @@ local function hold_leaving(self, changes)
   local changed = {}
   for _, change in ipairs(changes) do changed[change.slot] = change end
   check_last(self, changed)
-  for name, change in pairs(changed) do self.leaving[name] = not is_open(change.state or "ready", change.weight or full_weight) or nil end
+  for name, change in pairs(changed) do self.leaving[name] = not is_open(change.state or "ready", change.weight or self.weights.full) or nil end
   return setmetatable({}, { __close = function()
     for name in pairs(changed) do self.leaving[name] = nil end
   end })
 end
 
 --- Sets states; `for_good`: nothing is to be put back, as at the end of a drain, where whoever took the traffic brings it back.
-local function apply(self, changes, note, for_good)
+--- The note says what becomes of whom; what is put back is as it was found, so only who is concerned is said of that.
+local function apply(self, changes, note, for_good, concerned)
   if not self.configured or #changes == 0 then return end
   local closing <close> = hold_leaving(self, changes)
   operation.effect {
     name = "balancer.apply", kind = "repeat", args = { changes = changes, forward = not for_good or nil }, find = not for_good and "balancer.find" or nil, note = note,
     undo = not for_good and function(found)
-      return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout, long = self.drain_long }, note = note }
+      return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout, long = self.drain_long }, note = concerned or note }
     end or nil,
   }
   for _, change in ipairs(changes) do
@@ -220,14 +230,23 @@ local function set_state(list, state)
   for _, instance in ipairs(list) do instance.state = state end
 end
 
-local function ready(list, changes)
+local function ready(self, list, changes)
   for _, instance in ipairs(list) do
-    changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = full_weight }
+    changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = self.weights.full }
   end
 end
 
 local function close(list, changes)
   for _, instance in ipairs(list) do changes[#changes + 1] = { slot = instance.slot, state = "drain" } end
+end
+
+--- Gives traffic to some and takes it from others, in one change.
+local function move(self, from, to)
+  local changes, both = {}, table.move(from, 1, #from, #to + 1, table.move(to, 1, #to, 1, {}))
+  ready(self, to, changes)
+  close(from, changes)
+  local note = #to == 0 and "away from " .. labels(from) or #from == 0 and "to " .. labels(to) or ("from %s to %s"):format(labels(from), labels(to))
+  apply(self, changes, note, false, labels(both))
 end
 
 --- Waits for the requests in flight, then takes the slots out of service altogether.
@@ -244,13 +263,12 @@ local function await_drained(self, list)
     end
     local changes = {}
     for _, instance in ipairs(list) do changes[#changes + 1] = { slot = instance.slot, state = "maint" } end
-    apply(self, changes, labels(list), true)
+    apply(self, changes, labels(list) .. " out of service", true)
   end
   set_state(list, "idle")
 end
 
 local states = { ready = true, drain = true, maint = true }
-local heaviest = 256
 
 --- Changes as they may be sent to a balancer.
 local function checked(self, changes)
@@ -304,10 +322,9 @@ end
 ---@async
 ---@param instances deployrt.Instance|deployrt.Instance[]
 function Balancer:attach(instances)
-  local list, changes = as_list(instances), {}
+  local list = as_list(instances)
   ask_before_traffic(list)
-  ready(list, changes)
-  apply(self, changes, labels(list))
+  move(self, {}, list)
   set_state(list, "serving")
   end_route(self)
 end
@@ -316,9 +333,8 @@ end
 ---@async
 ---@param instances deployrt.Instance|deployrt.Instance[]
 function Balancer:drain(instances)
-  local list, changes = as_list(instances), {}
-  close(list, changes)
-  apply(self, changes, labels(list))
+  local list = as_list(instances)
+  move(self, list, {})
   set_state(list, "draining")
   await_drained(self, list)
 end
@@ -338,10 +354,7 @@ function Balancer:switch(old, new, overlap)
     self:attach(into)
     operation.sleep(overlap)
   end
-  local changes = {}
-  ready(into, changes)
-  close(out, changes)
-  apply(self, changes, labels(into))
+  move(self, out, into)
   set_state(into, "serving")
   set_state(out, "draining")
   end_route(self)
@@ -356,7 +369,28 @@ function Balancer:swap(old, new)
   self:switch(old, new)
 end
 
---- Splits traffic exactly: `percent` of the requests go to the new instances, the rest to the old ones. With `route`, those
+--- Has all others that may serve weigh so many times as much, in the same change: nobody's part changes by that. One that is down
+--- now was not reckoned with, and may weigh too much for that.
+local function raise(self, changes, times)
+  local changed, names = {}, {}
+  for _, change in ipairs(changes) do changed[change.slot] = true end
+  for name, slot in pairs(self.slots) do
+    if not changed[name] and is_open(slot.state, slot.weight) then names[#names + 1] = name end
+  end
+  table.sort(names)
+  for _, name in ipairs(names) do changes[#changes + 1] = { slot = name, weight = math.min(self.slots[name].weight * times, heaviest) } end
+end
+
+--- Says once whose traffic a share takes.
+local function warn_dwarfed(self)
+  local other = self.weights.dwarfed
+  self.weights.dwarfed = nil
+  operation.current().emit { event = "warning", message = ("%s, which app.yml does not name, gets next to nothing while traffic is shared: it weighs %d, and no share can be "
+    .. "told by weights so small; give it, and what serves, a weight of 100 in the balancer's configuration"):format(other.name, other.weight) }
+end
+
+--- Splits traffic exactly: `percent` of the requests go to the new instances, the rest to the old ones; who is neither gets as
+--- much as before, unless app.yml does not name it, and weights are so small that the share could not be told. With `route`, those
 --- that a rule fits go to the new ones whatever the percentage; with `sticky`, visitors stay on the side that they saw first.
 ---@async
 ---@param percent number  0 to 100
@@ -369,6 +403,9 @@ function Balancer:share(percent, new, old, opts, leaving)
   if type(percent) ~= "number" or not (percent >= 0 and percent <= 100) then
     errors.raise("usage", ("a share is a percentage from 0 to 100, not %s"):format(tostring(percent)))
   end
+  for _, name in ipairs { "route", "sticky" } do -- the others are the strategy's own
+    if opts and opts[name] ~= nil then options.declared("share", name, route.options[name], opts[name]) end
+  end
   new, old, leaving = kept(new), kept(old), kept(leaving or {})
   ask_before_traffic(new)
   local note = ("%g%% to the new release"):format(percent)
@@ -379,7 +416,9 @@ function Balancer:share(percent, new, old, opts, leaving)
     apply(self, changes, note)
     return set_state(new, "serving")
   end
-  local new_weights, old_weights = shares.weights(percent, #new, #old, heaviest)
+  local scale = self.weights.raised or self.weights
+  local most = scale.most and math.min(scale.most, scale.full * (#new + #old))
+  local new_weights, old_weights = shares.weights(percent, #new, #old, heaviest, most)
   for i, instance in ipairs(new) do
     changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = new_weights[i] }
   end
@@ -387,7 +426,11 @@ function Balancer:share(percent, new, old, opts, leaving)
     changes[#changes + 1] = { slot = instance.slot, state = "ready", weight = old_weights[i] }
   end
   close(leaving, changes)
+  if scale.times then raise(self, changes, scale.times) end
+  if scale.dwarfed then warn_dwarfed(self) end
   apply(self, changes, note)
+  self.weights.raised = nil
+  self.weights.full, self.weights.most = scale.full, scale.most
   set_state(new, "serving")
 end
 

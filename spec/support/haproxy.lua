@@ -5,8 +5,8 @@ local haproxy, HAProxy = {}, {}
 HAProxy.__index = HAProxy
 
 --- A user's own HAProxy in a directory of its own.
----@param opts {backend?: string, servers: string[], level?: string, listen?: integer, master?: boolean}
----  servers: the rest of each `server` line; listen: default a free port; master: with -W, for reload()
+---@param opts {backend?: string, servers: string[], check?: string[], after?: string[], level?: string, listen?: integer, master?: boolean}
+---  servers: the rest of each `server` line; check: lines of the backend; after: what follows it; listen: default a free port; master: with -W, for reload()
 function haproxy.start(opts)
   local self = setmetatable({ dir = machine.dir(), port = opts.listen or machine.free_port() }, HAProxy)
   self.socket, self.backend, self.master = self.dir .. "/admin.sock", opts.backend or "shop", opts.master
@@ -16,7 +16,9 @@ function haproxy.start(opts)
     "  option redispatch 1", "  retries 3", "frontend in", "  bind 127.0.0.1:" .. self.port,
     "  default_backend " .. self.backend, "backend " .. self.backend, "  balance roundrobin",
   }
+  for _, line in ipairs(opts.check or {}) do lines[#lines + 1] = "  " .. line end
   for _, server in ipairs(opts.servers) do lines[#lines + 1] = "  server " .. server end
+  for _, line in ipairs(opts.after or {}) do lines[#lines + 1] = line end
   self.config = machine.write(self.dir .. "/haproxy.cfg", table.concat(lines, "\n") .. "\n")
   self:start()
   return self

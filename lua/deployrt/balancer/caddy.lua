@@ -1,5 +1,6 @@
 -- caddy.lua -- Caddy, by its admin API: which upstreams a reverse proxy has.
 local cjson = require "cjson"
+local endpoint = require "deployrt.balancer.endpoint"
 local errors = require "deployrt.errors"
 local outage = require "deployrt.balancer.outage"
 
@@ -33,6 +34,8 @@ function caddy.rules(entry, path, fail)
   if (entry.id == nil) == (entry.server == nil) then
     fail(path, ("%s: either `id`, the @id of a reverse_proxy, or `server`, which has one; see `deployrt help caddy`"):format(path))
   end
+  local problem = entry.admin and endpoint.problem(entry.admin, path .. ".admin", { path = "/run/caddy/admin.sock", port = 2019 })
+  if problem then fail(path .. ".admin", problem) end
 end
 
 --- Upstreams are in a list, or not.
@@ -57,6 +60,7 @@ local advice = {
   refused = "nobody answers there: is Caddy running, and is this the address of its admin API?",
   missing = "there is no such socket: is Caddy running, and is this the address of its admin API?",
   timeout = "no answer in time",
+  unresolved = "there is no such name",
 }
 
 --- A request to the admin API, over a connection of its own.
@@ -65,7 +69,7 @@ local advice = {
 local function ask(self, method, path, body)
   local request = ("%s %s HTTP/1.0\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"):format(
     method, path, self.admin, #(body or ""), body or "")
-  local ok, answer = pcall(self.host.talk, self.host, (self.admin:gsub("^localhost:", "127.0.0.1:")), request, 30)
+  local ok, answer = pcall(self.host.talk, self.host, self.admin, request, 30)
   if not ok then
     local text = type(answer) == "table" and advice[answer.code]
     if not text then error(answer, 0) end
@@ -99,7 +103,7 @@ local function path_of(self)
   return found[1] .. "/upstreams"
 end
 
-local function endpoint(slot)
+local function dial_of(slot)
   return (slot.address:find(":", 1, true) and "[%s]:%d" or "%s:%d"):format(slot.address, slot.port)
 end
 
@@ -127,7 +131,7 @@ end
 --- Upstreams that are no slot's: those that deployrt added are slots that are left, the rest is the user's.
 local function others(self, list)
   local mine, found = {}, {}
-  for _, slot in ipairs(self.context.slots) do mine[endpoint(slot)] = true end
+  for _, slot in ipairs(self.context.slots) do mine[dial_of(slot)] = true end
   for _, upstream in ipairs(list) do
     local address = address_of(upstream)
     if not mine[address] and upstream["@id"] == mark(self, address) then
@@ -157,7 +161,7 @@ local function states_of(self, list)
   local states, dialled = {}, {}
   for _, upstream in ipairs(list) do dialled[address_of(upstream)] = true end
   for _, slot in ipairs(self.context.slots) do
-    local said, serves = self.said[slot.name], dialled[endpoint(slot)] == true
+    local said, serves = self.said[slot.name], dialled[dial_of(slot)] == true
     local agrees = said and serves == (said.state == "ready" and said.weight > 0)
     states[slot.name] = agrees and said or { state = serves and "ready" or "maint", weight = 100 }
   end
@@ -199,7 +203,7 @@ local function upstreams(self, list, states)
   local out, found, mine = {}, {}, {}
   for _, upstream in ipairs(list) do found[address_of(upstream)] = upstream end
   for _, slot in ipairs(self.context.slots) do
-    local address, state = endpoint(slot), states[slot.name]
+    local address, state = dial_of(slot), states[slot.name]
     local upstream = found[address] or { dial = address }
     upstream["@id"], mine[address] = upstream["@id"] or mark(self, address), true
     if state.state == "ready" and state.weight > 0 then out[#out + 1] = upstream end

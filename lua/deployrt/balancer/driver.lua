@@ -17,17 +17,22 @@ local route = require "deployrt.balancer.route"
 ---@field health? table      set from outside: how the health of what is to serve in the end is checked; default: as context.health says
 ---@field lenient? boolean   set by prepare: health is not checked so yet, for what serves may be another release, and is to go on until examine
 ---@field examine? fun(self, strict: boolean)  health is checked so; or, not strictly, whatever listens passes
----@field unprepare? fun(self, run: string, lenient: boolean)  puts back what prepare changed for that run, if it did; lenient: what serves
----  may be another than what it was set up for, and is to go on
+---@field unprepare? fun(self, run: string, lenient: boolean, is_other?: fun(slot: string): boolean)  puts back what prepare changed for that run,
+---  if it did; lenient: what serves may be another than what it was set up for, and is to go on; is_other: slots that other runs may be about
 ---@field stopped? boolean   set by unprepare: the run had started it, and it has no part in the rest of the way back
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string, others?: deployrt.OtherServer[]}  as the
 ---  balancer has it now; of the named ones at least
 ---@field apply fun(self, changes: deployrt.SlotChange[], forward?: boolean): table<string, deployrt.DriverSlot>?  returns when the balancer
 ---  does what was asked: it is read back; tells the slots as they were before, where it had to look; forward: nothing is put
 ---  back, so that what gets traffic must be in reach
+---@field checked? fun(self, names: string[]): string[]  slots that are to get traffic, and are to pass a check of the balancer's own before,
+---  which deployrt does not know
+---@field pass_checks? fun(self, names: string[]): string?  has it check them, without traffic; tells why not all have passed by now
 ---@field stats fun(self): table<string, deployrt.SlotStats>  counters that only grow, until the balancer is restarted
 ---@field persist fun(self, wanted: table<string, {state?: deployrt.SlotState, weight?: integer}>)  over a restart; what is absent is
 ---  for another run to say
+---@field conclude? fun(self, wanted: table<string, {state?: deployrt.SlotState, weight?: integer}>)  a run is over: notes what it has to
+---  know of these slots when app.yml does not name them any more; those that are absent are as they are
 ---@field route? fun(self, route?: deployrt.Route)  who gets the routed slots; nil: nobody is told apart
 ---@field stop fun(self)     ends what the driver itself started
 
@@ -50,9 +55,9 @@ local route = require "deployrt.balancer.route"
 ---@class deployrt.DriverContext
 ---@field app string
 ---@field dir string            the directory of app.yml
+---@field place? fun(key: string): string  where app.yml has a key of this balancer
 ---@field host deployrt.Connection  where the balancer runs
 ---@field slots deployrt.Slot[]
----@field alone boolean         there is no other balancer
 ---@field health? table         app.health
 
 ---@class deployrt.DriverSlot
@@ -71,6 +76,7 @@ local route = require "deployrt.balancer.route"
 ---@field address string
 ---@field weight integer  beside those of the slots
 ---@field via string      what sends it traffic, in words: "backend 'shop'"
+---@field differs? boolean  it has another weight on another of several balancers
 
 ---@class deployrt.Slot
 ---@field name string
@@ -126,6 +132,18 @@ function driver.is_file(type_name)
   return type_name:find("%.lua$") ~= nil
 end
 
+local function path_of(type_name, dir)
+  return type_name:sub(1, 1) == "/" and type_name or (dir or ".") .. "/" .. type_name
+end
+
+--- Whether a type is none that is built in, nor a file that can be read.
+---@param type_name string
+---@param dir string  where a relative path begins
+---@return boolean
+function driver.is_missing(type_name, dir)
+  return not built_in[type_name] and not (driver.is_file(type_name) and read(path_of(type_name, dir)))
+end
+
 --- The module of a type of balancer.
 ---@param type_name string  a built-in name, or the path of a Lua file
 ---@param dir? string       where a relative path begins
@@ -134,7 +152,7 @@ end
 function driver.module(type_name, dir)
   if built_in[type_name] then return require(built_in[type_name]) end
   library.check_file(dir or ".", type_name)
-  return load_file(type_name:sub(1, 1) == "/" and type_name or (dir or ".") .. "/" .. type_name)
+  return load_file(path_of(type_name, dir))
 end
 
 --- The module of a built-in type, for the checks of app.yml; nil for another one.

@@ -1,7 +1,9 @@
 -- haproxy.lua -- HAProxy through its runtime API: the user's own, or one that deployrt runs.
 local entries = require "deployrt.balancer.haproxy_entry"
 local errors = require "deployrt.errors"
+local checks = require "deployrt.balancer.haproxy_checks"
 local config = require "deployrt.balancer.haproxy_config"
+local left = require "deployrt.balancer.left"
 local managed = require "deployrt.balancer.haproxy_managed"
 local outage = require "deployrt.balancer.outage"
 local process = require "deployrt.balancer.haproxy_process"
@@ -32,7 +34,7 @@ end
 ---@param context deployrt.DriverContext
 ---@return deployrt.HAProxy
 function haproxy.open(options, context)
-  local self = { options = options, context = context, host = context.host, addresses = {} }
+  local self = { options = options, context = context, host = context.host, addresses = {}, checking = {} }
   setmetatable(self, HAProxy)
   self.backend = options.backend or context.app
   if self.backend:find("[^%w_.:-]") then
@@ -57,6 +59,7 @@ local advice = {
   refused = "nobody answers there: is HAProxy running?",
   denied = "this user may not use it: give its `stats socket` line a user, group or mode that lets it",
   timeout = "no answer in time: HAProxy hangs, or something else listens there",
+  unresolved = "there is no such name: is it right in balancer.socket?",
 }
 
 --- Sends commands as one request. An error keeps its code, so that callers can wait for a restarting HAProxy.
@@ -114,7 +117,8 @@ local function nothing_runs(self)
   local slots, kept = {}, managed.kept_slots(self)
   for _, slot in ipairs(self.context.slots) do
     local state = kept[slot.name] or { state = "maint", weight = 0 }
-    slots[slot.name] = { server = config.identifier(slot.name), state = state.state, up = false, weight = state.weight, sessions = 0, queue = 0 }
+    slots[slot.name] = { server = config.identifier(slot.name), state = state.state, up = false, weight = state.weight, sessions = 0, queue = 0,
+      left = self.left and self.left[slot.name] }
   end
   return { slots = slots, instance = "none", down = true }
 end
@@ -179,23 +183,20 @@ end
 
 --- A server that gets traffic gets its weight first, and one that loses it loses it first.
 local function commands_for(self, row, change)
-  local weight = change.weight and change.weight ~= row.weight and set(self, row, "weight", change.weight)
-  local state = change.state and change.state ~= row.state and set(self, row, "state", change.state)
-  local first, second = state, weight
-  if change.state == "ready" then first, second = weight, state end
-  return first or second or nil, first and second or nil
+  local weight = change.weight and change.weight ~= row.weight and set(self, row, "weight", change.weight) or nil
+  local state = change.state and change.state ~= row.state and set(self, row, "state", change.state) or nil
+  if change.state ~= "ready" then return { state or weight, state and weight } end
+  local list = { weight or state, weight and state }
+  if checks.is_to_be_trusted(row) then list[#list + 1] = set(self, row, "health", "up") end
+  return list
 end
 
 local function all_commands(self, slots, changes)
   local commands, now = {}, {}
   for _, change in ipairs(changes) do
     local row = now[change.slot] or slots[change.slot]
-    local first, second = commands_for(self, row, change)
-    commands[#commands + 1] = first
-    commands[#commands + 1] = second
-    now[change.slot] = {
-      server = row.server, state = change.state or row.state, weight = change.weight or row.weight,
-    }
+    for _, command in ipairs(commands_for(self, row, change)) do commands[#commands + 1] = command end
+    now[change.slot] = { server = row.server, checked = row.checked, state = change.state or row.state, weight = change.weight or row.weight }
   end
   return commands
 end
@@ -245,18 +246,18 @@ local function all_known(slots, changes)
   return true
 end
 
---- All slots of the changes, known to HAProxy: one that forgot them (reload, restart) is prepared anew.
+--- All slots of the changes, known to HAProxy, all rows, and who answered: one that forgot them (reload, restart) is prepared anew.
 local function look_for(self, changes)
   local ok, seen = pcall(look_at_backend, self)
   local gone = not ok and (seen.code == "missing" or seen.code == "refused")
   if not ok and not (gone and self.options.managed) then error(seen, 0) end
-  if ok and all_known(seen.slots, changes) then return seen.slots end
+  if ok and all_known(seen.slots, changes) then return seen.slots, seen.rows, seen.instance end
   self:prepare()
-  local slots = look_at_backend(self).slots
+  seen = look_at_backend(self)
   for _, change in ipairs(changes) do
-    if not slots[change.slot] then self:fail(describe(self, change) .. ": it is not in app.yml") end
+    if not seen.slots[change.slot] then self:fail(describe(self, change) .. ": it is not in app.yml") end
   end
-  return slots
+  return seen.slots, seen.rows, seen.instance
 end
 
 --- Sets states and weights, in order and with one request, and reads them back. What is so already is not sent.
@@ -274,6 +275,41 @@ function HAProxy:apply(changes, forward)
   table.move(observations(self), 1, 2, #request + 1, request)
   verify(self, self:ask(request), changes)
   return slots
+end
+
+local function drained(names)
+  local changes = {}
+  for i, name in ipairs(names) do changes[i] = { slot = name, state = "drain" } end
+  return changes
+end
+
+--- The slots among these that one's own HAProxy checks, as its configuration says, which deployrt does not know: they are to pass
+--- before they get traffic. A managed one checks what deployrt has checked already.
+---@async
+---@param names string[]  of slots that get none now
+---@return string[] checked
+function HAProxy:checked(names)
+  if self.options.managed then return {} end
+  local slots, rows = look_for(self, drained(names))
+  for _, name in ipairs(names) do self.checking[name] = nil end
+  return checks.of(slots, rows, names)
+end
+
+--- Has HAProxy check slots that are in drain. It is told again when it was restarted, or somebody else has changed a state.
+---@async
+---@param names string[]  as checked() told them
+---@return string? problem  why not all have passed by now
+function HAProxy:pass_checks(names)
+  local slots, _, instance = look_for(self, drained(names))
+  local request = {}
+  for _, name in ipairs(names) do
+    local begun = slots[name].state == "drain" and self.checking[name] == instance
+    for _, order in ipairs(begun and {} or checks.begin(slots[name])) do request[#request + 1] = set(self, slots[name], order[1], order[2]) end
+    self.checking[name] = instance
+  end
+  if #request > 0 then self:ask(request) end
+  local problem = checks.first_problem(#request > 0 and look_for(self, drained(names)) or slots, names)
+  return problem and ("HAProxy at %s, backend '%s': %s"):format(self.socket, self.backend, problem)
 end
 
 local function names_of_backends(stats)
@@ -328,6 +364,12 @@ local function check_slots(self, rows, text)
     self:fail(("servers %s and %s of backend '%s' are the same instance (%s): remove one of them"):format(
       first.server, second.server, self.backend, first.endpoint))
   end
+  local astray, server = servers.misplaced(self, rows)
+  if astray then
+    self:fail(("server %s of backend '%s' is at %s, and app.yml has that slot at %s: write the line below instead of its, and reload HAProxy; or give the host "
+      .. "the address that it has here, and what ssh needs instead in ~/.ssh/config (HostName)"):format(server.server, self.backend, server.endpoint,
+      config.endpoint(astray)), servers.lines { astray })
+  end
 end
 
 --- With a map, one's own HAProxy has what tells requests apart.
@@ -342,29 +384,37 @@ local function check_own(self)
     ("add server %s/deployrt-probe"):format(self.backend) })
   check_level(self, text)
   check_weights(self, text, check_backend(self, runtime.parse_stat(text)))
-  check_slots(self, runtime.rows_of(text, self.backend), text)
+  local rows = runtime.rows_of(text, self.backend)
+  check_slots(self, rows, text)
   check_route(self)
+  return servers.at_other_ports(self, rows)
 end
 
 --- Whether HAProxy is there and will do what a run asks of it. Changes nothing.
 --- Raises deployrt.Error: "balancer", and those of read.
 ---@async
+---@return string[]? notes  what people should know
 function HAProxy:check()
   if self.options.managed then return managed.check(self) end
-  check_own(self)
+  return check_own(self)
 end
 
 --- Slots that the user's HAProxy does not know get a server, in maintenance.
 local function add_missing(self, wanted)
   local seen = look_at_backend(self)
-  if wanted then servers.forget_left(self, seen.slots, wanted) end
+  if wanted then left.forget(self, seen.slots, wanted) end
   local missing = servers.missing(self, seen.slots)
   if #missing == 0 then return end
   local request = servers.commands(self, missing, seen.rows, seen.version)
   table.move(observations(self), 1, 2, #request + 1, request)
   local text = self:ask(request)
-  local left = servers.missing(self, servers.match(self, runtime.rows_of(text, self.backend)))
-  if #left > 0 then refuse_missing(self, left, runtime.complaint(text) .. "\n") end
+  local refused = servers.missing(self, servers.match(self, runtime.rows_of(text, self.backend)))
+  if #refused > 0 then refuse_missing(self, refused, runtime.complaint(text) .. "\n") end
+end
+
+--- Controllers that run on different hosts at the same time have one HAProxy: each sees it as the others have left it.
+local function set_up(self, action, ...)
+  self.host:alone(self.host.root, action, self, ...)
 end
 
 --- Makes every slot known: one's own HAProxy gets the missing ones as dynamic servers, in maintenance; a managed
@@ -373,22 +423,23 @@ end
 ---@param run? string  that may want back the configuration which it finds
 ---@param wanted? table<string, table>  slots that the run has in hand
 function HAProxy:prepare(run, wanted)
-  if self.options.managed then managed.prepare(self, run, wanted) else add_missing(self, wanted) end
+  if self.options.managed then set_up(self, managed.prepare, run, wanted) else add_missing(self, wanted) end
 end
 
 --- Managed: the configuration that the run found is put back, if prepare() changed it.
 ---@async
 ---@param run string
 ---@param lenient boolean  something serves that it may not have been written for
-function HAProxy:unprepare(run, lenient)
-  if self.options.managed then managed.unprepare(self, run, lenient) end
+---@param is_other? fun(slot: string): boolean  slots of hosts that the run is not about
+function HAProxy:unprepare(run, lenient, is_other)
+  if self.options.managed then set_up(self, managed.unprepare, run, lenient, is_other) end
 end
 
 --- Managed: HAProxy checks health as the new release says, or only whether something listens.
 ---@async
 ---@param strict boolean
 function HAProxy:examine(strict)
-  if self.options.managed then managed.examine(self, strict) end
+  if self.options.managed then set_up(self, managed.examine, strict) end
 end
 
 --- Brings the routed servers and the percentage to what is wanted, and reads them back.
@@ -407,7 +458,7 @@ end
 ---@param wanted? deployrt.Route
 function HAProxy:route(wanted)
   self.routing = wanted
-  if self.options.managed then managed.prepare(self) end
+  if self.options.managed then self:prepare() end
   if wanted then
     set_route(self, wanted)
   elseif not self.options.managed then
@@ -420,16 +471,23 @@ end
 ---@async
 ---@param wanted table<string, {state?: deployrt.SlotState, weight?: integer}>  by slot
 function HAProxy:persist(wanted)
-  if self.options.managed then return managed.persist(self, wanted) end
+  if self.options.managed then return set_up(self, managed.persist, wanted) end
   if not self.options.state_file then return end
   local text = self:ask { "show servers state" }
   if text:find("# be_id", 1, true) then self.host:write(self.options.state_file, text, "644") end
 end
 
+--- With a server-template: which of its servers are this application's is noted for the runs to come.
+---@async
+---@param wanted table<string, {state?: deployrt.SlotState, weight?: integer}>  by slot
+function HAProxy:conclude(wanted)
+  if self.template then servers.note_given(self, look_at_backend(self).slots, wanted) end
+end
+
 --- Managed: ends HAProxy once its requests are done, and removes its files. One's own is left alone.
 ---@async
 function HAProxy:stop()
-  if self.options.managed then managed.stop(self) end
+  if self.options.managed then set_up(self, managed.stop) end
 end
 
 return haproxy

@@ -1,4 +1,6 @@
 -- haproxy_entry.lua -- What app.yml says of a HAProxy: its keys, what cannot work, and what a user must have there.
+local endpoint = require "deployrt.balancer.endpoint"
+
 local haproxy_entry = { keys = { "socket", "backend", "managed", "listen", "map", "stats", "state_file", "maintenance", "template" } }
 
 haproxy_entry.help = [[
@@ -17,9 +19,13 @@ Your own, on this machine or on a host (`host:`):
     backend shop
       balance roundrobin
   Servers of the backend are found by their address, whatever they are called; a slot without one is added at runtime, or
-  gets a free one of a server-template (`template: app`; those in maintenance that are no slot's are free):
+  gets a free one of a server-template (`template: app`):
     backend shop
       server-template app 1-16 127.0.0.1:1 check disabled
+  Give each application a template of its own: those in maintenance that are no slot's are free, also those that another
+  application keeps for its next release. At its end a run notes which servers it leaves with traffic (in ~/.deployrt/APP/balancer, on the balancer's host);
+  when app.yml does not name their slots any more, those lose it, and no others: what a first deployment finds is left alone.
+  A server that is named like a slot and has its host's address, but another port, is the slot's, with a warning: a sidecar may be there.
   A reload forgets added servers and addresses, and a run sets them again: servers
   that are to outlive a reload between runs belong into the configuration. A reload or restart forgets states and weights too, unless deployrt keeps them for it:
     balancer: {type: haproxy, socket: /run/haproxy/admin.sock, backend: shop, state_file: /var/lib/haproxy/server-state}
@@ -27,6 +33,8 @@ Your own, on this machine or on a host (`host:`):
       server-state-file /var/lib/haproxy/server-state
     defaults
       load-server-state-from-file global
+  Where servers have a `check`, an instance passes it in state drain before it gets traffic, which takes up to the check's
+  `inter` (2s unless said; with fall 1 `rise` times that), and at most health.deadline: a release that fails there does not replace what serves.
   With a master process (-W) the socket is the new worker's after a reload; a drain waits for the old workers too, where the socket is a path.
 
 Other keys:
@@ -58,6 +66,8 @@ function haproxy_entry.rules(entry, path, fail)
     fail(path, ("%s: %s of your HAProxy %s needed, or `managed: true` with `listen`"):format(path,
       entry.socket and "`backend`" or entry.backend and "`socket`" or "`socket` and `backend`", own and "is" or "are"))
   end
+  local problem = entry.socket and endpoint.problem(entry.socket, path .. ".socket", { path = "/run/haproxy/admin.sock", port = 9999 })
+  if problem then fail(path .. ".socket", problem) end
 end
 
 return haproxy_entry

@@ -2,8 +2,11 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local config = require "deployrt.balancer.haproxy_config"
+local left = require "deployrt.balancer.left"
 local process = require "deployrt.balancer.haproxy_process"
+local read = require("deployrt.file").read
 local routes = require "deployrt.balancer.haproxy_route"
+local servers = require "deployrt.balancer.haproxy_servers"
 
 local haproxy_managed = {}
 
@@ -27,19 +30,38 @@ local function look(driver)
   end
 end
 
---- Whether the listening process is ours: the worker that answers, or the master above it.
-local function is_ours(driver, owner, running)
-  if not running then return false end
-  local master = (driver.host:read(driver.paths.pid) or ""):match("%d+")
-  return owner.pid == running.pid or owner.pid == master
+--- Waits until `condition` answers with something; nil when the time is over.
+local function await(seconds, condition)
+  local deadline = core.now() + seconds
+  while true do
+    local value = condition()
+    if value or core.now() > deadline then return value end
+    errors.check(core.sleep(0.02))
+  end
 end
 
---- Binding an address that another process has would fail; a reload that fails so pauses HAProxy for good.
-local function check_listen(driver, running)
-  local owner = process.find_owner(driver.host, driver.options.listen)
-  if not owner or is_ours(driver, owner, running) then return end
-  driver:fail(("balancer.listen %s is in use by %s: stop that, or choose another address"):format(
-    driver.options.listen, owner.text))
+--- Why one of the addresses cannot be had; nil where nobody listens there, or the HAProxy that answers.
+local function listen_problem(driver)
+  for _, key in ipairs { "listen", "stats" } do
+    local address = driver.options[key]
+    local owner = address and process.find_owner(driver.host, address)
+    if owner and not (process.is_ours(driver.host, driver.paths, owner.pid) and look(driver)) then
+      return ("balancer.%s %s is in use by %s: stop that, or choose another address"):format(key, address, owner.text)
+    end
+    local problem = address and not owner and process.try_to_bind(driver.host, driver.paths, address)
+    if problem then return ("balancer.%s: HAProxy cannot listen at %s: %s"):format(key, address, problem) end
+  end
+end
+
+--- An address that cannot be bound is found before it is wanted: a reload that fails so pauses HAProxy for good. Another
+--- controller may be trying it, too, or be about to start ours there.
+local function check_listen(driver)
+  local problem
+  await(2, function()
+    problem = listen_problem(driver)
+    return not problem
+  end)
+  if problem then driver:fail(problem) end
 end
 
 --- The page of balancer.maintenance, and where it lies beside the configuration: another page has another name.
@@ -48,10 +70,11 @@ end
 local function maintenance_of(driver)
   local source = driver.options.maintenance
   if not source then return nil end
-  local file, problem = io.open(source, "rb")
-  if not file then driver:fail("balancer.maintenance: " .. problem) end
-  local page = file:read("a")
-  file:close()
+  local page = read(source)
+  if not page then
+    local place = driver.context.place and driver.context.place("maintenance") .. ": " or ""
+    errors.raise("balancer", ("%sbalancer.maintenance: %s: it cannot be read as a file: it is the page that clients see while nothing serves"):format(place, source))
+  end
   return ("%s/maintenance-%s.html"):format(driver.paths.directory, core.sha256(page):sub(1, 12)), page
 end
 
@@ -67,30 +90,35 @@ local function text_of(driver, wanted)
   }, driver.context.slots, wanted)
 end
 
---- The name that a configuration has for each slot: by address, for a host may have another name by now, else by name.
+--- The name that a configuration has for each slot that it knows: by address, for a host may have another name by now, and
+--- who has its name may be at another address.
 ---@param slots deployrt.Slot[]
 ---@param kept table<string, {state: string, weight: integer, address: string, port: integer}>
 ---@return table<string, string>  by slot
-local function names_of(slots, kept)
+local function names_of(driver, slots, kept)
   local by_endpoint, names = {}, {}
-  for name, server in pairs(kept) do by_endpoint[config.endpoint(server)] = name end
-  for _, slot in ipairs(slots) do names[slot.name] = by_endpoint[config.endpoint(slot)] or config.identifier(slot.name) end
+  for name, server in pairs(kept) do
+    for _, endpoint in ipairs(servers.endpoints(driver, server)) do by_endpoint[endpoint] = name end
+  end
+  for _, slot in ipairs(slots) do
+    for _, endpoint in ipairs(servers.endpoints(driver, slot)) do names[slot.name] = names[slot.name] or by_endpoint[endpoint] end
+  end
   return names
 end
 
 --- Servers of a configuration that are slots.
 ---@return table<string, table> found  of `kept`, by slot
 ---@return table<string, true> known   names in `kept`
-local function servers_of(slots, kept)
+local function servers_of(driver, slots, kept)
   local found, known = {}, {}
-  for slot, name in pairs(names_of(slots, kept)) do found[slot], known[name] = kept[name], true end
+  for slot, name in pairs(names_of(driver, slots, kept)) do found[slot], known[name] = kept[name], true end
   return found, known
 end
 
 --- A configuration whose slots come up with these states.
 ---@param wanted table<string, {state?: string, weight?: integer}>  by slot; what is absent stays as it is
 local function with_states(driver, text, wanted)
-  local by_name, names = {}, names_of(driver.context.slots, config.wanted(text))
+  local by_name, names = {}, names_of(driver, driver.context.slots, config.wanted(text))
   for slot, name in pairs(names) do by_name[name] = wanted[slot] end
   return config.with_states(text, by_name)
 end
@@ -99,71 +127,36 @@ local function serves(server)
   return server.state == "ready" and server.weight > 0
 end
 
---- What gets traffic although app.yml does not name it any more.
-local function dropped(slots, kept)
-  local _, known = servers_of(slots, kept)
-  local names, others = {}, false
-  for name, server in pairs(kept) do
-    others = others or serves(server) and known[name]
-    if serves(server) and not known[name] then names[#names + 1] = name end
+local function serves_any(wanted, concerns)
+  for name, server in pairs(wanted) do
+    if serves(server) and (not concerns or concerns(name)) then return true end
   end
-  table.sort(names)
-  return names, others
+  return false
 end
 
 --- Servers that app.yml does not name any more stay known: what gets traffic, until a run has taken it away, and what gets
 --- none, for a run that took it away may be taken up, and want to give it back.
 ---@param driver deployrt.HAProxy
 function haproxy_managed.keep_left(driver)
-  if driver.left or not driver.context.alone then return end
-  local kept, named, names = haproxy_managed.kept(driver), driver.context.slots, {}
-  local _, known = servers_of(named, kept)
-  for name in pairs(kept) do if not known[name] then names[#names + 1] = name end end
-  table.sort(names)
-  local slots = table.move(named, 1, #named, 1, {})
-  driver.left = {}
-  for _, name in ipairs(names) do
-    driver.left[name], slots[#slots + 1] = true, { name = name, address = kept[name].address, port = kept[name].port }
+  if driver.left then return end
+  local kept, found = haproxy_managed.kept(driver), {}
+  local _, known = servers_of(driver, driver.context.slots, kept)
+  for name, server in pairs(kept) do
+    found[#found + 1] = not known[name] and { name = name, endpoint = config.endpoint(server) } or nil
   end
-  driver.named, driver.context = named, setmetatable({ slots = slots }, { __index = driver.context })
-end
-
---- What app.yml does not name any more, and gets no traffic, is forgotten when a run begins.
----@param wanted table<string, {state?: string, weight?: integer}>  by slot
----@param in_hand table<string, table>  slots that the run has in hand
-local function forget_closed(driver, wanted, in_hand)
-  local slots, left = {}, driver.left or {}
-  for _, slot in ipairs(driver.context.slots) do
-    local now = wanted[slot.name]
-    if not left[slot.name] or in_hand[slot.name] or now and serves(now) then slots[#slots + 1] = slot end
-  end
-  driver.context.slots = slots
-end
-
---- What app.yml does not name any more loses its traffic: not while it is all that serves.
----@return string[] notes
-local function check_dropped(driver)
-  local names, others = dropped(driver.named or driver.context.slots, haproxy_managed.kept(driver))
-  if #names == 0 then return {} end
-  if others then
-    return { ("app.yml does not name %s any more: it gets no traffic from now on, and what runs there goes on until somebody stops it"):format(
-      table.concat(names, ", ")) }
-  end
-  driver:fail(("all of its traffic goes to %s, which app.yml does not name any more: keep those hosts and ports beside the new ones until a deployment has replaced what runs there"):format(
-    table.concat(names, ", ")))
+  table.sort(found, function(a, b) return a.name < b.name end)
+  left.keep(driver, found, config.identifier)
 end
 
 ---@param driver deployrt.HAProxy
 function haproxy_managed.check(driver)
   require_program(driver)
   local running, text = look(driver), text_of(driver, {})
-  local notes = running and check_dropped(driver)
   local same = running and running.description == config.fingerprint(text)
-  if not same then check_listen(driver, running) end
+  if not same then check_listen(driver) end
   local on_disk = driver.host:read(driver.paths.config) or ""
   driver.outdated = running and not same and (running.description ~= config.fingerprint(on_disk) -- who wrote it died before the reload
     or config.settings(text) ~= config.settings(on_disk))
-  return notes
 end
 
 local function output(result)
@@ -185,16 +178,6 @@ local function put_in_place(driver, text)
   end
 end
 
---- Waits until `condition` answers with something; nil when the time is over.
-local function await(seconds, condition)
-  local deadline = core.now() + seconds
-  while true do
-    local value = condition()
-    if value or core.now() > deadline then return value end
-    errors.check(core.sleep(0.02))
-  end
-end
-
 local function bring_up(driver, text)
   put_in_place(driver, text)
   local result = process.start(driver.host, driver.paths)
@@ -206,7 +189,7 @@ end
 
 --- States and weights by slot: what runs, and for slots that do not, what the configuration on the disk says.
 local function current_wanted(driver, seen, text)
-  local wanted = servers_of(driver.context.slots, config.wanted(text))
+  local wanted = servers_of(driver, driver.context.slots, config.wanted(text))
   for name, row in pairs(seen and seen.slots or {}) do wanted[name] = row end
   return wanted
 end
@@ -222,7 +205,7 @@ end
 ---@param driver deployrt.HAProxy
 ---@return table<string, {state: string, weight: integer}>
 function haproxy_managed.kept_slots(driver)
-  return (servers_of(driver.context.slots, haproxy_managed.kept(driver)))
+  return (servers_of(driver, driver.context.slots, haproxy_managed.kept(driver)))
 end
 
 --- Ends the process, softly at first, and by force when `patience` is over.
@@ -288,7 +271,7 @@ end
 local function renew(driver, seen, text, on_disk)
   local name = config.fingerprint(text)
   if not seen or seen.description ~= name then
-    check_listen(driver, seen)
+    check_listen(driver)
     if seen then reload(driver, seen, text, on_disk) else bring_up(driver, text) end
   elseif config.fingerprint(on_disk) ~= name then
     put_in_place(driver, text)
@@ -306,10 +289,7 @@ end
 --- What a run changes it may want back. What comes up with traffic, as after a crash, is to stay.
 local function keep_found(driver, run, seen, on_disk, wanted)
   if seen then return keep_before(driver, run, text_running(driver, seen, on_disk)) end
-  for _, state in pairs(wanted) do
-    if state.state == "ready" then return end
-  end
-  keep_before(driver, run, "")
+  if not serves_any(wanted) then keep_before(driver, run, "") end
 end
 
 --- What serves may fail checks that it was not started under, and would lose its traffic by them: where the new release has
@@ -323,7 +303,7 @@ function haproxy_managed.prepare(driver, run, in_hand)
   if seen and driver.put_back then return end
   local on_disk = driver.host:read(driver.paths.config) or ""
   local wanted = current_wanted(driver, seen, on_disk)
-  if run then forget_closed(driver, wanted, in_hand or {}) end
+  if run then left.forget(driver, wanted, in_hand or {}) end
   local strict = text_of(driver, wanted)
   local is_same = on_disk == "" or config.checks(on_disk) == config.checks(strict)
   local text = is_same and strict or config.lenient(strict)
@@ -348,15 +328,19 @@ end
 ---@param driver deployrt.HAProxy
 ---@param run string
 ---@param lenient boolean  something serves that it may not have been written for
-function haproxy_managed.unprepare(driver, run, lenient)
+---@param is_other? fun(slot: string): boolean  slots of hosts that the run is not about; nil: there are none
+function haproxy_managed.unprepare(driver, run, lenient, is_other)
   driver.put_back = true
   local text = driver.host:read(before_file(driver, run))
   if not text then return end
   require_program(driver)
-  driver.stopped = text == ""
-  if driver.stopped then return haproxy_managed.stop(driver) end
   local seen, on_disk = look(driver), driver.host:read(driver.paths.config) or ""
-  text = with_states(driver, text, current_wanted(driver, seen, on_disk))
+  local wanted = current_wanted(driver, seen, on_disk)
+  if text == "" then
+    driver.stopped = not (is_other and serves_any(wanted, is_other)) -- a run on other hosts may have found it as this one left it
+    return driver.stopped and haproxy_managed.stop(driver)
+  end
+  text = with_states(driver, text, wanted)
   renew(driver, seen, lenient and config.lenient(text) or text, on_disk)
   process.shell(driver.host, 'rm -f -- "$1"', before_file(driver, run))
 end

@@ -9,7 +9,7 @@ local socket_limit = 90 -- HAProxy binds the path with its pid behind it, and 10
 ---@async
 ---@param host deployrt.Connection
 ---@param script string
----@return deployrt.Result
+---@return deployrt.ExecResult
 local function shell(host, script, ...)
   return host:execute({ "/bin/sh", "-c", script, "sh", ... }, { timeout = 30 })
 end
@@ -73,6 +73,28 @@ function haproxy_process.find_owner(host, listen)
   return { pid = pid, text = pid == "0" and "a process of another user" or ("%s (pid %s)"):format(name, pid) }
 end
 
+-- Has a HAProxy that serves nothing bind an address ($2) for a moment; the parent ends once that is done, or has failed.
+local bind_script = [[
+directory=$(mktemp -d) || exit 0
+printf 'defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\nfrontend try\n  bind %s\n' "$2" > "$directory/cfg"
+"$1" -D -f "$directory/cfg" -p "$directory/pid" 2>&1
+status=$?
+kill -KILL $(cat "$directory/pid" 2>/dev/null) 2>/dev/null
+rm -rf -- "$directory"
+exit $status
+]]
+
+--- Whether HAProxy can listen at an address where nobody does.
+---@param host deployrt.Connection
+---@param paths {program: string}
+---@param listen string  "127.0.0.1:8000", ":8000"
+---@return string? problem  in HAProxy's words
+function haproxy_process.try_to_bind(host, paths, listen)
+  local result = shell(host, bind_script, paths.program, listen)
+  if result.status == 0 then return nil end
+  return result.stdout:match("[Cc]annot bind socket %(([^)]*)%)") or result.stdout:sub(-500)
+end
+
 --- Makes a directory that is ours alone, so that nobody else can put a socket there.
 function haproxy_process.make_directory(host, path)
   return shell(host, 'mkdir -p -m 700 -- "$1" && [ -O "$1" ] && [ ! -L "$1" ] && chmod 700 -- "$1"', path)
@@ -90,11 +112,21 @@ function haproxy_process.start(host, paths)
   return shell(host, 'exec "$1" -W -D -f "$2" -p "$3"', paths.program, paths.config, paths.pid)
 end
 
+-- Whether a process ($1) was started with a configuration ($2).
+local has_config = [[
+has_config() { tr '\0' '\n' 2>/dev/null < "/proc/$1/cmdline" | grep -qxF -- "$2"; }
+]]
+
+--- Whether a process is master or worker of ours.
+---@param pid string
+function haproxy_process.is_ours(host, paths, pid)
+  return shell(host, has_config .. 'has_config "$1" "$2"', pid, paths.config).status == 0
+end
+
 --- Signals the master process (0: looks whether it lives); a pid that another process has by now is left alone.
 ---@return boolean there
 function haproxy_process.signal(host, paths, name)
-  return shell(host, [[pid=$(cat "$1" 2>/dev/null) && [ "$pid" ] || exit 1
-    tr '\0' '\n' 2>/dev/null < "/proc/$pid/cmdline" | grep -qxF -- "$2" && kill "-$3" "$pid"]],
+  return shell(host, has_config .. [[pid=$(cat "$1" 2>/dev/null) && [ "$pid" ] && has_config "$pid" "$2" && kill "-$3" "$pid"]],
     paths.pid, paths.config, name).status == 0
 end
 
@@ -113,7 +145,8 @@ function haproxy_process.remove(host, paths)
     paths.config, paths.pid, paths.socket, paths.map, paths.socket_directory, paths.directory)
 end
 
---- Where its files are, below the application's directory; a socket whose path would be too long is in /tmp.
+--- Where its files are, below the application's directory; a socket whose path would be too long is in /tmp. So is one with a
+--- dollar in it: in an address HAProxy takes that for a variable, however it is quoted.
 ---@param root string
 ---@param socket? string  of app.yml
 function haproxy_process.paths(root, socket)
@@ -122,7 +155,7 @@ function haproxy_process.paths(root, socket)
   paths.config, paths.pid = directory .. "/haproxy.cfg", directory .. "/haproxy.pid"
   paths.map = directory .. "/route.map"
   paths.socket_directory, paths.socket = directory, socket or directory .. "/haproxy.sock"
-  if #paths.socket > socket_limit and not socket then
+  if not socket and (#paths.socket > socket_limit or paths.socket:find("$", 1, true)) then
     paths.socket_directory = "/tmp/deployrt-" .. core.sha256(directory):sub(1, 16)
     paths.socket = paths.socket_directory .. "/haproxy.sock"
   end

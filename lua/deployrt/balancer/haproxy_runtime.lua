@@ -10,6 +10,8 @@ local haproxy_runtime = {}
 ---@field state deployrt.SlotState
 ---@field weight integer
 ---@field checked boolean  whether HAProxy runs a health check of it
+---@field checks_elsewhere boolean  which is of another port, or address
+---@field tracks boolean   it is up when another server is
 ---@field up boolean
 ---@field sessions integer
 ---@field queue integer
@@ -51,7 +53,7 @@ end
 
 local columns = {
   be_name = true, srv_name = true, srv_addr = true, srv_op_state = true, srv_admin_state = true, srv_uweight = true, srv_check_state = true,
-  srv_fqdn = true, srv_port = true,
+  srv_fqdn = true, srv_port = true, srv_check_port = true, srv_check_addr = true,
 }
 
 --- Reads the columns of `show servers state` that are of use, by one pattern: it is asked many times in a run.
@@ -105,13 +107,18 @@ local function state_of(row)
   return admin & 0x18 ~= 0 and "drain" or "ready"
 end
 
+local function checks_elsewhere(state)
+  local port, address = number(state, "srv_check_port"), state.srv_check_addr or "-"
+  return port ~= 0 and port ~= number(state, "srv_port") or address ~= "-" and address ~= "0.0.0.0" and address ~= state.srv_addr
+end
+
 local function row_of(state, stat)
   local checked = number(state, "srv_check_state") & 0x06 == 0x06 -- configured and enabled
   local name, operational = state_of(state), number(state, "srv_op_state")
   return {
     server = state.srv_name, fqdn = state.srv_fqdn, state = name, weight = number(state, "srv_uweight"),
     endpoint = config.endpoint { address = state.srv_addr, port = number(state, "srv_port") },
-    stat = stat or {}, checked = checked,
+    stat = stat or {}, checked = checked, checks_elsewhere = checked and checks_elsewhere(state), tracks = stat ~= nil and (stat.tracked or "") ~= "",
     up = operational ~= 0 or (name == "maint" and not checked),
     sessions = number(stat, "scur"), queue = number(stat, "qcur"),
   }

@@ -1,5 +1,8 @@
 -- haproxy_servers.lua -- Which server of a backend is which slot, and how a slot without one gets one.
 local config = require "deployrt.balancer.haproxy_config"
+local given = require "deployrt.balancer.haproxy_given"
+local left = require "deployrt.balancer.left"
+local slot_name = require "deployrt.slot_name"
 
 local haproxy_servers = {}
 
@@ -22,8 +25,13 @@ local function own_prefix(driver)
   return ("deployrt-%s."):format(driver.context.app)
 end
 
-local function own_name(driver, slot)
-  return own_prefix(driver) .. config.identifier(slot.name)
+--- What a server is called that is added for a slot. Its name may be taken, by one at an address that the slot had before.
+local function own_name(driver, slot, address, rows)
+  local name = own_prefix(driver) .. config.identifier(slot.name)
+  for _, row in ipairs(rows) do
+    if row.server == name then return slot_name.former(name, address) end
+  end
+  return name
 end
 
 local function file_under(lists, key, row)
@@ -42,25 +50,45 @@ local function index_of(rows)
   return index
 end
 
---- The servers that are the slot: by address, whatever they are called, else the one that is named like it.
+--- Where HAProxy may have a slot, or a server of a configuration: as given, and what the balancer's host resolves that to.
+---@async
+---@param driver deployrt.HAProxy
+---@param slot {address: string, port: integer}
+---@return string[]
+function haproxy_servers.endpoints(driver, slot)
+  local list = { config.endpoint(slot) }
+  for _, address in ipairs(addresses_of(driver, slot)) do
+    if address ~= slot.address then list[#list + 1] = config.endpoint { address = address, port = slot.port } end
+  end
+  return list
+end
+
+--- The servers that are at the slot's address, whatever they are called.
 local function servers_of(driver, slot, index)
   local found = index.hosts[slot.address .. ":" .. slot.port]
   if found then return found end
   found = {}
-  for _, address in ipairs(addresses_of(driver, slot)) do
-    local rows = index.ends[config.endpoint { address = address, port = slot.port }] or {}
+  for _, endpoint in ipairs(haproxy_servers.endpoints(driver, slot)) do
+    local rows = index.ends[endpoint] or {}
     table.move(rows, 1, #rows, #found + 1, found)
   end
-  return #found > 0 and found or { index.names[config.identifier(slot.name)] }
+  return found
 end
 
---- The server of each slot that has one.
+--- The server of each slot that has one: the one at its address, else the one that is named like it and at no other slot's.
 ---@param driver deployrt.HAProxy
 ---@param rows deployrt.HAProxyServer[]
 ---@return table<string, deployrt.HAProxyServer>  by slot
 function haproxy_servers.match(driver, rows)
-  local slots, index = {}, index_of(rows)
-  for _, slot in ipairs(driver.context.slots) do slots[slot.name] = servers_of(driver, slot, index)[1] end
+  local slots, taken, index = {}, {}, index_of(rows)
+  for _, slot in ipairs(driver.context.slots) do
+    local row = servers_of(driver, slot, index)[1]
+    slots[slot.name], taken[row or slot] = row, true
+  end
+  for _, slot in ipairs(driver.context.slots) do
+    local row = index.names[config.identifier(slot.name)]
+    slots[slot.name] = slots[slot.name] or not taken[row or slot] and row or nil
+  end
   return slots
 end
 
@@ -78,37 +106,69 @@ function haproxy_servers.ambiguous(driver, rows)
   end
 end
 
---- Servers that deployrt added for slots which app.yml does not name any more are slots as well: who they were stands in their
---- names. They are looked for once: those that lose their traffic stay known.
+local function is_of_template(driver, row)
+  local template = driver.template
+  return template ~= nil and row.server:sub(1, #template) == template and row.server:find("^%d+$", #template + 1) ~= nil
+end
+
+--- What a server was, of which no slot of app.yml knows: who one of our own was stands in its name, and one of the template is where
+--- an earlier run of this application has noted it. nil: it is somebody else's.
+local function former_name(driver, row, noted)
+  local prefix = own_prefix(driver)
+  if row.server:sub(1, #prefix) == prefix then return row.server:sub(#prefix + 1) end
+  return noted[row.server] == row.endpoint and ("%s@%s"):format(row.server, row.endpoint) or nil
+end
+
+--- An address in digits at which only one machine is.
+local function is_certain(address)
+  return address:find("^[%d.]+$") ~= nil and not address:find("^127%.")
+end
+
+--- A slot whose server, by the slot's name or its host's, is at another address, and that server: what is started would get
+--- nothing, and who is there the slot's traffic.
+---@param driver deployrt.HAProxy
+---@param rows deployrt.HAProxyServer[]
+---@return deployrt.Slot? slot
+---@return deployrt.HAProxyServer? server
+function haproxy_servers.misplaced(driver, rows)
+  local slots, taken, names = haproxy_servers.match(driver, rows), {}, index_of(rows).names
+  for _, row in pairs(slots) do taken[row] = true end
+  for _, slot in ipairs(driver.context.slots) do
+    local by_slot, by_host = slots[slot.name], names[slot_name.host(slot.name)]
+    local row = by_slot or by_host
+    local address, port = (row and row.endpoint or ""):match("^(.*):(%d+)$")
+    local is_its = address ~= nil and (by_slot ~= nil or not taken[row] and port == tostring(slot.port))
+    if is_its and is_certain(address) and is_certain(slot.address) and address ~= slot.address then return slot, row end
+  end
+end
+
+--- Servers that deployrt set up for slots which app.yml does not name any more are slots as well.
+---@async
 ---@param driver deployrt.HAProxy
 ---@param rows deployrt.HAProxyServer[]
 function haproxy_servers.keep_left(driver, rows)
   if driver.left then return end
-  local taken, named, slots, prefix = {}, {}, {}, own_prefix(driver)
-  for name, row in pairs(haproxy_servers.match(driver, rows)) do taken[row.server], named[name] = true, true end
-  for i, slot in ipairs(driver.context.slots) do slots[i], named[slot.name] = slot, true end
-  driver.left = {}
+  local taken, found, noted = {}, {}, driver.template and given.read(driver) or {}
+  for _, row in pairs(haproxy_servers.match(driver, rows)) do taken[row.server] = true end
   for _, row in ipairs(rows) do
-    local name = row.server:sub(1, #prefix) == prefix and row.server:sub(#prefix + 1)
-    local address, port = row.endpoint:match("^%[?(.-)%]?:(%d+)$")
-    if name and address and not taken[row.server] and not named[name] then
-      driver.left[name], slots[#slots + 1] = true, { name = name, address = address, port = math.tointeger(port) }
-    end
+    local name = not taken[row.server] and former_name(driver, row, noted)
+    found[#found + 1] = name and { name = name, endpoint = row.endpoint } or nil
   end
-  driver.context = setmetatable({ slots = slots }, { __index = driver.context })
+  left.keep(driver, found, config.identifier)
 end
 
---- Those of them that are out of service when a run begins are of no use to it.
+--- Has later runs know which servers of the template this one leaves with traffic, whatever app.yml says then.
+---@async
 ---@param driver deployrt.HAProxy
 ---@param slots table<string, deployrt.HAProxyServer>
----@param wanted table<string, table>  slots that the run has in hand
-function haproxy_servers.forget_left(driver, slots, wanted)
-  local kept = {}
-  for _, slot in ipairs(driver.context.slots) do
-    local is_over = driver.left[slot.name] and not wanted[slot.name] and not (slots[slot.name] and slots[slot.name].state == "ready")
-    if is_over then driver.left[slot.name] = nil else kept[#kept + 1] = slot end
+---@param wanted table<string, {state?: deployrt.SlotState}>  by slot; who is absent is as it is now
+function haproxy_servers.note_given(driver, slots, wanted)
+  local list = {}
+  for name, row in pairs(slots) do
+    local state = wanted[name] and wanted[name].state or row.state
+    if state == "ready" and is_of_template(driver, row) then list[row.server] = row.endpoint end
   end
-  driver.context = setmetatable({ slots = kept }, { __index = driver.context })
+  given.write(driver, list)
 end
 
 --- Who gets traffic and is no slot's.
@@ -153,20 +213,39 @@ local function endpoint_of(driver, slot)
   return addresses_of(driver, slot)[1] or slot.address, slot.port
 end
 
---- The commands that make a server of a slot. It begins in maintenance, with its check on.
-local function add_commands(driver, slot, rows)
-  local where = ("%s/%s"):format(driver.backend, own_name(driver, slot))
-  local commands = {}
-  for _, row in ipairs(rows) do
-    if row.server == own_name(driver, slot) then -- of another address, from an earlier run
-      commands = { ("set server %s state maint"):format(where), "del server " .. where }
+--- Whether a server is at the slot's host, whatever its port is.
+local function is_at_host(driver, slot, row)
+  if row.fqdn == slot.address then return true end
+  for _, endpoint in ipairs(haproxy_servers.endpoints(driver, { address = slot.address, port = math.tointeger(row.endpoint:match("%d+$")) })) do
+    if endpoint == row.endpoint then return true end
+  end
+  return false
+end
+
+--- Servers that are named like a slot, and are at its host with another port, in words: a sidecar may listen there, or nobody.
+---@async
+---@param driver deployrt.HAProxy
+---@param rows deployrt.HAProxyServer[]
+---@return string[]
+function haproxy_servers.at_other_ports(driver, rows)
+  local notes, slots = {}, haproxy_servers.match(driver, rows)
+  for _, slot in ipairs(driver.context.slots) do
+    local row = slots[slot.name]
+    if row and row.endpoint:match("%d+$") ~= tostring(slot.port) and is_at_host(driver, slot, row) then
+      notes[#notes + 1] = ("HAProxy at %s: server %s of backend '%s' is at %s, and app.yml has that slot at %s: clients get no answer unless something there "
+        .. "passes their requests on; if nothing does, write `%s` instead of its line, and reload HAProxy"):format(driver.socket, row.server, driver.backend,
+        row.endpoint, config.endpoint(slot), haproxy_servers.lines { slot })
     end
   end
+  return notes
+end
+
+--- The commands that make a server of a slot. It begins in maintenance, with its check on.
+local function add_commands(driver, slot, rows)
   local address, port = endpoint_of(driver, slot)
+  local where = ("%s/%s"):format(driver.backend, own_name(driver, slot, address, rows))
   local add = "add server %s %s check inter 500ms fall 3 rise 1 weight 100"
-  commands[#commands + 1] = add:format(where, config.endpoint { address = address, port = port })
-  commands[#commands + 1] = "enable health " .. where
-  return commands
+  return { add:format(where, config.endpoint { address = address, port = port }), "enable health " .. where }
 end
 
 --- The servers of the user's server-template that are out of service and no slot's: they wait for an address.
@@ -174,8 +253,7 @@ local function free_servers(driver, rows)
   local taken, free = {}, {}
   for _, row in pairs(haproxy_servers.match(driver, rows)) do taken[row.server] = true end
   for _, row in ipairs(rows) do
-    local number = row.server:sub(1, #driver.template) == driver.template and row.server:sub(#driver.template + 1)
-    if number and number:find("^%d+$") and row.state == "maint" and not taken[row.server] then free[#free + 1] = row.server end
+    if is_of_template(driver, row) and row.state == "maint" and not taken[row.server] then free[#free + 1] = row.server end
   end
   return free
 end
@@ -200,8 +278,7 @@ function haproxy_servers.commands(driver, slots, rows, version)
   local free = driver.template and free_servers(driver, rows)
   for i, slot in ipairs(slots) do
     if not free then
-      local added = add_commands(driver, slot, rows)
-      table.move(added, 1, #added, #commands + 1, commands)
+      table.move(add_commands(driver, slot, rows), 1, 2, #commands + 1, commands)
     elseif free[i] then
       commands[#commands + 1] = ("set server %s/%s addr %s port %d"):format(driver.backend, free[i], endpoint_of(driver, slot))
     end

@@ -4,6 +4,7 @@ local core = require "deployrt.core"
 local entries = require "deployrt.balancer.nginx_entry"
 local errors = require "deployrt.errors"
 local file = require "deployrt.balancer.nginx_file"
+local left = require "deployrt.balancer.left"
 local outage = require "deployrt.balancer.outage"
 local process = require "deployrt.balancer.nginx_process"
 local routes = require "deployrt.balancer.nginx_route"
@@ -93,20 +94,9 @@ local function learn(self, again)
   return dump
 end
 
---- Slots that deployrt wrote into the file and that app.yml does not name any more go on as slots. They are looked for once:
---- those that lose their traffic stay known.
+--- Slots that deployrt wrote into the file and that app.yml does not name any more go on as slots.
 local function keep_left(self, text)
-  if self.left then return end
-  local named, slots = {}, {}
-  for i, slot in ipairs(self.context.slots) do slots[i], named[slot.name] = slot, true end
-  self.left = {}
-  for _, server in ipairs((file.others(self.entry, text, slots))) do
-    local address, port = server.endpoint:match("^%[?(.-)%]?:(%d+)$")
-    if address and not named[server.name] then
-      self.left[server.name], slots[#slots + 1] = true, { name = server.name, address = address, port = math.tointeger(port) }
-    end
-  end
-  self.context = setmetatable({ slots = slots }, { __index = self.context })
+  if not self.left then left.keep(self, (file.others(self.entry, text, self.context.slots))) end
 end
 
 --- What runs and what the file says; nginx has to run.
@@ -286,13 +276,7 @@ end
 ---@param _ string?  run
 ---@param wanted? table<string, table>  slots that it has in hand
 function Nginx:prepare(_, wanted)
-  if not wanted then return end
-  local states, kept = situation_of(self, look(self)).states, {}
-  for _, slot in ipairs(self.context.slots) do
-    local is_over = self.left[slot.name] and not wanted[slot.name] and states[slot.name].state ~= "ready"
-    if is_over then self.left[slot.name] = nil else kept[#kept + 1] = slot end
-  end
-  self.context = setmetatable({ slots = kept }, { __index = self.context })
+  if wanted then left.forget(self, situation_of(self, look(self)).states, wanted) end
 end
 
 local function merge(states, changes)

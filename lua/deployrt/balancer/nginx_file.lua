@@ -28,7 +28,7 @@ end
 local function slot_at(slots, endpoint)
   endpoint = endpoint:gsub("^localhost:", "127.0.0.1:")
   for _, slot in ipairs(slots) do
-    if nginx_file.endpoint(slot) == endpoint then return slot.name end
+    if nginx_file.endpoint(slot) == endpoint then return slot.name, slot end
   end
 end
 
@@ -155,21 +155,32 @@ local function value_of(text, statement)
   return scheme or (rest and "" or endpoint and endpoint:find(":") and "" or "http://"), endpoint or "", path or ""
 end
 
+--- What the comments say, in their order; each tells where its slot is, but for those of old.
 local function notes_in(text)
   local notes = {}
   for line in text:gmatch("[^\n]+") do
     local said = note_of((line:gsub("^%s+", "")))
-    if said then notes[said.name] = said end
+    if said then
+      said.endpoint, said.served = said.rest:match("^ ([^ (]+)"), said.rest:find("(served)", 1, true) ~= nil
+      notes[#notes + 1] = said
+    end
   end
   return notes
+end
+
+--- What they say of a slot.
+local function said_of(notes, slot)
+  for _, said in ipairs(notes) do
+    if said.endpoint == nginx_file.endpoint(slot) or not said.endpoint and said.name == slot.name then return said end
+  end
 end
 
 --- The slot that the variable points to, and whether deployrt made it so.
 local function target_of(text, statement, slots)
   local _, endpoint = value_of(text, statement)
-  local name = slot_at(slots, endpoint)
-  local said = name and notes_in(text)[name]
-  return name, said ~= nil and said.rest:find("(served)", 1, true) ~= nil
+  local name, slot = slot_at(slots, endpoint)
+  local said = slot and said_of(notes_in(text), slot)
+  return name, said ~= nil and said.served
 end
 
 --- One that others pointed somewhere else serves there, whatever the comments say.
@@ -177,7 +188,7 @@ function styles.variable.read(_, text, statement, slots)
   local target, is_ours = target_of(text, statement, slots)
   local notes, states = notes_in(text), {}
   for _, slot in ipairs(slots) do
-    local said = notes[slot.name] or absent()
+    local said = said_of(notes, slot) or absent()
     states[slot.name] = { state = said.state, weight = said.weight }
     if not is_ours and serves(said) then states[slot.name].state = "maint" end
   end
@@ -188,12 +199,14 @@ function styles.variable.read(_, text, statement, slots)
 end
 
 --- What a variable points to that is no slot's is replaced by the next switch, whoever wrote it.
-function styles.variable.others(_, text, statement)
-  local _, endpoint = value_of(text, statement)
-  for name, said in pairs(notes_in(text)) do
-    if said.rest:find("(served)", 1, true) then return { { name = name, endpoint = endpoint, state = said } }, {} end
+function styles.variable.others(_, text, statement, slots)
+  local _, target = value_of(text, statement)
+  local gone = {}
+  for _, said in ipairs(notes_in(text)) do
+    local endpoint = said.endpoint or said.served and target
+    if endpoint and not slot_at(slots, endpoint) then gone[#gone + 1] = { name = said.name, endpoint = endpoint, state = said } end
   end
-  return {}, {}
+  return gone, {}
 end
 
 --- Who is to serve: a slot that has just become ready, else the one that does, else another ready one. When none is
@@ -213,8 +226,9 @@ end
 function styles.variable.write(entry, text, statement, slots, states)
   local target, endpoint, out = choose(text, statement, slots, states), nil, {}
   for _, slot in ipairs(slots) do
-    if slot.name == target then endpoint = nginx_file.endpoint(slot) end
-    out[#out + 1] = note(slot.name, states[slot.name]) .. (slot.name == target and " (served)" or "")
+    local at = nginx_file.endpoint(slot)
+    if slot.name == target then endpoint = at end
+    out[#out + 1] = ("%s %s%s"):format(note(slot.name, states[slot.name]), at, slot.name == target and " (served)" or "")
   end
   local scheme, known, path = value_of(text, statement)
   local part = ("set $%s %s%s%s;"):format(entry.variable, scheme, endpoint or known, path)

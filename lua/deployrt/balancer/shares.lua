@@ -53,14 +53,23 @@ local function nearest(share, new_limit, old_limit)
   return best_new, best_old
 end
 
-local function totals(percent, new_count, old_count, max)
-  if percent <= 0 or new_count == 0 then return 0, max * old_count end
-  if percent >= 100 or old_count == 0 then return max * new_count, 0 end
+--- Totals with a given sum, as near to the share as that allows; a smaller sum where one side cannot weigh as much.
+local function parts_of(sum, percent, new_limit, old_limit)
+  sum = math.floor(math.min(sum, 100 * new_limit / percent, 100 * old_limit / (100 - percent)))
+  local new = math.max(1, math.min(math.floor(sum * percent / 100 + 0.5), sum - 1))
+  return math.min(new, new_limit), math.min(sum - new, old_limit)
+end
+
+local function totals(percent, new_count, old_count, max, sum)
+  local new_limit, old_limit = max * new_count, max * old_count
+  if percent <= 0 or new_count == 0 then return 0, math.min(sum or old_limit, old_limit) end
+  if percent >= 100 or old_count == 0 then return math.min(sum or new_limit, new_limit), 0 end
+  if sum then return parts_of(sum, percent, new_limit, old_limit) end
   local part, whole = fraction(percent)
   local new, old
   if part > 0 and part < whole then new, old = exact(part, whole - part, new_count, old_count, max) end
   if new then return new, old end
-  return nearest(percent / 100, max * new_count, max * old_count)
+  return nearest(percent / 100, new_limit, old_limit)
 end
 
 --- Weights of each side's instances, so that the new side gets `percent` of the requests: exactly where
@@ -69,12 +78,13 @@ end
 ---@param new_count integer  instances of the new release
 ---@param old_count integer  instances of the old one
 ---@param max? integer       largest weight of one instance, default 256
+---@param sum? integer       what all weigh together, at most; default: what suits the share best
 ---@return integer[] new     a weight for each new instance, 0 to max
 ---@return integer[] old     a weight for each old instance
 ---@return number reached    the percentage that these weights give
-function shares.weights(percent, new_count, old_count, max)
+function shares.weights(percent, new_count, old_count, max, sum)
   max = max or default_max
-  local new, old = totals(percent, new_count, old_count, max)
+  local new, old = totals(percent, new_count, old_count, max, sum)
   local reached = new + old > 0 and 100 * new / (new + old) or 0
   return spread(new, new_count), spread(old, old_count), reached
 end

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local route = require "deployrt.balancer.route"
+local slot_name = require "deployrt.slot_name"
 
 local agreement = {}
 
@@ -67,7 +68,9 @@ local function others_of(all)
   for _, seen in pairs(all) do
     for _, other in ipairs(seen and seen.others or {}) do
       local key = ("%s\t%s\t%s"):format(other.via, other.name, other.address)
-      if not known[key] then list[#list + 1], known[key] = other, true end
+      local first = known[key]
+      if first and first.weight ~= other.weight then first.differs = true end
+      if not first then list[#list + 1], known[key] = other, other end
     end
   end
   return list
@@ -229,19 +232,22 @@ function agreement.change_all(context, action)
   if not done and problem then error(problem, 0) end
 end
 
---- Tells the slots of hosts that `--host` leaves out; nil when it leaves none out.
+--- Tells the slots that are not of the hosts to which `--host` limits the run, or not for certain; nil when it leaves no host out.
+---@param context table
 ---@return (fun(slot: string): boolean)?
-local function others(context)
-  local app, left_out = context.app, {}
+function agreement.others(context)
+  local app, own = context.app, {}
   if app.hosts == app.all_hosts then return nil end
-  for _, entry in ipairs(app.all_hosts) do left_out[entry.name] = true end
-  for _, entry in ipairs(app.hosts) do left_out[entry.name] = nil end
-  return function(slot) return left_out[slot:match("^(.*)%-%d+$")] == true end
+  for _, entry in ipairs(app.hosts) do own[entry.name] = true end
+  return function(name)
+    local host = slot_name.host(name)
+    return not (host and own[host])
+  end
 end
 
 --- What the run wants of the slots that are its own.
 local function own_wanted(context)
-  local wanted, is_other = {}, others(context)
+  local wanted, is_other = {}, agreement.others(context)
   for name, state in pairs(context.wanted) do
     if not (is_other and is_other(name)) then wanted[name] = state end
   end
@@ -262,10 +268,18 @@ function agreement.save(context)
   end)
 end
 
+--- The run is over: balancers note what they have to know of its slots later. Where that fails, what an earlier run noted stands.
+---@async
+function agreement.conclude(context)
+  for _, driver in ipairs(context.drivers) do
+    if driver.conclude then pcall(driver.conclude, driver, own_wanted(context)) end
+  end
+end
+
 --- Slots of other hosts are wanted as they are: another run may be at work there. But a balancer that was restarted may have
 --- forgotten them as it has the run's own.
 local function follow(context, index, seen)
-  local is_other = others(context)
+  local is_other = agreement.others(context)
   if not is_other or seen.down then return end
   local before = context.instances[index] or seen.instance
   context.instances[index] = seen.instance
@@ -277,7 +291,7 @@ end
 
 --- What an earlier life of the run saw of other hosts' slots is long ago.
 function agreement.forget_others(context)
-  local is_other = others(context)
+  local is_other = agreement.others(context)
   for name in pairs(is_other and context.wanted or {}) do
     if is_other(name) then context.wanted[name] = nil end
   end
@@ -305,14 +319,16 @@ local function is_wanted(wanted)
 end
 
 --- Says that a balancer was brought to the wanted states, and why it was not there.
-local function tell(context, index, count)
-  local name, slots = name_of(context, index), count == 1 and "1 slot" or count .. " slots"
+local function tell(context, index, count, rerouted)
+  local name, what = name_of(context, index), count == 1 and "1 slot" or count > 0 and count .. " slots" or rerouted and "its route"
   if context.begins then
-    context.log(("%s gets the states of the others: %s"):format(name, slots))
+    context.log(("%s gets the states of the others: %s"):format(name, what or "it was started"))
   elseif context.behind[index] then
-    context.warn(("%s is back: %s brought up to date"):format(name, slots))
+    context.warn(("%s is back: %s"):format(name, what and what .. " brought up to date" or "it was started again"))
+  elseif not what then
+    context.warn(("%s did not run, and was started again"):format(name))
   else
-    context.warn(("the balancer was restarted or changed by somebody: %s set right again"):format(slots))
+    context.warn(("the balancer was restarted or changed by somebody: %s set right again"):format(what))
   end
 end
 
@@ -335,26 +351,41 @@ local function mend_one(context, index)
     if change.state ~= "ready" and slot and slot.state == "ready" then context.closed_aside[change.slot] = true end
   end
   if #changes > 0 then driver:apply(changes) end
-  if #changes > 0 or rerouted or down then tell(context, index, #changes) end
+  if #changes > 0 or rerouted or down then tell(context, index, #changes, rerouted) end
   context.behind[index] = nil
   agreement.note_reached(context, index)
 end
 
+--- Tries each of them; what went wrong, by place.
 local function mend_all(context)
+  local problems = {}
   context.check_lock()
   agreement.reshaping(context, function()
     for index, driver in ipairs(context.drivers) do
-      if not driver.stopped then pcall(mend_one, context, index) end
+      local ok, err = true, nil
+      if not driver.stopped then ok, err = pcall(mend_one, context, index) end
+      problems[index] = not ok and errors.wrap(err) or nil
     end
   end)
+  return problems
 end
 
---- Brings each balancer that was restarted, changed by others, or away, to the wanted states. One that does not answer is
---- the operations' business.
+--- Says once that a balancer does not answer: not what a moment explains, and not what the operations have told.
+local function complain(context, problems)
+  for index in ipairs(context.drivers) do
+    local err, said = problems[index], context.complaints[index] or 0
+    context.complaints[index] = err and not context.behind[index] and said + 1 or 0
+    if context.complaints[index] == 4 then
+      context.warn(("%s does not answer, and is brought up to date when it returns: %s"):format(name_of(context, index), err.message))
+    end
+  end
+end
+
+--- Brings each balancer that was restarted, changed by others, or away, to the wanted states.
 ---@async
 function agreement.mend(context)
   if context.changing or context.writing then return end
-  mend_all(context)
+  complain(context, mend_all(context))
 end
 
 --- The same when the run has only just said what it wants: nobody has changed anything. Who is at work is waited for.
@@ -373,19 +404,20 @@ local function same(one, other)
   return true
 end
 
---- All balancers have the wanted states: one that is still away gets time to return, and is then an error. On the way back
---- it is none if it never heard of anything else.
+--- All balancers have the wanted states: one that is away gets time to return, and is then an error. On the way back it is none
+--- if it never heard of anything else.
 ---@async
 ---@param back? boolean
 function agreement.reach(context, back)
   local deadline = core.now() + (back and patience_beside or patience_at_end)
-  while next(context.behind) and core.now() < deadline do
-    agreement.mend(context)
-    if next(context.behind) then core.sleep(0.2) end
+  local problems = mend_all(context)
+  while next(problems) and core.now() < deadline do
+    core.sleep(0.2)
+    problems = mend_all(context)
   end
-  for index, err in pairs(context.behind) do
+  for index, err in pairs(problems) do
     if not back or not same(context.has[index], context.wanted) then
-      errors.raise("balancer", ("%s is away, and does not have the states of the others: %s"):format(name_of(context, index), err.message),
+      errors.raise("balancer", ("%s does not have the states that the run wants: %s"):format(name_of(context, index), err.message),
         { host = err.host, detail = err.detail })
     end
   end

@@ -1,16 +1,24 @@
 -- world/balancer.lua -- Operations on the balancers of an application.
 local agreement = require "deployrt.world.agreement"
+local checks = require "deployrt.world.checks"
 local core = require "deployrt.core"
 local names_of = require("deployrt.balancer.driver").names_of
 local errors = require "deployrt.errors"
 
 local balancer = {}
 
+--- What a host that `--host` leaves out has left by getting another address is no business of this run.
+local function leave_to_others(context, slots)
+  local is_other = agreement.others(context)
+  for name, slot in pairs(is_other and slots or {}) do slot.left = slot.left and not is_other(name) or nil end
+end
+
 --- States of the slots: {slots = {name -> {state, weight, up, sessions}}, route, others}, and which of several balancers differs,
 --- and whether one does not run.
 function balancer.read(context)
   local seen, differ, halted = agreement.read_all(context)
   local outdated
+  leave_to_others(context, seen.slots)
   for _, driver in ipairs(context.drivers) do outdated = outdated or driver.outdated or nil end
   return { slots = seen.slots, route = seen.route, down = seen.down, others = seen.others, halted = halted, differ = differ, outdated = outdated }
 end
@@ -106,6 +114,7 @@ end
 
 --- Sets states and weights; each driver sends them as one request and reads them back.
 function balancer.apply(context, _, args)
+  if args.forward then checks.pass(context, args.changes, set) end
   return set(context, args.changes, nil, args.forward)
 end
 
@@ -248,13 +257,6 @@ local function raise_held(slots)
   errors.raise("held", ("%s: traffic was not put back there, because what was done there could not be undone"):format(table.concat(names, ", ")))
 end
 
---- The name of an instance's slot.
----@param label string  "web1:8080"
----@return string
-function balancer.slot_of(label)
-  return (label:gsub(":(%d+)$", "-%1"))
-end
-
 --- The weights that get traffic as it is now, and with changes: of all slots, and of those that have the new release.
 ---@return {all: integer, new: integer} now
 ---@return {all: integer, new: integer} after
@@ -350,11 +352,8 @@ end
 
 --- Whether what a driver counted are counts: one that reckons may give NaN or infinity.
 local function is_counted(slot)
-  for _, key in ipairs { "requests", "errors", "latency", "seconds" } do
-    local count = slot[key] or 0
-    if count ~= count or math.abs(count) == math.huge then return false end
-  end
-  return true
+  local sum = math.abs(slot.requests) + math.abs(slot.errors) + math.abs(slot.latency or 0) + math.abs(slot.seconds or 0)
+  return sum < math.huge -- and what has NaN in it is not below anything
 end
 
 --- Requests, errors and mean latency of slots, summed over the balancers: name -> {requests, errors, latency}. `counted`
@@ -410,7 +409,7 @@ end
 function balancer.unprepare(context)
   agreement.writing(context, function()
     for _, driver in ipairs(context.drivers) do
-      if driver.unprepare then driver:unprepare(run_of(context), next(context.kept_open) ~= nil) end
+      if driver.unprepare then driver:unprepare(run_of(context), next(context.kept_open) ~= nil, agreement.others(context)) end
     end
   end)
   return {}

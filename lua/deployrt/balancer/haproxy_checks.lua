@@ -1,0 +1,75 @@
+-- haproxy_checks.lua -- HAProxy's own health checks: who is to get traffic passes one before.
+local number = require("deployrt.balancer.haproxy_runtime").number
+
+local haproxy_checks = {}
+
+--- Whether the backend's check is a connection and no more, as it was for those that have been checked: deployrt makes one itself.
+local function only_connects(rows)
+  local connects = false
+  for _, row in ipairs(rows) do
+    local layer = row.checked and (row.stat.check_status or ""):match("L(%d)")
+    if layer and layer ~= "4" or row.checks_elsewhere or row.tracks then return false end
+    connects = connects or layer == "4" and row.up
+  end
+  return connects
+end
+
+--- The slots among these whose servers HAProxy checks, by themselves or by what they track, and that get no traffic.
+---@param slots table<string, deployrt.HAProxyServer>
+---@param rows deployrt.HAProxyServer[]  all of the backend
+---@param names string[]
+---@return string[]
+function haproxy_checks.of(slots, rows, names)
+  local list = {}
+  if only_connects(rows) then return list end
+  for _, name in ipairs(names) do
+    local row = slots[name]
+    local passes_first = (row.checked or row.tracks) and not (row.state == "ready" and row.weight > 0)
+    list[#list + 1] = passes_first and name or nil
+  end
+  return list
+end
+
+--- Has HAProxy check a server anew, without traffic, whatever it knew of what was there before. One that comes out of maintenance
+--- counts as up until its first check, and is down after the first failure; that it has passed shows by its health, which is full
+--- then. Where a single failure is enough, full is all that there is, so that it begins down.
+---@param row deployrt.HAProxyServer
+---@return {[1]: string, [2]: string}[]  what is set, and to what
+function haproxy_checks.begin(row)
+  local orders = { { "state", "maint" }, { "state", "drain" } }
+  if row.checked and number(row.stat, "check_fall") <= 1 then orders[3] = { "health", "down" } end
+  return orders
+end
+
+--- Why a server is not known to pass; nil when it is.
+local function problem_of(row)
+  if row.state ~= "drain" then return "somebody else has set its state" end
+  if row.tracks then return not row.up and "the server that it tracks is down" or nil end
+  local full = number(row.stat, "check_rise") + number(row.stat, "check_fall") - 1
+  if row.up and number(row.stat, "check_health") >= full then return nil end
+  local status, code = (row.stat.check_status or ""):gsub("^%* ", ""), row.stat.check_code or ""
+  if status == "" or status == "INI" then return "it was not checked yet" end
+  local said = row.stat.last_chk ~= "" and row.stat.last_chk or row.stat.check_desc
+  local passes = status:find("OK", 1, true) and "it passes, and not yet as often as its `rise` says: " or ""
+  return ("%s%s%s%s"):format(passes, status, code ~= "" and " " .. code or "", said and said ~= "" and ": " .. said or "")
+end
+
+--- The first of the slots that has not passed, and why; nil when all have.
+---@param slots table<string, deployrt.HAProxyServer>
+---@param names string[]
+---@return string?
+function haproxy_checks.first_problem(slots, names)
+  for _, name in ipairs(names) do
+    local problem = problem_of(slots[name])
+    if problem then return ("%s does not pass the check of its server %s (%s)"):format(name, slots[name].server, problem) end
+  end
+end
+
+--- What a server that was not checked beforehand is trusted with: that it goes down as others do, and not by the first failure.
+---@param row deployrt.HAProxyServer
+---@return boolean
+function haproxy_checks.is_to_be_trusted(row)
+  return row.checked and row.state == "maint"
+end
+
+return haproxy_checks
