@@ -1,9 +1,6 @@
 -- build_spec.lua -- hooks.build makes the release before anything else; a build that fails changes nothing.
 local fixture = require "spec.support.fixture"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 describe("hooks.build", function()
   local app
@@ -72,7 +69,7 @@ describe("hooks.build", function()
     build(good(), "1.0")
     local plan = app:command { "plan", "rolling", "app.yml" }
     assert.equal(2, plan.exit)
-    contains(plan.stderr, "hooks.build has not made it yet")
+    contains(plan.stderr, "hooks.build has not made it; a plan does not run hooks.build")
     assert.equal(0, app:command({ "rolling", "app.yml" }).exit)
     build(good(), "2.0")
     plan = app:command { "plan", "rolling", "app.yml" }
@@ -91,6 +88,45 @@ describe("hooks.build", function()
     assert.equal(0, app:command({ "rollback", "app.yml" }).exit)
     assert.same({ "1.0" }, app:serving())
     assert.equal("built shop 1.0\nbuilt shop 2.0\n", built())
+  end)
+
+  --- Begins a deployment, and waits until it builds; the pid of the build.
+  local function begin(log)
+    os.remove(app.dir .. "/pid")
+    local pid = app:command({ "rolling", "app.yml" }, { background = true, log = log })
+    return pid, fixture.eventually(function() return (fixture.read(app.dir .. "/pid") or ""):match("%d+") end, 10, "the build")
+  end
+
+  it("is not begun beside one that is under way, and one whose controller died is ended first", function()
+    build("echo $$ > pid; echo $$ >> begun; [ -e go ] || sleep 300; " .. good(), "1.0")
+    local pid, building = begin()
+    local run = app:command { "rolling", "app.yml" }
+    assert.equal(4, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "hooks.build of another run is under way in " .. app.dir, "begun by pid " .. pid, "wait until it has ended; nothing was changed")
+    assert.is_true(fixture.alive(building))
+    fixture.signal(pid, "KILL")
+    app:await_end(pid)
+    assert.is_true(fixture.alive(building))
+    fixture.write(app.dir .. "/go", "")
+    run = app:command { "rolling", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.matches("hooks.build of a controller that died ran still, with pid %d+: it was ended", run.stderr)
+    assert.is_false(fixture.alive(building))
+    assert.equal(2, select(2, fixture.read(app.dir .. "/begun"):gsub("%d+\n", "")))
+    assert.equal("built shop 1.0\n", built())
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("that leaves something behind is over all the same, and how it ended is told", function()
+    build("sleep 1004 & echo $! > child; " .. good(), "1.0")
+    for i = 1, 2 do
+      local run = app:command { "rolling", "app.yml", "--force" }
+      fixture.signal(fixture.read(app.dir .. "/child"):match("%d+"), "KILL")
+      assert.equal(0, run.exit, i .. run.stdout .. run.stderr)
+    end
+    build("kill -KILL $$", "1.0")
+    contains(app:command({ "rolling", "app.yml" }).stderr, "hooks.build was ended by SIGKILL: nothing was changed")
+    build("true", "1.0")
   end)
 
   it("ends with a run that is interrupted meanwhile: exit 130, nothing was changed", function()

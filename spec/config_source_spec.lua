@@ -1,5 +1,8 @@
+local cjson = require "cjson"
 local config = require "deployrt.config"
+local core = require "deployrt.core"
 local declaration = require "deployrt.config.declaration"
+local json_schema = require "spec.support.json_schema"
 local sandbox = require "deployrt.sandbox"
 local schema = require "deployrt.schema"
 
@@ -53,6 +56,7 @@ end)
 describe("extends", function()
   it("leaves paths where they are: beside the file that names them", function()
     os.execute(("mkdir -p %s/common %s/env"):format(directory, directory))
+    write("common/edge.lua", "")
     write("common/base.yml", minimal:gsub("}", ", secrets: {A: '${file:key}', B: '${env:HOME}'}}") .. "release: {path: build/}\nhosts: [{name: a, address: a, identity: id}]\n"
       .. "balancer: {type: ./edge.lua}\n")
     local function loaded(more)
@@ -66,6 +70,73 @@ describe("extends", function()
     assert.same({ env .. "own/", env .. "id", "${file:key}" }, { app.release.path, app.hosts[1].identity, app.process.secrets.A })
     assert.equal(common .. "build/", loaded("release: {version: '2'}\n").release.path)
     assert.equal(env .. "other", config.load(directory .. "/env/app.yml", { set = { "release.path=other" } }).release.path)
+  end)
+
+  it("has each file kept without the secrets that stand in it, and all else in its place", function()
+    local base = write("base.yml", minimal:gsub("}", ", secrets: {A: hunter2, B: '${env:HOME}', C: 'hun''ter2'}}"))
+    local own = write("app.yml", [[
+extends: base.yml
+x-common: &common {D: hunter2, E: &e hunter2, F: "${env:HOME}"}
+x-old: hunter2
+release: {version: &v 2-hunter2}
+process:
+  secrets:
+    <<: *common
+    G: |
+      hunter2
+      hunter2
+
+    H: &h hunter2
+    I: *h
+    J: *v
+    K: a hunter2 ${env:HOME}
+    L: ~
+  instances: 2 # two
+balancer: {type: ./edge.lua, options: {x-e: *e, x-h: hunter2}}
+]])
+    write("edge.lua", "return {}")
+    local app = config.load(own)
+    assert.equal(minimal:gsub("}", ", secrets: {A: \"(not kept)\", B: '${env:HOME}', C: \"(not kept)\"}}"), app.files[base])
+    assert.equal([[
+extends: base.yml
+x-common: &common {D: "(not kept)", E: &e hunter2, F: "${env:HOME}"}
+x-old: "(not kept)"
+release: {version: &v 2-hunter2}
+process:
+  secrets:
+    <<: *common
+    G: "(not kept)"
+
+
+
+    H: &h "(not kept)"
+    I: *h
+    J: *v
+    K: "(not kept)"
+    L: ~
+  instances: 2 # two
+balancer: {type: ./edge.lua, options: {x-e: *e, x-h: hunter2}}
+]], app.files[own])
+    local again = config.load(own, { kept = app.files })
+    assert.same(app.files, again.files)
+    assert.equal(app.place "process.instances", again.place "process.instances")
+    assert.same({ "(not kept)", "${env:HOME}", "2-hunter2", "(not kept)" },
+      { again.process.secrets.A, again.process.secrets.F, again.process.secrets.J, again.process.secrets.K })
+  end)
+
+  it("has a secret of --set left out where it is no YAML", function()
+    local path = write("app.yml", minimal)
+    local app = config.load(path, { set = { "process.secrets.A=hunter #2", "process.env.B=a #b" } })
+    assert.same({ 'process.secrets.A="(not kept)"', "process.env.B=a #b" }, app.settings)
+    app = config.load(path, { set = app.settings })
+    assert.equal("a #b", app.process.env.B)
+  end)
+
+  it("has --set kept without the secrets that it gives", function()
+    local app = config.load(write("app.yml", minimal), { set = { "process.secrets.A=hunter2", "process.secrets.B=${env:HOME}",
+      "process.secrets={C: 'hunter2', D: '${file:d}'}", "process.env={E: hunter2}", "process={instances: 1, command: [x], ports: 80, secrets: {F: &f hunter2, G: *f}}" } })
+    assert.same({ 'process.secrets.A="(not kept)"', "process.secrets.B=${env:HOME}", [[process.secrets={C: "(not kept)", D: '${file:d}'}]],
+      "process.env={E: hunter2}", 'process={instances: 1, command: [x], ports: 80, secrets: {F: &f "(not kept)", G: *f}}' }, app.settings)
   end)
 
   it("merges mappings, replaces lists, and lets null take away", function()
@@ -124,6 +195,21 @@ describe("--set", function()
     assert.equal(5, app.process.stop.timeout)
     assert.equal("50%", app.strategy.batch)
     assert.equal("--set", (app.place "strategy.batch"))
+  end)
+
+  it("takes what is no YAML with brackets or quotes as the text that it is", function()
+    local function value(text) return set("x-it=" .. text, "process.env.IT=" .. text).process.env.IT end
+    for _, text in ipairs { "#fff", "a #b", "a: b", "- a", "*a", "&a b", "!a b", "|", "%", "@x", "---", "...", "it's", "two\nlines", " b ", "\\d", "a\tb", "ä" } do
+      assert.equal(text, value(text))
+    end
+    assert.equal("a #b", value '"a #b"')
+    assert.equal("it's", value "'it''s'")
+    assert.equal("'a' #b", value "'a' #b")
+    for text, of_yaml in pairs { ["0x10"] = 16, ["1e3"] = 1000.0, ["-1.5"] = -1.5, ["5."] = 5.0, ["true"] = true, no = "no", ["5 #b"] = "5 #b", ["[a] #b"] = "[a] #b" } do
+      assert.equal(of_yaml, set("strategy.it=" .. text).strategy.it, text)
+    end
+    assert.matches("control characters", refused "process.env.IT=a\1b")
+    assert.matches("UTF%-8", refused "process.env.IT=a\255b")
   end)
 
   it("takes away with nothing", function()
@@ -264,15 +350,39 @@ describe("the JSON Schema", function()
 
   it("knows every key, and what an editor shows of it", function()
     assert.equal("https://json-schema.org/draft/2020-12/schema", json["$schema"])
-    assert.same({ "app", "process" }, json.required)
     assert.is_false(json.additionalProperties)
-    assert.same({ "process", "systemd", "container" }, json.properties.process.properties.supervisor.enum)
+    assert.same({ "process", "systemd", "container", cjson.null }, json.properties.process.properties.supervisor.enum)
     assert.equal("60s", json.properties.health.properties.deadline.default)
     for name, spec in pairs(schema.root.keys) do assert.equal(spec.doc, json.properties[name].description) end
   end)
 
+  it("takes what check takes, and refuses what lacks something", function()
+    local process = "process: {command: [x], ports: 80}\n"
+    write("base.yml", "app: a\n" .. process .. "hosts: [a, b]\nbalancer: {type: haproxy, socket: /s, backend: b}\n")
+    local function both(text)
+      return (pcall(config.load, write("app.yml", text))), json_schema.fits(json, (core.yaml.parse(text, "app.yml")))
+    end
+    local function accepted(text) assert.same({ true, true }, { both(text) }, text) end
+    local function refused(text) assert.same({ false, false }, { both(text) }, text) end
+    accepted "extends: base.yml"
+    accepted "extends: base.yml\nprocess: {instances: 1}\nbalancer: {backend: c}\nhosts:\n"
+    accepted("app: 5\n" .. process)
+    for _, each in ipairs { "release: {version: 2}", "release: {version: 1.5}", "release: {path: }", "release:", "hosts:", "hooks:", "health: {http: }", "strategy: {x: }",
+      "process:\n  command: [x]\n  ports: 80\n  env: {A: }\n  instances: \n  stop:\n  adopt: ~", "balancer:", "state:", "x-mine: 1" } do
+      accepted("app: a\n" .. (each:find("^process") and "" or process) .. each)
+    end
+    refused "app: a"
+    refused(process)
+    refused("app:\n" .. process)
+    refused "app: a\nprocess: {command: [x]}"
+    refused("app: a\n" .. process .. "balancer: {socket: /s}")
+    refused("app: a\n" .. process .. "balancer: [{socket: /s}]")
+    refused("app: a\n" .. process .. "state: {}")
+    refused "extends: base.yml\nprocess: {instance: 1}"
+    refused "extends: base.yml\nbalancer: [{socket: /s, backend: b}]"
+  end)
+
   it("can be written as JSON", function()
-    local cjson = require "cjson"
     assert.same(json.properties.release, cjson.decode(cjson.encode(json)).properties.release)
   end)
 end)

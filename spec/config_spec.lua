@@ -44,6 +44,13 @@ describe("app.yml", function()
     assert.equal('app.yml:3:42: balancer.listen: expected an address and a port like "127.0.0.1:8000", got "8000"', text)
   end)
 
+  it("names the file of a driver that is not there, with its place", function()
+    local says = " cannot be read: a type is caddy, command, haproxy, nginx, or the path of a driver in Lua"
+    assert.equal("app.yml:3:12: balancer.type: ./none.lua" .. says, complaint(with "balancer: {type: ./none.lua}\n"))
+    assert.equal("app.yml:3:35: balancer[2].type: /none.lua" .. says, complaint(with "balancer: [{type: caddy, id: x}, {type: /none.lua}]\n"))
+    assert.equal("--set: balancer.type: /none.lua" .. says, complaint(with "balancer: {type: caddy, id: x}\n", { set = { "balancer.type=/none.lua" } }))
+  end)
+
   it("may say where balancers elsewhere reach this machine", function()
     local app = load(with("hosts: [{name: here, address: 10.0.0.5, transport: local}, web1]\nbalancer: {type: haproxy, socket: /s, backend: shop, host: web1}\n"))
     local here = connection.new(app.hosts[1], app.app)
@@ -227,6 +234,9 @@ app.yml:6:1: hosts: expected a list or a mapping, got 7]], message)
       "app.yml:3:9: hosts[1]: '-oProxyCommand=x' is not a host; write local, user@address or user@address:port" },
     { "a host's port out of range", with 'hosts: ["a:99999"]',
       "app.yml:3:9: hosts[1]: 'a:99999' is not a host; write local, user@address or user@address:port" },
+    { "a host's port that is no number", with 'hosts: ["u@h:abc"]',
+      "app.yml:3:9: hosts[1]: 'u@h:abc' is not a host; write local, user@address or user@address:port" },
+    { "a port in an address", with "hosts: [{name: a, address: 'h:abc'}]", "app.yml:3:19: hosts[1].address: expected a host name or an address, got 'h:abc'" },
     { "a host without name and address", with "hosts: [{user: me}]",
       "app.yml:3:9: hosts[1]: a host needs an address, or a name when it is this machine" },
     { "ssh to nowhere", with "hosts: [{name: a, transport: ssh}]", "app.yml:3:9: hosts[1].transport: ssh needs an address" },
@@ -239,8 +249,24 @@ app.yml:6:1: hosts: expected a list or a mapping, got 7]], message)
       "app.yml:3:1: balancer: `backend` of your HAProxy is needed, or `managed: true` with `listen`" },
     { "a balancer without anything", with "balancer: [{type: haproxy}]",
       "app.yml:3:12: balancer[1]: `socket` and `backend` of your HAProxy are needed, or `managed: true` with `listen`" },
+    { "a socket that is beside something", with "balancer: {type: haproxy, socket: ./h.sock, backend: b}",
+      "app.yml:3:27: balancer.socket: './h.sock' is no absolute path, and has no port: write such as /run/haproxy/admin.sock or 127.0.0.1:9999" },
+    { "a socket that is only a port", with "balancer: {type: haproxy, socket: 29999, backend: b}",
+      "app.yml:3:27: balancer.socket: port 29999 of what address? Write such as 127.0.0.1:29999" },
+    { "a socket at no address", with "balancer: [{type: haproxy, socket: ':29999', backend: b}]",
+      "app.yml:3:28: balancer[1].socket: port 29999 of what address? Write such as 127.0.0.1:29999" },
+    { "a socket at no port", with 'balancer: {type: haproxy, socket: "localhost:99999", backend: b}',
+      "app.yml:3:27: balancer.socket: 'localhost:99999' has no port from 1 to 65535: write such as 127.0.0.1:9999" },
+    { "a socket in HAProxy's own words", with 'balancer: {type: haproxy, socket: "unix@/run/h.sock", backend: b}',
+      "app.yml:3:27: balancer.socket: 'unix@/run/h.sock' is no absolute path, and has no port: write such as /run/haproxy/admin.sock or 127.0.0.1:9999" },
+    { "an admin API at a name alone", with "balancer: {type: caddy, admin: caddy.sock, id: x}",
+      "app.yml:3:25: balancer.admin: 'caddy.sock' is no absolute path, and has no port: write such as /run/caddy/admin.sock or 127.0.0.1:2019" },
     { "a balancer on a port of the process", with 'balancer: {type: haproxy, managed: true, listen: "0.0.0.0:8081"}',
       "app.yml:3:42: balancer.listen: port 8081 is one of process.ports" },
+    { "statistics on a port of the process", with 'balancer: {type: haproxy, managed: true, listen: ":80", stats: "127.0.0.1:8081"}',
+      "app.yml:3:57: balancer.stats: port 8081 is one of process.ports" },
+    { "statistics where the service is to be", with 'balancer: {type: haproxy, managed: true, listen: "127.0.0.1:80", stats: "0.0.0.0:80"}',
+      "app.yml:3:66: balancer.stats: at 0.0.0.0:80 visitors would get the statistics, and not the service: give it another port than `listen`" },
     { "two managed balancers on a machine", with "hosts: [local]\nbalancer: [{type: haproxy, managed: true, listen: ':80'}, {type: haproxy, managed: true, listen: ':81', host: local}]",
       "app.yml:4:75: balancer[2].managed: balancer[1] is run on that machine already; one HAProxy can listen at one address: put the other on another host" },
     { "a balancer on an unknown host", with "hosts: [{name: web1}]\nbalancer: {type: haproxy, socket: /s, backend: b, host: web2}",

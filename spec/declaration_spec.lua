@@ -1,4 +1,5 @@
 -- declaration_spec.lua -- What a script says of its strategy: shown by help, and refused in one line where it is wrong.
+local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 
 describe("what a script declares", function()
@@ -14,10 +15,12 @@ describe("what a script declares", function()
     return fixture.run({ fixture.deployrt(), "help", "./own.lua" }, { cwd = dir })
   end
 
+  --- It is refused where define was called, or extend.
   local function refused(says, definition, more)
     local run = help(definition, more)
     assert.equal(2, run.exit, run.stdout .. run.stderr)
-    assert.equal(("deployrt: strategy 'own': %s\n"):format(says), run.stderr)
+    local line = more and more:find("strategy.extend", 1, true) and 3 or 2
+    assert.equal(("deployrt: ./own.lua:%d: strategy 'own': %s\n"):format(line, says), run.stderr)
   end
 
   it("is shown with its defaults, nested ones too", function()
@@ -26,13 +29,21 @@ describe("what a script declares", function()
     assert.matches("a          list      default %[%[1%], {b: 2}%] +some\n", run.stdout)
   end)
 
+  it("is shown with what an option takes", function()
+    local options = "options = { a = { type = 'integer', required = true, min = 1, max = 5, doc = 'some' }, b = { type = 'number', min = 0.5, doc = 'more' } }"
+    local run = help(options)
+    assert.matches("\n  a          integer   required +some %(from 1 to 5%)\n  b          number    default none +more %(from 0%.5%)\n", run.stdout)
+    local option = cjson.decode(fixture.run({ fixture.deployrt(), "help", "./own.lua", "--json" }, { cwd = dir }).stdout).options.a
+    assert.same({ true, 1, 5 }, { option.required, option.min, option.max })
+  end)
+
   it("does nothing to a terminal", function()
     local run = help([[options = { a = { type = "string", default = "\27[31mx", doc = "one\27[2J\ntwo", values = { "\27[31mx" } } },
-      summary = "\27]0;title\7 of\r\n  two lines"]], [[own.name = "o\27[2Jwn\n" print("\27[2Jsaid", "more\nand more")]])
+      summary = "\27]0;title\7 of\r\n  two lines"]], [[print("\27[2Jsaid", "more\nand more")]])
     assert.equal(0, run.exit, run.stderr)
     assert.is_nil((run.stdout .. run.stderr):find("[\0-\9\11-\31\127]"), run.stdout .. run.stderr)
     assert.equal("said more\nand more\n", run.stderr)
-    assert.matches("^own : +of two lines\n\nOptions", run.stdout)
+    assert.matches("^own: +of two lines\n\nOptions", run.stdout)
     assert.matches("\n  a          string    default x +one two %(x%)\n", run.stdout)
     local raised = help("", 'error("\27[2Jwrong")')
     assert.matches("^deployrt: %./own.lua:%d+: wrong\n", raised.stderr)
@@ -57,5 +68,58 @@ describe("what a script declares", function()
     refused("option 'route' is the runtime's own, of type list: it may have another default, but no other type", "options = { route = { type = 'string' } }")
     refused("option 'tolerate' is the runtime's own, of type amount: it may have another default, but no other type", "options = { tolerate = { type = 'integer' } }")
     refused("api is a number: say api = 1", "api = '1'")
+    refused("`groups` is true or false, not 5", "groups = 5")
+    refused("`summary` is a text, not 5", "summary = 5")
+    refused("`summary` is a text, not a function", "", "own = strategy.extend('rolling', { name = 'own', summary = print })")
+    refused("the invariant 'a' is a function of a view, not 1", "invariants = { a = 1 }")
+    refused("an invariant has a name, and 1 is none", "invariants = { print }")
+    refused("`invariants` is a table of functions by name, not a function", "invariants = print")
+    refused("the invariant 'a' is a function of a view, not a table", "", "own.invariants = { a = {} }")
+    local known = "; there are api, groups, invariants, may_lack, name, needs, options, summary"
+    refused("a definition has no key 'option' (did you mean 'options'?)" .. known, "option = {}")
+    refused("a definition has no key 'summry' (did you mean 'summary'?)" .. known, "", "own = strategy.extend('rolling', { name = 'own', summry = 'x' })")
+  end)
+
+  it("says how many instances may be missing meanwhile, and is refused where that is no amount", function()
+    local says = "`may_lack` says how many instances may be missing meanwhile: an amount such as 1 or \"25%\", or the name of an option of type amount, and not "
+    local batch = "options = { batch = { type = 'amount', default = 1 }, pause = { type = 'duration', default = '1s' } }, may_lack = "
+    for _, right in ipairs { "1", "'25%'", "'batch'", "false" } do assert.equal(0, help(batch .. right).exit, right) end
+    refused(says .. "'bach' (did you mean 'batch'?)", batch .. "'bach'")
+    refused(says .. "'pause'", batch .. "'pause'")
+    refused(says .. "0", batch .. "0")
+    refused(says .. "true", batch .. "true")
+    refused(says .. "a table", batch .. "{ 'batch' }")
+    refused(says .. "'none'", "", "own = strategy.extend('rolling', { name = 'own', may_lack = 'none' })")
+  end)
+
+  it("may have fields of its own", function()
+    local run = help("foo = 1, helper = function() end", "own.waves = { 1, 2 }")
+    assert.equal(0, run.exit, run.stderr)
+  end)
+
+  it("is held to the api in an extension, too", function()
+    local run = help("", "own = strategy.extend('rolling', { name = 'own', api = 2 })")
+    assert.same({ 2, "deployrt: ./own.lua:3: strategy 'own' is written for api 2; this deployrt has api 1: use a newer deployrt\n" }, { run.exit, run.stderr })
+    refused("api is a number: say api = 1", "", "own = strategy.extend('rolling', { name = 'own', api = '1' })")
+    assert.equal(0, help("", "own = strategy.extend('rolling', { name = 'own', api = 1 })").exit)
+  end)
+
+  it("has a name in one line, or is refused at the line that gave it", function()
+    local says = "the name of a strategy is of printable characters but /, at most 100 bytes, not "
+    for more, name in pairs { ["own.name = 'Bad/Name'"] = "Bad/Name", ["own.name = 'o\\27[2Jwn\\n'"] = "o?[2Jwn?",
+      ["strategy.define { name = '', api = 1 }"] = "", ["strategy.extend('rolling', { name = 'a/b' })"] = "a/b", ["own.name = ('x'):rep(101)"] = ("x"):rep(20) .. "..." } do
+      local run = help("", more)
+      assert.same({ 2, ("deployrt: ./own.lua:%d: %s'%s'\n"):format(more:find("^own") and 2 or 3, says, name) }, { run.exit, run.stderr })
+    end
+    for more, said in pairs { ["strategy.define()"] = "strategy.define expects a table", ["strategy.define {}"] = "a strategy needs a name",
+      ["strategy.extend('nowhere', {})"] = "no strategy is named 'nowhere'", ["strategy.extend('./nowhere.lua', {})"] = "./nowhere.lua: no such file" } do
+      local run = help("", "\n" .. more)
+      assert.equal(2, run.exit)
+      assert.truthy(run.stderr:find("deployrt: ./own.lua:4: " .. said, 1, true), run.stderr)
+    end
+  end)
+
+  it("wins over what is inherited", function()
+    refused("`needs` is a list such as { \"share\" }", "needs = { 'share' }", "own = strategy.extend(own, { name = 'own', needs = 'x' })")
   end)
 end)

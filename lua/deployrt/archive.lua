@@ -1,9 +1,11 @@
 -- archive.lua -- The release on the controller: a directory or a tar archive, its content's hash, its bytes as a stream.
+local connection = require "deployrt.connection"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 
 ---@class deployrt.Archive
 ---@field path string
+---@field place string  of app.yml that names it
 ---@field sha256 string
 ---@field filter string   command that decompresses, or ""
 local Archive = {}
@@ -18,9 +20,14 @@ local magic = {
   { "\x1f\x8b", "gzip -dc" }, { "BZh", "bzip2 -dc" }, { "\xfd7zXZ", "xz -dc" }, { "\x28\xb5\x2f\xfd", "zstd -dc" },
 }
 
-local function filter_of(path)
-  local file, err = io.open(path, "rb")
-  if not file then errors.raise("release", err) end
+--- What is wrong with it is wrong with app.yml, where it is named.
+local function refuse(self, code, message, fields)
+  errors.raise(code, ("%s: release.path: %s"):format(self.place, message), fields)
+end
+
+local function filter_of(self)
+  local file, err = io.open(self.path, "rb")
+  if not file then refuse(self, "release", err .. ": have this user read it") end
   local head = file:read(8) or ""
   file:close()
   for _, entry in ipairs(magic) do
@@ -37,35 +44,78 @@ function Archive:source()
   return { link = errors.check(self.controller:link()), command = words }
 end
 
---- Refuses what would be unpacked outside of its directory, and what cannot be read.
-local function check_names(self)
-  local result = self.controller:execute({ "tar", "-tf", self.path }, { timeout = 600 })
-  if result.status ~= 0 then
-    errors.raise("archive", ("%s is not a readable tar archive; pack it again"):format(self.path), { detail = result.stderr:sub(1, 500) })
-  end
-  for name in result.stdout:gmatch("[^\n]+") do
-    local why = name:sub(1, 1) == "/" and "an absolute path" or ("/" .. name .. "/"):find("/../", 1, true) and "a path that leaves it"
-    if why then errors.raise("archive", ("%s contains %s: %s; pack it again without"):format(self.path, why, name)) end
+local function leaves(path)
+  return path:sub(1, 1) == "/" or ("/" .. path .. "/"):find("/../", 1, true) ~= nil
+end
+
+--- What a line of `tar -tv` lists: a name and, of a symbolic link, where that leads.
+local function entry_of(line)
+  local listed = line:match("%d%d%d%d%-%d%d%-%d%d %d%d:%d%d:?%d* (.*)$") or line
+  local name, target = listed:match("^(.-) %-> (.*)$")
+  if line:sub(1, 1) == "l" and name then return name, target end
+  return listed
+end
+
+--- The first directory of a path that is one of some links.
+local function link_above(name, links)
+  if not next(links) then return nil end
+  for at in name:gmatch("()/") do
+    if links[name:sub(1, at - 1)] then return name:sub(1, at - 1) end
   end
 end
 
---- Opens a release, hashes it and, when it is an archive, looks through its names.
+--- Refuses what would be unpacked outside of its directory, also through a link of its own, and what cannot be read.
+local function check_names(self)
+  local result = self.controller:execute({ "tar", "-tvf", self.path }, { timeout = 600 })
+  if result.status ~= 0 then
+    refuse(self, "archive", self.path .. " is not a readable tar archive; pack it again", { detail = result.stderr:sub(1, 500) })
+  end
+  local links = {} -- that lead out of it
+  for line in result.stdout:gmatch("[^\n]+") do
+    local name, target = entry_of(line)
+    local plain = name:gsub("^%./", ""):gsub("/$", "")
+    local link = link_above(plain, links)
+    local why = name:sub(1, 1) == "/" and "an absolute path" or leaves(name) and "a path that leaves it"
+      or link and ("a path through its own link %s to %s"):format(link, links[link])
+    if why then refuse(self, "archive", ("%s contains %s: %s; pack it again without"):format(self.path, why, name)) end
+    links[plain] = target and leaves(target) and target or nil
+  end
+end
+
+--- Opens the release of app.yml, hashes it and, when it is an archive, looks through its names.
 ---@async
----@param path string               absolute
+---@param app deployrt.App          with a release.path
 ---@param controller deployrt.Connection  this machine
 ---@return deployrt.Archive
-function archive.open(path, controller)
+--- Raises deployrt.Error, with the place of release.path: "release" when it cannot be had, "archive" when that is no archive for us.
+function archive.open(app, controller)
+  local path = app.release.path
+  local self = setmetatable({ path = path, place = app.place "release.path", controller = controller, filter = "" }, Archive)
   local stat, err = core.fs.stat(path)
-  if not stat then errors.raise("release", "release.path: " .. err.message) end
-  local self = setmetatable({ path = path, controller = controller, is_directory = stat.type == "directory", filter = "" }, Archive)
+  if not stat then
+    local builds = app.hooks and app.hooks.build
+    refuse(self, "release", err.message .. (builds and ": hooks.build has not made it" or ": make it first, or have hooks.build do so"))
+  end
+  self.is_directory = stat.type == "directory"
   if not self.is_directory then
-    self.filter = filter_of(path)
+    self.filter = filter_of(self)
     check_names(self)
   end
   local result = errors.check(core.pipe { from = self:source(), to = { file = "/dev/null" } })
-  if result.from.status ~= 0 then errors.raise("release", ("cannot read %s: %s"):format(path, result.from.output)) end
+  if result.from.status ~= 0 then refuse(self, "release", path .. " cannot be read: have this user read all of it", { detail = result.from.output:sub(1, 500) }) end
   self.sha256, self.bytes = result.sha256, result.bytes
   return self
+end
+
+--- The same, on a connection of its own, which is closed again: for what it is, and not for its bytes.
+---@async
+---@param app deployrt.App
+---@return deployrt.Archive
+--- Raises deployrt.Error: as open.
+function archive.look(app)
+  local here = connection.new({ name = "local" }, app.app)
+  local closing <close> = setmetatable({}, { __close = function() here:close() end })
+  return archive.open(app, here)
 end
 
 return archive

@@ -27,7 +27,8 @@ local most_shown = 20
 ---@field balancers table[]  each with type and drain.timeout; empty when there is none
 ---@field strategy table  options as written
 ---@field require deployrt.Requirement[]  shared libraries
----@field files table<string, string>  the texts that it comes from, by path
+---@field files table<string, string>  the texts that it comes from, by path, without the secrets that stand in them
+---@field settings string[]  the same of `--set`
 ---@field hooks? table<string, string|string[]>
 ---@field place fun(path: string): string, deployrt.config.Mark?  "process.command" gives "app.yml:7:3"
 
@@ -103,7 +104,7 @@ end
 local function directories(app, tree)
   return function(path)
     local mark = tree:find(path)
-    local file = mark and (tree.kept or tree.files)[mark.file] and mark.file
+    local file = mark and tree.files[mark.file] and mark.file
     return file and core.fs.realpath(file:match("^(.*/)[^/]*$") or ".") or app.dir
   end
 end
@@ -189,7 +190,7 @@ function config.load(path, opts)
   local problems, at, add = new_collector(tree)
   local app = check.value(tree.root, schema.root, at, "")
   finish(app, tree, add)
-  app.files = opts.kept or tree.files
+  app.files, app.settings = tree.files, tree.settings
   raise_all(problems)
   function app.place(where)
     local mark = tree:find(where)

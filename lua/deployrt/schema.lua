@@ -1,4 +1,5 @@
 -- schema.lua -- Every key of app.yml, declared once: validation, defaults, suggestions and the JSON Schema come from it.
+local addresses = require "deployrt.config.address"
 local check = require "deployrt.config.check"
 local core = require "deployrt.core"
 local declaration = require "deployrt.config.declaration"
@@ -54,7 +55,9 @@ local function command(doc)
 end
 
 local function address(doc)
-  return text(doc, { pattern = "^[%w:_][%w._:%%-]*$", expected = "a host name or an address" })
+  return text(doc, { rule = function(value)
+    return not addresses.is_one(value) and ("expected a host name or an address, got '%s'"):format((value:gsub("%c", "?"))) or nil
+  end })
 end
 
 local function user(doc)
@@ -81,9 +84,9 @@ local host = { type = "object", doc = "one host", keys = {
 schema.hosts = { type = "list", of = { either = { text "local, or user@address:port", host } }, least = 1 }
 
 local balancer = { type = "object", keys = {
-  type = { type = "string", required = true, values = { "haproxy", "nginx", "caddy", "command" }, beside = "%.lua$",
+  type = { type = "string", required = true, values = { "haproxy", "nginx", "caddy", "command" }, beside = "[./]",
     doc = "haproxy, nginx, caddy, command, or a path to a driver in Lua" },
-  socket = text "HAProxy's runtime socket: a path, or address:port",
+  socket = text "HAProxy's runtime socket: an absolute path, or address:port",
   backend = text "HAProxy's backend",
   map = text "HAProxy of your own: the map file by which it tells requests apart",
   host = text "the host that the balancer runs on; default: this machine",
@@ -108,7 +111,7 @@ local balancer = { type = "object", keys = {
   routes = text "nginx: the file by which it tells requests apart, which deployrt writes too",
   config = text "nginx: its configuration, for nginx -t",
   reload = command "nginx: how to reload it",
-  admin = text "Caddy's admin API: address:port, or a path; default: 127.0.0.1:2019",
+  admin = text "Caddy's admin API: address:port, or an absolute path; default: 127.0.0.1:2019",
   id = text("Caddy: the @id of a reverse_proxy", { pattern = "^[%w_.-]+$", expected = "letters, digits and ._-" }),
   server = text("Caddy: a server with one reverse_proxy", { pattern = "^[%w_.-]+$", expected = "letters, digits and ._-" }),
   command = command "command: what sets the balancer",
@@ -303,6 +306,7 @@ end
 ---@return table
 function schema.json()
   local out = json.of(schema.root)
+  out["if"], out["then"] = { ["not"] = { required = { "extends" } } }, json.needs(schema.root)
   out["$schema"], out.title = "https://json-schema.org/draft/2020-12/schema", "deployrt app.yml"
   return out
 end

@@ -1,6 +1,7 @@
 -- secrets.lua -- Values that only processes may see: read when they are needed, masked in everything that is shown.
 local controller = require "deployrt.controller"
 local errors = require "deployrt.errors"
+local keep = require "deployrt.config.keep"
 local names_of = require("deployrt.config.check").names_of
 
 ---@class deployrt.Secrets
@@ -8,13 +9,26 @@ local names_of = require("deployrt.config.check").names_of
 local Secrets = {}
 Secrets.__index = Secrets
 
-local secrets = { removed = "(not kept)" }
+local secrets = {}
 
 local function trim(text)
   return (text:gsub("\n$", ""))
 end
 
---- What a reference stands for; nil and why not when it is not to be had.
+local shortest, shortest_line = 4, 8 -- bytes: less is found where it is no secret
+
+--- What is to be masked of a value: all of it and, of one that has several, each line, because what shows it may show only some.
+local function add_masked(list, value)
+  value = value:match("^%s*(.-)%s*$")
+  if #value >= shortest then list[#list + 1] = value end
+  if not value:find("\n", 1, true) then return end
+  for line in value:gmatch("[^\r\n]+") do
+    line = line:match("^%s*(.-)%s*$")
+    if #line >= shortest_line then list[#list + 1] = line end
+  end
+end
+
+--- What a reference stands for; nil and why not when it is not to be had, and what a command said of it.
 local readers = {
   env = function(_, name)
     local value = os.getenv(name)
@@ -32,30 +46,47 @@ local readers = {
   command = function(self, command)
     local result = self.controller:execute({ "/bin/sh", "-c", command }, { timeout = 60, cwd = self.directory })
     local how = controller.failure(result)
-    if how then return nil, ("the command '%s' %s"):format(command, how) end
-    return trim(result.stdout)
+    if not how then return trim(result.stdout) end
+    add_masked(self.masked, result.stdout) -- it may have had the secret, and failed afterwards
+    return nil, ("the command '%s' %s"):format(command, how), result.stderr
   end,
 }
 
---- A text with its references replaced; nil and why not. Commands wait, which no callback of gsub may.
+--- A text with its references replaced; nil and why not, as readers have it. Each is masked by itself, too: a process takes a text
+--- apart, and may show one of them alone. Commands wait, which no callback of gsub may.
 ---@async
 local function resolve(self, text)
   local parts, at = {}, 1
   for start, kind, what, after in text:gmatch("()%${(%l+):([^}]*)}()") do
-    local value, problem = readers[kind](self, what)
-    if not value then return nil, problem end
+    local value, problem, said = readers[kind](self, what)
+    if not value then return nil, problem, said end
+    add_masked(self.masked, value)
     table.move({ text:sub(at, start - 1), value }, 1, 2, #parts + 1, parts)
     at = after
   end
   return table.concat(parts) .. text:sub(at)
 end
 
---- The value of one secret, as app.yml has it.
-local function value_of(self, name, text, place)
-  local value, problem = resolve(self, text)
-  if value then return value end
-  local key = "process.secrets." .. name
-  errors.raise("secret", ("%s%s: %s"):format(place and place(key) .. ": " or "", key, problem))
+local longest_reason = 200 -- bytes
+
+--- Why a command failed, by the last line that it wrote to standard error for people: its standard output is the secret, and what
+--- `sh -x` traces has values in it.
+local function reason_of(self, said)
+  local reason
+  for line in self:mask(said):gmatch("[^\r\n]+") do
+    if line:find("%S") and line:sub(1, 1) ~= "+" then reason = line end
+  end
+  return reason and ": " .. errors.clip(reason, longest_reason) or ""
+end
+
+--- Raises all that is wrong, each with its place. What commands said is masked by all secrets that could be read.
+local function refuse(self, problems, place)
+  local lines = {}
+  for i, each in ipairs(problems) do
+    local key = "process.secrets." .. each.name
+    lines[i] = ("%s%s: %s%s"):format(place and place(key) .. ": " or "", key, each.why, each.said and reason_of(self, each.said) or "")
+  end
+  errors.raise("secret", table.concat(lines, "\n"), { problems = lines })
 end
 
 --- Reads all secrets of app.yml once, so that a missing one is an error before anything is touched.
@@ -66,18 +97,21 @@ end
 ---@param place? fun(path: string): string   as app.place
 ---@param unread? boolean              nothing will be started: each is what app.yml says of it
 ---@return deployrt.Secrets
---- Raises deployrt.Error: "secret", with the place of the one that is not to be had.
+--- Raises deployrt.Error: "secret", whose message has a line for each that is not to be had, with its place, and `problems` all of them.
 function secrets.read(values, directory, here, place, unread)
-  local self = setmetatable({ directory = directory, controller = here, values = {}, masked = {}, literals = {}, empty = {} }, Secrets)
+  local self = setmetatable({ directory = directory, controller = here, values = {}, masked = {}, empty = {} }, Secrets)
+  local problems = {}
   for _, name in ipairs(names_of(values or {})) do
     local text = tostring(values[name])
-    local value = unread and text or value_of(self, name, text, place)
+    local value, why, said = text, nil, nil
+    if not unread then value, why, said = resolve(self, text) end
+    if not value then problems[#problems + 1] = { name = name, why = why, said = said } end
     self.values[name] = value
     if value == "" and text ~= "" then self.empty[#self.empty + 1] = name end
-    if not text:find("${", 1, true) then self.literals[#self.literals + 1] = value end
-    if #value >= 4 then self.masked[#self.masked + 1] = value end
+    add_masked(self.masked, value or "")
   end
   table.sort(self.masked, function(a, b) return #a > #b end)
+  if #problems > 0 then refuse(self, problems, place) end
   return self
 end
 
@@ -86,23 +120,9 @@ end
 function Secrets.references(values)
   local references = {}
   for name, text in pairs(values or {}) do
-    references[name] = tostring(text):find("^%${%l+:[^}]*}$") and text or "(app.yml)"
+    references[name] = keep.is_reference(text) and text or "(app.yml)"
   end
   return references
-end
-
---- A text of app.yml without the secrets that stand in it literally.
----@param text string
----@return string
-function Secrets:without_literals(text)
-  for _, value in ipairs(self.literals) do
-    local at, to = text:find(value, 1, true)
-    while at do
-      text = text:sub(1, at - 1) .. secrets.removed .. text:sub(to + 1)
-      at, to = text:find(value, at + #secrets.removed, true)
-    end
-  end
-  return text
 end
 
 --- The value of a secret for a process.
@@ -114,7 +134,7 @@ function Secrets:value(name)
   return value
 end
 
---- The text with every secret replaced.
+--- The text with every secret replaced. Mask before you cut: what is left of a secret is not found any more.
 ---@param text string
 ---@return string
 function Secrets:mask(text)

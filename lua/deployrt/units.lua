@@ -29,12 +29,34 @@ local function percentage(value)
   return type(value) == "string" and tonumber(value:match("^(%d+%.?%d*)%%$")) or nil
 end
 
---- 2 or "25%".
+local function is_between(value, low, high)
+  return type(value) == "number" and value > low and value <= high
+end
+
+--- A value that a script gave, without the address of a table.
+local function told(value)
+  return (type(value) == "number" or type(value) == "string") and tostring(value) or "a " .. type(value)
+end
+
+--- What is wrong with an amount in parts; nil when nothing is.
+local function problem_of(amount)
+  local count, percent = amount.count, amount.percent
+  if count ~= nil and not (math.type(count) == "integer" and count > 0) then
+    return ("its `count` is a whole number from 1 on, not %s"):format(told(count))
+  elseif percent ~= nil and not is_between(percent, 0, 100) then
+    return ("its `percent` is a number above 0 and at most 100, not %s"):format(told(percent))
+  end
+end
+
+--- 2 or "25%", or one of these in parts.
 ---@param value any
 ---@return deployrt.Amount? amount
 ---@return string? message
 function units.amount(value)
-  if type(value) == "table" and (value.count or value.percent) then return value end
+  if type(value) == "table" and (value.count or value.percent) then
+    local problem = problem_of(value)
+    return not problem and value or nil, problem
+  end
   local percent = percentage(value)
   if percent and percent > 0 and percent <= 100 then return { percent = percent } end
   local count = type(value) ~= "table" and math.tointeger(tonumber(value))

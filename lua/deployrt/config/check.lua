@@ -274,7 +274,8 @@ end
 ---@return boolean known
 ---@return string hint  " (did you mean 'duration'?)"
 function check.known_type(name)
-  return types[name] ~= nil, suggest.hint(tostring(name), names_of(types))
+  local known = types[name] ~= nil
+  return known, known and "" or suggest.hint(tostring(name), names_of(types))
 end
 
 return check

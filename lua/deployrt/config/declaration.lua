@@ -1,14 +1,24 @@
--- declaration.lua -- How a script declares the options of its strategy: checked once, so that nothing else meets a wrong declaration.
+-- declaration.lua -- How a script declares its strategy and the options of that: checked once, so that nothing else meets a wrong declaration.
 local check = require "deployrt.config.check"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local pattern = require "deployrt.sandbox.pattern"
 local sandbox = require "deployrt.sandbox"
 local suggest = require "deployrt.suggest"
+local units = require "deployrt.units"
 
 local declaration = {}
 
 local longest_name = 40 -- bytes of an option's name
+
+--- Refuses what a script declares of its strategy.
+---@param name string    of the strategy
+---@param problem string
+---@param place? string  the line that declares it
+--- Raises deployrt.Error: "strategy".
+function declaration.refuse(name, problem, place)
+  errors.raise("strategy", ("%sstrategy '%s': %s"):format(place and place .. ": " or "", name, problem))
+end
 
 local function is(kind)
   return function(value) return type(value) == kind end
@@ -44,7 +54,9 @@ local keys = {
 }
 
 local function shown(value)
-  local word = type(value) == "string" and ("'%s'"):format(value:gsub("%c", "?")) or type(value) == "table" and "a table" or tostring(value)
+  local kind = type(value)
+  local word = kind == "string" and ("'%s'"):format(value:gsub("%c", "?")) or (kind == "number" or kind == "boolean" or kind == "nil") and tostring(value)
+    or "a " .. kind
   return #word > 60 and word:sub(1, 60) .. "..." or word
 end
 
@@ -108,9 +120,9 @@ local function check_name(key)
   return ("an option's name is of letters, digits and _, at most %d, and not %s"):format(longest_name, shown(key))
 end
 
-local function check_all(started, options, name)
+local function check_all(started, options, name, place)
   local function fail(problem)
-    if problem then errors.raise("strategy", ("strategy '%s': %s"):format(name, problem)) end
+    if problem then declaration.refuse(name, problem, place) end
   end
   if type(options) ~= "table" then fail(("`options` is a table of declarations by name, not %s"):format(shown(options))) end
   for key in pairs(options) do fail(check_name(key)) end
@@ -130,15 +142,71 @@ function declaration.limited(name, fn, ...)
   if ok then return first, second end
   local why = type(first) == "string" and first or first.code == "limit" and first.message
   if not why then error(first, 0) end
-  errors.raise("strategy", ("strategy '%s': option '%s' cannot be checked: %s"):format(name, current, why))
+  declaration.refuse(name, ("option '%s' cannot be checked: %s"):format(current, why))
 end
 
 --- Checks the declarations of a strategy's options, their defaults too.
 ---@param options table<string, deployrt.Spec>
----@param name string  of the strategy
+---@param name string    of the strategy
+---@param place? string  the line that declares it
 --- Raises deployrt.Error: "strategy", naming the option.
-function declaration.check(options, name)
-  declaration.limited(name, check_all, options, name)
+function declaration.check(options, name, place)
+  declaration.limited(name, check_all, options, name, place)
+end
+
+--- What is wrong with an invariant of the author's; nil when nothing is.
+---@param name any
+---@param fn any
+---@return string?
+function declaration.invariant_problem(name, fn)
+  if type(name) ~= "string" then return ("an invariant has a name, and %s is none"):format(shown(name)) end
+  if type(fn) ~= "function" then return ("the invariant '%s' is a function of a view, not %s"):format(name:gsub("%c", "?"), shown(fn)) end
+end
+
+local fields = { summary = text, groups = flag, invariants = { is "table", "a table of functions by name" } }
+
+--- Checks what a definition says besides its name, its options and the like.
+---@param definition table
+---@param name string    of the strategy
+---@param place? string  the line that declares it
+--- Raises deployrt.Error: "strategy".
+function declaration.check_fields(definition, name, place)
+  for _, field in ipairs(check.names_of(fields)) do
+    local value, takes = definition[field], fields[field]
+    if value ~= nil and not takes[1](value) then declaration.refuse(name, ("`%s` is %s, not %s"):format(field, takes[2], shown(value)), place) end
+  end
+  for key, fn in next, definition.invariants or {} do
+    local problem = declaration.invariant_problem(key, fn)
+    if problem then declaration.refuse(name, problem, place) end
+  end
+end
+
+local function is_amount(option)
+  return type(option) == "table" and option.type == "amount"
+end
+
+local function amounts_of(options)
+  local names = {}
+  for name, option in pairs(options) do names[#names + 1] = is_amount(option) and name or nil end
+  table.sort(names)
+  return names
+end
+
+--- How many instances a strategy may do without while it runs: an amount, or the option that says it. nil: it keeps all.
+---@param given any           what the script declares; nil: its option `batch`, if it has one that is an amount
+---@param options table<string, deployrt.Spec>
+---@param name string         of the strategy
+---@param place? string       the line that declares it
+---@return {option?: string, count?: integer, percent?: number}?
+--- Raises deployrt.Error: "strategy".
+function declaration.lack(given, options, name, place)
+  if given == nil and is_amount(options.batch) then given = "batch" end
+  if given == nil or given == false then return nil end
+  if type(given) == "string" and is_amount(options[given]) then return { option = given } end
+  local amount = units.amount(given)
+  if amount then return amount end
+  declaration.refuse(name, ("`may_lack` says how many instances may be missing meanwhile: an amount such as 1 or \"25%%\", or the name of an "
+    .. "option of type amount, and not %s%s"):format(shown(given), type(given) == "string" and suggest.hint(given, amounts_of(options)) or ""), place)
 end
 
 return declaration

@@ -1,5 +1,7 @@
 -- config/rules.lua -- What app.yml must be beyond the types of its keys: hosts in one shape, combinations that can work.
 -- A rule may meet an application some of whose keys were wrong, and so are missing.
+local addresses = require "deployrt.config.address"
+local core = require "deployrt.core"
 local driver = require "deployrt.balancer.driver"
 local library = require "deployrt.library"
 local suggest = require "deployrt.suggest"
@@ -10,10 +12,10 @@ local rules = {}
 ---@alias deployrt.config.Fail fun(path: string, message: string)
 
 local function address_and_port(text)
-  local address, port = text:match("^%[([%x:.]+)%]:?(%d*)$")
-  if address then return address, port end
-  address, port = text:match("^([^:]+):(%d+)$")
-  return address or text, port or ""
+  local place, port = text:match("^%[([%x:.]+)%]:?(%d*)$")
+  if place then return place, port end
+  place, port = text:match("^([^:]+):(%d+)$")
+  return place or text, port or ""
 end
 
 --- "local", "web1", "deploy@10.0.0.11:2222", "[::1]:22" as the table that it stands for; nil when it is none of these.
@@ -26,9 +28,9 @@ function rules.host(text)
     return entry
   end
   local user, rest = text:match("^([%w_.][%w_.@+\\-]*)@([^@]+)$")
-  local address, port = address_and_port(rest or text)
-  entry.name, entry.address, entry.user, entry.port = address, address, user, math.tointeger(tonumber(port))
-  local valid = address:find("^[%w:_][%w._:%%-]*$") and (port == "" or entry.port and entry.port >= 1 and entry.port <= 65535)
+  local place, port = address_and_port(rest or text)
+  entry.name, entry.address, entry.user, entry.port = place, place, user, math.tointeger(tonumber(port))
+  local valid = addresses.is_one(place) and (port == "" or entry.port and entry.port >= 1 and entry.port <= 65535)
   return valid and entry or nil
 end
 
@@ -109,16 +111,30 @@ local function check_keys(each, path, fail)
 end
 
 --- A managed balancer must not want a port that instances on the same machine have.
-local function check_listen(each, path, app, fail)
-  local port = tonumber((each.listen or ""):match(":(%d+)$"))
+local function check_port(each, key, path, app, fail)
+  local port = tonumber((each[key] or ""):match(":(%d+)$"))
+  local at = path .. "." .. key
   if not port then return end
-  if port < 1 or port > 65535 then return fail(path .. ".listen", ("%s.listen: %d is no port"):format(path, port)) end
+  if port < 1 or port > 65535 then return fail(at, ("%s: %d is no port"):format(at, port)) end
   for _, entry in ipairs(app.hosts) do
     if each.host == entry.name or not each.host and is_here(entry) then
       for _, slot in ipairs(app.process and app.process.ports or {}) do
-        if slot == port then fail(path .. ".listen", ("%s.listen: port %d is one of process.ports"):format(path, port)) end
+        if slot == port then fail(at, ("%s: port %d is one of process.ports"):format(at, port)) end
       end
     end
+  end
+end
+
+local everywhere = { [""] = true, ["*"] = true, ["0.0.0.0"] = true, ["::"] = true, ["[::]"] = true }
+
+--- Where a managed balancer listens for requests, and where it shows its statistics.
+local function check_listen(each, path, app, fail)
+  check_port(each, "listen", path, app, fail)
+  check_port(each, "stats", path, app, fail)
+  local address, port = (each.listen or ""):match("^(.*):(%d+)$")
+  local other, same = (each.stats or ""):match("^(.*):(%d+)$")
+  if port and port == same and (address == other or everywhere[address] or everywhere[other]) then
+    fail(path .. ".stats", ("%s.stats: at %s visitors would get the statistics, and not the service: give it another port than `listen`"):format(path, each.stats))
   end
 end
 
@@ -241,7 +257,18 @@ local function check_library(entry, path, fail)
   end
 end
 
---- app.require: a list of deployrt.Requirement, each with a name of its own. A driver of a library must be allowed.
+--- Where the driver is that a library brings, in words: its type is a path like that of any other, and no module.
+local function brought(type_name, app)
+  local file = driver.is_file(type_name) and type_name or type_name:gsub("%.", "/") .. ".lua"
+  for _, each in ipairs(app.require) do
+    local path = library.folder(each.name) .. "/" .. file
+    if core.fs.stat(app.dir .. "/" .. path) then return ("; that of the library %s is ./%s"):format(each.name, path) end
+  end
+  return #app.require > 0 and ("; one that a library brings is ./%s/..., once `deployrt lib install` has fetched it"):format(library.folder("LIBRARY")) or ""
+end
+
+--- app.require: a list of deployrt.Requirement, each with a name of its own. A driver of a library must be allowed, any other one
+--- be there.
 ---@param app table
 ---@param fail deployrt.config.Fail
 function rules.libraries(app, fail)
@@ -260,6 +287,9 @@ function rules.libraries(app, fail)
     if name and not allow:find("driver", 1, true) then
       fail(path .. ".type", ("%s.type: the library %s may not bring a driver, which has all rights: if you trust it with that, "
         .. "add driver to its `allow` (require:)"):format(path, name))
+    elseif not name and each.type and driver.is_missing(each.type, app.dir) then
+      fail(path .. ".type", ("%s.type: %s cannot be read: a type is %s, or the path of a driver in Lua%s"):format(path, each.type,
+        table.concat(driver.names(), ", "), brought(each.type, app)))
     end
   end
 end

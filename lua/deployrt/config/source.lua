@@ -1,6 +1,8 @@
 -- config/source.lua -- From files and --set to one tree of values, in which every key knows where it was written.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local keep = require "deployrt.config.keep"
+local setting = require "deployrt.config.setting"
 local suggest = require "deployrt.suggest"
 local check = require "deployrt.config.check"
 
@@ -15,7 +17,8 @@ local check = require "deployrt.config.check"
 ---@field root table      the values
 ---@field marks table<table, table<any, deployrt.config.Mark>>
 ---@field file string     as it was given
----@field files table<string, string>  the texts that were read, by path
+---@field files table<string, string>  the texts that were read, by path, as a run keeps them
+---@field settings string[]  the same of `--set`
 local Source = {}
 Source.__index = Source
 
@@ -44,7 +47,6 @@ local function read(self, path, from)
     errors.raise("config", ("%s%s: this file is empty; it needs at least `app:` and `process:`"):format(from, path))
   end
   if #text > largest then errors.raise("config", ("%s%s: too large for an app.yml"):format(from, path)) end
-  self.files[path] = text
   return text
 end
 
@@ -76,13 +78,15 @@ local function merge(self, base, over)
 end
 
 local function parse(self, path, from)
-  local value, found = self.parse(read(self, path, from), path)
+  local text = read(self, path, from)
+  local value, found = self.parse(text, path)
   if value == nil then errors.raise("config", found.message) end
   if value == null then errors.raise("config", ("%s%s: this file is empty; it needs at least `app:` and `process:`"):format(from, path)) end
   if not is_mapping(value) then
     local what = type(value) == "table" and "a list" or "a single value"
     errors.raise("config", ("%s:1:1: expected a mapping that begins with `app:`, got %s"):format(path, what))
   end
+  self.files[path] = keep.text(text, value, found)
   adopt(self, found, path)
   return value
 end
@@ -109,7 +113,7 @@ end
 ---@param kept? table<string, string>  texts of files that are not to be read from the disk
 ---@return deployrt.config.Source
 function source.open(path, parser, kept)
-  local self = setmetatable({ file = path, parse = parser, marks = {}, order = 0, kept = kept, files = {} }, Source)
+  local self = setmetatable({ file = path, parse = parser, marks = {}, order = 0, kept = kept, files = {}, settings = {} }, Source)
   self.root = load(self, path, "", {})
   return self
 end
@@ -175,7 +179,7 @@ local function put(self, keys, value, mark)
   self.marks[node][keys[#keys]] = mark
 end
 
---- Applies `a.b=value`; the value is YAML: a scalar, [a list] or {a: mapping}.
+--- Applies `a.b=value`, with a value as setting.parse() takes it.
 ---@param text string
 ---@param root deployrt.Spec
 --- Raises deployrt.Error: "config".
@@ -184,8 +188,9 @@ function Source:set(text, root)
   if not path then errors.raise("config", ("--set %s: expected key=value, such as process.instances=2"):format(text)) end
   local keys, spec = key_list(path, text), root
   for i, key in ipairs(keys) do spec = below(spec, key, table.concat(keys, ".", 1, i - 1)) end
-  local value, found = self.parse(value_text, "--set " .. path)
+  local value, found = setting.parse(value_text, "--set " .. path, self.parse)
   if value == nil then errors.raise("config", found.message) end
+  table.insert(self.settings, path .. "=" .. keep.setting(keys, value_text, value, found))
   adopt(self, found, "--set")
   for node in pairs(found) do
     for _, mark in pairs(self.marks[node]) do mark.line = nil end
