@@ -1,6 +1,7 @@
--- library_spec.lua -- Shared libraries: fetched by git or luarocks, locked file by file, and held to what app.yml allows them.
+-- library_spec.lua -- Shared libraries: fetched, locked file by file, and held to what app.yml allows them.
 -- weight: 3
 local fixture = require "spec.support.fixture"
+local library = require "spec.support.library"
 local version = require "deployrt.library.version"
 
 describe("versions of libraries", function()
@@ -23,58 +24,14 @@ describe("versions of libraries", function()
   end)
 end)
 
-local waves = [[
-local strategy = require "deployrt.strategy"
-local name = require "acme.name"
-return strategy.extend("rolling", { name = name, summary = "Rolling, shared." })
-]]
-
 describe("a shared library", function()
-  local dir, home
+  local dir, home, write, sh, expect, app, repository
 
   before_each(function()
-    dir = fixture.dir()
-    home = dir .. "/home"
-    os.execute(("mkdir -p %s/home %s/repository/lua/acme"):format(dir, dir))
+    local place = library.new()
+    dir, home, write, sh, expect, app, repository = place.dir, place.home, place.write, place.sh, place.expect, place.app, place.repository
   end)
   after_each(fixture.cleanup)
-
-  local function write(path, text)
-    os.execute(("mkdir -p %s/%s"):format(dir, path:match("^(.*)/[^/]*$") or "."))
-    return fixture.write(dir .. "/" .. path, text)
-  end
-
-  local function sh(script)
-    local run = fixture.run({ "sh", "-ec", script }, { cwd = dir, env = { HOME = home, GIT_CONFIG_GLOBAL = "/dev/null", GIT_AUTHOR_NAME = "a",
-      GIT_AUTHOR_EMAIL = "a@example", GIT_COMMITTER_NAME = "a", GIT_COMMITTER_EMAIL = "a@example" } })
-    assert.equal(0, run.exit, run.stdout .. run.stderr)
-    return run.stdout
-  end
-
-  local function deployrt(...)
-    return fixture.run({ fixture.deployrt(), "--state", dir .. "/state", ... }, { cwd = dir, env = { HOME = home, TERM = "dumb" } })
-  end
-
-  local function expect(exit, part, ...)
-    local run = deployrt(...)
-    assert.equal(exit, run.exit, run.stdout .. run.stderr)
-    if part then assert.truthy((run.stdout .. run.stderr):find(part, 1, true), ("expected %q in:\n%s%s"):format(part, run.stdout, run.stderr)) end
-    return run
-  end
-
-  --- app.yml with such an entry of `require`, and no balancer.
-  local function app(require_text, more)
-    write("app.yml", ("app: shop\nprocess: {command: [sleep, '600'], ports: [%d, %d]}\nhealth: {command: ['true'], interval: 10ms}\nrequire: [%s]\n%s\n"):format(
-      fixture.free_port(), fixture.free_port(), require_text, more or ""))
-  end
-
-  --- A git repository with one strategy and a module, tagged; returns what `require` says of it.
-  local function repository(tag, name, more)
-    write("repository/lua/acme/waves.lua", waves)
-    write("repository/lua/acme/name.lua", ("return %q\n"):format(name or "waves"))
-    sh(("cd repository && { [ -d .git ] || git init -q; } && %s git add -A && git commit -q -m x && git tag %s"):format(more or "", tag))
-    return ("{git: repository, ref: %s, path: lua}"):format(tag)
-  end
 
   it("of git is fetched, locked and used; the run goes by its name, and resume needs none of its files", function()
     app(repository "v1")
@@ -221,63 +178,6 @@ describe("a shared library", function()
     assert.is_nil(fixture.read(dir .. "/ran"))
   end)
 
-  --- A directory that serves rocks, each {version, build = text of the build table, dependencies}.
-  local function server(rocks)
-    for _, rock in ipairs(rocks) do
-      write("rocks/acme-" .. rock[1] .. ".rockspec", ([[
-        package = "acme" version = "%s" source = { url = "file://%s/rocks/acme-%s.tar.gz", dir = "acme" }
-        description = { license = "MIT" } dependencies = { %s } build = %s]]):format(rock[1], dir, rock[1], rock.dependencies or '"lua >= 5.4"',
-        rock.build or '{ type = "builtin", modules = { ["acme.waves"] = "acme/waves.lua", ["acme.name"] = "acme/name.lua" } }'))
-      write("source/acme/acme/waves.lua", waves)
-      write("source/acme/acme/name.lua", ("return 'waves %s'\n"):format(rock[1]))
-      sh(("tar -czf rocks/acme-%s.tar.gz -C source acme"):format(rock[1]))
-    end
-    sh "luarocks-admin make-manifest rocks > /dev/null"
-  end
-
-  it("of LuaRocks is the newest version that fits, until `update`", function()
-    server { { "1.0-1" }, { "1.2-1" }, { "2.0-1" } }
-    app '{rock: acme, version: "~> 1.0, >= 1.0", server: rocks}'
-    expect(0, "acme 1.0-1: installed, and locked", "lib", "install")
-    expect(0, "waves 1.0-1: Rolling", "help", "waves")
-    server { { "1.0.1-1" } }
-    expect(0, "acme 1.0-1: is there", "lib", "install")
-    expect(0, "acme 1.0.1-1: installed, in place of 1.0-1", "lib", "update")
-    app '{rock: acme, version: ">= 1.2", server: rocks}'
-    expect(0, "acme 2.0-1: installed", "lib", "install")
-    app '{rock: acme, version: ">= 3", server: rocks}'
-    sh "luarocks-admin make-manifest rocks > /dev/null && for each in rocks/*.rockspec; do cp rocks/acme-2.0-1.tar.gz ${each%.rockspec}.src.rock; done"
-    sh "luarocks-admin make-manifest rocks > /dev/null"
-    assert.matches("fits '>= 3'; at rocks there are: [^\n]*2.0%-1", expect(2, nil, "lib", "install").stderr)
-    local listed = {}
-    for each in expect(2, nil, "lib", "install").stderr:match("there are: ([^\n]*)"):gmatch("[^, ]+") do
-      assert.is_nil(listed[each], each)
-      listed[each] = true
-    end
-    sh "rm rocks/*.src.rock && luarocks-admin make-manifest rocks > /dev/null"
-    server { { "2.0-1", dependencies = "" } }
-    sh "echo 'return 1' > source/acme/acme/name.lua && tar -czf rocks/acme-2.0-1.tar.gz -C source acme && rm -rf .deployrt"
-    app '{rock: acme, version: ">= 1.2", server: rocks}'
-    expect(2, "acme/name.lua has changed", "lib", "install")
-  end)
-
-  it("of LuaRocks that would run or compile something, or pull in more, is refused before it is built", function()
-    local ran = ("touch %s/ran"):format(dir)
-    for _, rock in ipairs {
-      { "1-1", build = ('{ type = "command", build_command = %q, install_command = %q }'):format(ran, ran), says = "builds with 'command'" },
-      { "1-1", build = '{ type = "builtin", modules = { acme = { sources = { "a.c" } } } }', says = "a module that is not Lua" },
-      { "1-1", dependencies = '"lua >= 5.4", "lpeg"', says = "depends on 'lpeg'" },
-    } do
-      server { rock }
-      app "{rock: acme, server: rocks}"
-      expect(2, rock.says, "lib", "install")
-    end
-    write("rocks/acme-1-1.rockspec", 'package = "acme" version = "1-1" source = { url = "x" } while true do end')
-    expect(2, nil, "lib", "install")
-    assert.is_nil(fixture.read(dir .. "/ran"))
-    assert.is_nil(fixture.read(dir .. "/deployrt.lock"))
-  end)
-
   --- A library with one strategy whose `deploy` has such a text.
   local function library_of(text)
     write("repository/acme.lua", 'local strategy = require "deployrt.strategy"\nlocal acme = strategy.extend("rolling", { name = "acme" })\n'
@@ -319,7 +219,7 @@ describe("a shared library", function()
     app "{git: repository}"
     expect(0, nil, "lib", "install")
     expect(0, nil, "rolling", "app.yml", "--set", "strategy.settle=0")
-    expect(1, "the library repository may not run commands on hosts", "own.lua", "app.yml", "--force", "--set", "strategy.settle=0")
+    expect(1, "own.lua:3: the library repository may not run commands on hosts", "own.lua", "app.yml", "--force", "--set", "strategy.settle=0")
     library_of 'self.fleet.hosts[1]:run { "true" }'
     expect(0, nil, "lib", "update")
     sh "mkdir strategies && ln -s .deployrt/lib/repository linked && ln -s ../linked/acme.lua strategies/sly.lua && ln -s linked/acme.lua sly.lua"
@@ -345,6 +245,7 @@ describe("a shared library", function()
       { "", 'pcall(require, "growth") require("growth").go(self)', 'require "growth" loads something new' },
       { "", 'strategy.extend("acme", { name = "x" })', 'own.lua:5: strategy.extend("acme") loads something new while the strategy runs' },
       { 'require "growth"', 'require("growth").go(self)', "may not run commands on hosts" },
+      { 'require "growth"', 'self.fleet.hosts[1]:run { "true" }', "may not run commands on hosts" }, -- in a file of one's own, too
     } do
       write("own.lua", own:format(case[1], case[2]))
       expect(1, case[3], "own.lua", "app.yml", "--set", "strategy.settle=0")
@@ -377,6 +278,27 @@ describe("a shared library", function()
     expect(2, "edge.lua is not what deployrt.lock says", "status", "app.yml")
   end)
 
+  it("says where its driver is, when app.yml names that like a module or a file beside it", function()
+    sh "mkdir -p repository/acme"
+    write("repository/acme/edge.lua", fixture.read "examples/library/acme/edge.lua")
+    library_of ""
+    local function app_with(type_name)
+      app("{git: repository, allow: [balancer, driver]}", ("balancer: {type: %s, options: {socket: /nowhere}}"):format(type_name))
+    end
+    app_with "acme.edge"
+    expect(2, "balancer.type: acme.edge cannot be read: a type is caddy, command, haproxy, nginx, or the path of a driver in Lua; one that a library brings is "
+      .. "./.deployrt/lib/LIBRARY/..., once `deployrt lib install` has fetched it", "check", "app.yml")
+    app("{git: repository, allow: [balancer, driver]}")
+    expect(0, nil, "lib", "install")
+    for _, type_name in ipairs { "acme.edge", "acme/edge.lua" } do
+      app_with(type_name)
+      expect(2, type_name .. " cannot be read: a type is caddy, command, haproxy, nginx, or the path of a driver in Lua; that of the library repository is "
+        .. "./.deployrt/lib/repository/acme/edge.lua", "check", "app.yml")
+    end
+    app_with "./.deployrt/lib/repository/acme/edge.lua"
+    expect(0, nil, "check", "app.yml")
+  end)
+
   it("written for another api says what to do", function()
     write("repository/later.lua", 'return require("deployrt.strategy").define { name = "later", api = 2 }')
     sh "cd repository && git init -q && git add -A && git commit -q -m x"
@@ -393,6 +315,18 @@ describe("a shared library", function()
     expect(2, "several libraries have a strategy 'waves'", "waves", "app.yml")
     app "{git: repository, path: lua}, {git: other/, path: lua, name: repository}"
     expect(2, "there is a library 'repository' already", "check", "app.yml")
+  end)
+
+  it("has files with names of several lines, and none of them is an instruction to what copies it", function()
+    repository "v1"
+    fixture.write(dir .. "/repository/lua/x\n-C..\nname.lua", "return 1")
+    write("repository/name.lua", "return 'not of path'")
+    sh "cd repository && git add -A && git commit -q -m x"
+    app "{git: repository, path: lua}"
+    expect(0, "installed", "lib", "install")
+    expect(0, nil, "lib", "verify")
+    assert.equal("3\n", sh "find .deployrt/lib/repository -type f -print0 | tr -dc '\\0' | wc -c")
+    assert.is_nil(fixture.read(dir .. "/.deployrt/lib/repository/name.lua"))
   end)
 
   it("is described in app.yml without contradictions", function()

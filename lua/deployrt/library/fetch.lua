@@ -1,7 +1,8 @@
 -- library/fetch.lua -- Getting a library with luarocks or git. Only its Lua files are taken, and nothing of it is run.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
-local sandbox = require "deployrt.sandbox"
+local read = require("deployrt.file").read
+local rock = require "deployrt.library.rock"
 local version = require "deployrt.library.version"
 
 local fetch = {}
@@ -53,33 +54,104 @@ local function choose_version(job, wanted)
   errors.raise("library", ("no version of the rock %s fits '%s'; at %s there are: %s"):format(wanted.rock, wanted.version, where, table.concat(all, ", ")))
 end
 
---- Refuses a rock that would run programs or compile while it is installed, or that needs others.
-local function check_rockspec(wanted, text)
-  local spec = {}
-  sandbox.run(text, wanted.rock .. ".rockspec", spec)
-  local build = type(spec.build) == "table" and spec.build or {}
-  local kind = build.type or "builtin"
-  local problem = kind ~= "builtin" and kind ~= "module" and kind ~= "none" and ("builds with '%s'"):format(tostring(kind)) or nil
-  for name, path in pairs(type(build.modules) == "table" and build.modules or {}) do
-    if type(path) ~= "string" or not path:find("%.lua$") then problem = ("has a module that is not Lua (%s)"):format(tostring(name)) end
+--- Gets the best that the servers have of a version, as LuaRocks sees it: a built rock, else one with its source, else the rockspec.
+--- Returns its file's name up to the kind, and the kind.
+local function download(job, wanted, chosen, what)
+  run(job, luarocks(job, wanted, { "download", wanted.rock, chosen }), what)
+  local base = ("%s-%s."):format(wanted.rock:lower(), chosen)
+  for _, name in ipairs(core.fs.list(job.work) or {}) do
+    if name:sub(1, #base) == base then return base, name:sub(#base + 1) end
   end
-  for _, each in ipairs(type(spec.dependencies) == "table" and spec.dependencies or {}) do
-    local name = tostring(each):match("^[^%s<>=~]+")
-    if name ~= "lua" then problem = ("depends on '%s'; name that in app.yml's require too, and leave it out of the rockspec"):format(tostring(name)) end
+  errors.raise("library", what .. ": its server has neither a rock nor a rockspec of it")
+end
+
+--- Unpacks a rock, which is a zip; returns where, below the working directory.
+local function unpack_rock(job, wanted, file, what)
+  rock.check_names(wanted, (run(job, { "unzip", "-Z1", file }, what)))
+  run(job, { "unzip", "-qq", "-o", file, "-d", "rock" }, what)
+  rock.check_links(wanted, (run(job, { "find", "rock", "!", "-type", "f", "!", "-type", "d" }, what)))
+  return "rock"
+end
+
+--- Unpacks the archive of a rock's source; returns where. What is a Lua file itself lies there already.
+local function unpack_archive(job, directory, name, what)
+  if name:find("%.lua$") then return directory end
+  local file = directory .. "/" .. name
+  run(job, name:find("%.zip$") and { "unzip", "-qq", "-o", file, "-d", "source" }
+    or { "sh", "-ec", 'mkdir source && exec tar --force-local -xf "$1" -C source --no-same-owner', "sh", file }, what)
+  return "source"
+end
+
+--- Copies files to their places in a tree; the words are pairs of both.
+local function gather(job, from, words, tree, what)
+  local all = { "sh", "-ec", [[
+    tree=$1 && cd "$2" && shift 2 && mkdir -p "$tree"
+    while [ $# -gt 0 ]; do
+      case $2 in */*) mkdir -p "$tree/${2%/*}" ;; esac
+      cp -- "$1" "$tree/$2"
+      shift 2
+    done]], "sh", tree, from }
+  run(job, table.move(words, 1, #words, #all + 1, all), what)
+end
+
+--- Where the Lua files of a rock that names none lie: in the first of these directories, or at its top.
+local function whole(directory)
+  local real = core.fs.realpath(directory)
+  for _, name in ipairs { "src", "lua", "lib" } do
+    if core.fs.realpath(directory .. "/" .. name) == real .. "/" .. name then return directory .. "/" .. name end
   end
-  if problem then errors.raise("library", ("the rock %s %s: a library of strategies is Lua only"):format(wanted.rock, problem)) end
+  return directory
+end
+
+--- Where the source lies that is a directory, or an archive, alone or beside its rockspec.
+local function source_inside(job, wanted, found, directory, what)
+  local name = rock.source_name(wanted, core.fs.list(job.work .. "/" .. directory))
+  if core.fs.stat(("%s/%s/%s"):format(job.work, directory, name)).type ~= "directory" then
+    directory = unpack_archive(job, directory, name, what)
+  end
+  return directory .. "/" .. rock.top(wanted, found, job.work .. "/" .. directory, name)
+end
+
+--- Has LuaRocks get the source of a rock, and nothing else; returns where it lies, below the working directory.
+local function fetch_source(job, wanted, found, what)
+  local text, archive = rock.source_only(wanted, found)
+  errors.check(core.fs.write(job.work .. "/library-1-1.rockspec", text))
+  run(job, luarocks(job, wanted, { "unpack", "library-1-1.rockspec" }), what)
+  if archive then os.rename(("%s/library-1-1/%s"):format(job.work, rock.as_fetched), ("%s/library-1-1/%s"):format(job.work, archive)) end
+  return source_inside(job, wanted, found, "library-1-1", what)
+end
+
+--- Where the Lua files of a rock's source lie, each in its place.
+local function take_source(job, wanted, found, source, what)
+  if found.whole then return whole(job.work .. "/" .. source) end
+  local tree = job.work .. "/tree"
+  gather(job, source, rock.files(wanted, found, job.work .. "/" .. source), tree, what)
+  return tree
+end
+
+-- Where the Lua files lie, by what the server has.
+local takers = {
+  rockspec = function(job, wanted, found, _, what) return take_source(job, wanted, found, fetch_source(job, wanted, found, what), what) end,
+  ["src.rock"] = function(job, wanted, found, directory, what)
+    return take_source(job, wanted, found, source_inside(job, wanted, found, directory, what), what)
+  end,
+}
+
+--- A built rock has them in their places.
+local function take_built(job, wanted, _, directory)
+  rock.check_built(wanted, job.work .. "/" .. directory)
+  return ("%s/%s/lua"):format(job.work, directory)
 end
 
 local function fetch_rock(job, wanted, exact)
   local chosen = exact or choose_version(job, wanted)
   local what = ("fetching the rock %s %s"):format(wanted.rock, chosen)
-  run(job, luarocks(job, wanted, { "download", "--rockspec", wanted.rock, chosen }), what)
-  local path = ("%s/%s-%s.rockspec"):format(job.work, wanted.rock:lower(), chosen)
-  local file <close> = io.open(path, "rb")
-  if not file then errors.raise("library", what .. ": its server has no rockspec of it") end
-  check_rockspec(wanted, file:read("a"))
-  run(job, luarocks(job, wanted, { "install", "--no-doc", "--deps-mode", "none", wanted.rock, chosen }), what)
-  return job.work .. "/tree/share/lua/5.4", { version = chosen }
+  local base, kind = download(job, wanted, chosen, what)
+  local directory = kind == "rockspec" and "." or unpack_rock(job, wanted, base .. kind, what)
+  local text = read(("%s/%s/%srockspec"):format(job.work, directory, base))
+  if not text then errors.raise("library", ("%s: %s%s has no %srockspec in it"):format(what, base, kind, base)) end
+  local take = takers[kind] or take_built
+  return take(job, wanted, rock.read(wanted, text), directory, what), { version = chosen }
 end
 
 local function git(job, words, what)
@@ -105,7 +177,7 @@ end
 --- Copies the Lua files of a tree. A link is not followed: with core.symlinks off, git leaves the name that it points to.
 local function copy(job, from, to)
   local words = { "sh", "-c", [[
-    umask 077 && mkdir -p "$2" && cd "$1" && find . -name .git -prune -o -type f -name '*.lua' -print | tar -cf - -T - | tar -xf - -C "$2" &&
+    umask 077 && mkdir -p "$2" && cd "$1" && find . -name .git -prune -o -type f -name '*.lua' -print0 | tar --null -cf - -T - | tar -xf - -C "$2" &&
     find "$2" -type f -exec chmod 600 {} + && find "$2" -type f | grep -q .]], "sh", from, to }
   run(job, words, "copying the Lua files of the library (are there any?)")
 end

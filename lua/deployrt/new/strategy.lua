@@ -6,7 +6,7 @@ local strategy = require "deployrt.strategy"
 
 ---@class deployrt.NAME: deployrt.Strategy
 local NAME = strategy.define {
-  name = "NAME", api = 1,
+  name = "NAME", api = 1, may_lack = "batch", -- so many instances may be missing meanwhile
   summary = "Replace instances a batch at a time.",
   options = { -- below `strategy:` in app.yml, or `--set strategy.batch=2`
     batch  = { type = "amount",   default = 1,    doc = "instances replaced together: a number, or a share such as 25%" },
