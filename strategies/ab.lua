@@ -9,6 +9,11 @@ local ab = strategy.define {
     share  = { type = "percent", default = "50%", doc = "share of the new release" },
     sticky = { type = "boolean", default = true, doc = "a visitor stays on the release that he saw first" },
   },
+  invariants = {
+    ["the release that was chosen stays"] = function(view)
+      return not (view.answer == "old" and view.outcome == "succeeded"), "the answer was 'old', and the new release serves"
+    end,
+  },
 }
 
 --- Shares need a balancer. Both sides are complete, so each instance needs a spare slot, or the hosts of another group.

@@ -3,7 +3,7 @@ local strategy = require "deployrt.strategy"
 
 ---@class deployrt.InPlace: deployrt.Strategy
 local in_place = strategy.define {
-  name = "in_place", api = 1,
+  name = "in_place", api = 1, may_lack = "batch",
   summary = "Stop and start instances on the same ports, a batch at a time.",
   options = {
     batch     = { type = "amount",   default = "50%", doc = "instances replaced together" },

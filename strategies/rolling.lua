@@ -3,7 +3,7 @@ local strategy = require "deployrt.strategy"
 
 ---@class deployrt.Rolling: deployrt.Strategy
 local rolling = strategy.define {
-  name = "rolling", api = 1,
+  name = "rolling", api = 1, may_lack = "batch",
   summary = "Replace instances a batch at a time.",
   options = {
     batch     = { type = "amount",   default = "25%", doc = "instances replaced together" },

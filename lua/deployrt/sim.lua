@@ -1,6 +1,7 @@
 -- sim.lua -- The simulator: a strategy is run thousands of times in worlds with faults, and held to invariants.
 -- A spec calls it as it is; inside core.run it is called by a task like anything else that waits.
 local core = require "deployrt.core"
+local declaration = require "deployrt.config.declaration"
 local errors = require "deployrt.errors"
 local faults = require "deployrt.sim.faults"
 local fleet = require "deployrt.sim.fleet"
@@ -10,6 +11,7 @@ local report = require "deployrt.sim.report"
 local scenario = require "deployrt.sim.scenario"
 local schema = require "deployrt.schema"
 local shrink = require "deployrt.sim.shrink"
+local signature = require "deployrt.signature"
 local strategy = require "deployrt.strategy"
 local suggest = require "deployrt.suggest"
 local trace = require "deployrt.trace"
@@ -37,8 +39,8 @@ local sim = {}
 local own = {} -- invariants of all strategies, as long as this program runs
 
 local function check_invariant(name, fn)
-  if type(name) ~= "string" then errors.raise("usage", ("an invariant has a name, and %s is none"):format(tostring(name))) end
-  if type(fn) ~= "function" then errors.raise("usage", ("the invariant '%s' is a function of a view, not %s"):format(name, tostring(fn))) end
+  local problem = declaration.invariant_problem(name, fn)
+  if problem then errors.raise("usage", problem) end
 end
 
 --- Adds an invariant of one's own: `fn(view)` returns false, and why, when it does not hold.
@@ -85,7 +87,9 @@ end
 --- How long a run takes, and how many records it has, when nothing goes wrong: faults are to fall into that time.
 local function measure(plan, opts)
   plan.app, plan.faults, plan.seed = opts.app or fleet.build(opts.fleet and math.min(opts.fleet, 4) or 2, 2, 2), {}, 0
+  plan.agreeable = true
   local result = scenario.play(plan)
+  plan.agreeable = nil
   if result.violation or result.outcome == "succeeded" then return { horizon = result.seconds, records = result.records } end
   errors.raise("strategy", ("%s does not even succeed without any fault: %s"):format(plan.strategy.name,
     result.reason or result.outcome))
@@ -107,19 +111,38 @@ local function faults_of(seed, app, shape, kind)
   return faults.draw(seed, { hosts = host_names(app), horizon = shape.horizon, records = shape.records }, kind)
 end
 
-local known = { app = true, seeds = true, first = true, seconds = true, fault = true, faults = true, fleet = true, options = true, invariants = true, on_seed = true }
+local known = { app = "table?", seeds = "count?", first = "whole?", seconds = "seconds?", fault = "text?", faults = "list?", fleet = "count?", options = "table?",
+  invariants = true, on_seed = "fn?" }
 
 --- What is misspelt would be left out without a word, and a simulation that checks nothing passes.
 local function check_options(opts)
   options.check("the simulator", opts, known)
+  if opts.app and not (opts.app.hosts and opts.app.process and opts.app.health) then
+    errors.raise("usage", "the simulator takes as `app` what config.load gave: require(\"deployrt.config\").load \"app.yml\"")
+  end
+  check_kind(opts.fault)
+  for _, fault in ipairs(opts.faults or {}) do
+    signature.check_value("a list of faults", "kind", "text", type(fault) == "table" and fault.kind or nil)
+    check_kind(fault.kind)
+  end
   for name, fn in pairs(options.check("the simulator's `invariants`", opts.invariants, opts.invariants or {})) do check_invariant(name, fn) end
+end
+
+local function is_strategy(value)
+  return type(value) == "table" and type(value.deploy) == "function"
+end
+
+--- A strategy that is asked for by its name or path, or as it was loaded.
+local function load(given)
+  if is_strategy(given) then return given end
+  signature.check_value("the simulator", "strategy", "text", given)
+  return strategy.load(given)
 end
 
 --- A function that plays a seed.
 local function player(loaded, opts)
   check_options(opts)
-  if type(loaded) == "string" then loaded = strategy.load(loaded) end
-  check_kind(opts.fault)
+  loaded = load(loaded)
   if opts.app then fleet.adapt(opts.app) end
   local plan = { strategy = loaded, values = values_of(loaded, opts), check = invariants.checker(all_invariants(loaded, opts.invariants)) }
   local shape = measure(plan, opts)
@@ -184,7 +207,10 @@ end
 ---@param opts? deployrt.sim.Options
 ---@return deployrt.sim.Result
 function sim.play(loaded, seed, opts)
-  return as_task(function() return player(loaded, opts or {})(seed) end)
+  return as_task(function()
+    signature.check_value("sim.play", "seed", "whole", seed)
+    return player(loaded, opts or {})(seed)
+  end)
 end
 
 sim.report = report

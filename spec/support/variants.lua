@@ -183,7 +183,27 @@ end
 for _, parent in ipairs { "canary", "canary_blue_green" } do
   variant(parent, "no judgement", "function child:analyse() end\n")
   variant(parent, "an ignored verdict", "function child:analyse(opts) pcall(self.super.analyse, self, opts) end\n")
+  for _, judging in ipairs {
+    { "old beside old", "opts.new = opts.old" }, { "sides that are swapped", "opts.new, opts.old = opts.old, opts.new" },
+    { "limits of 100 %", 'opts.gate, opts.errors, opts.latency = "thresholds", 100, 1000' },
+  } do variant(parent, judging[1], ("function child:analyse(opts)\n  %s\n  return self.super.analyse(self, opts)\nend\n"):format(judging[2])) end
 end
+
+variant("canary_blue_green", "a step without a verdict", [[
+function child:take_over(old, new)
+  self.balancer:share(1, new, old, self.options)
+  self.balancer:switch(old, new)
+end
+]])
+
+variant("canary_blue_green", "an undo that promotes", [[
+function child:take_over(old, new)
+  self.balancer:share(1, new, old, self.options)
+  self:undo(function() self.balancer:share(100, new, old) end)
+  self:analyse { seconds = self.options.hold, new = new, old = old }
+  self.balancer:switch(old, new)
+end
+]])
 
 variant("canary_blue_green", "no drain", [[
 child.options.keep = { type = "boolean", default = false, doc = "the old set is stopped" }
@@ -221,6 +241,33 @@ function child:deploy()
   self:each(old, function(_, each) each:stop() end)
 end
 ]])
+
+variant("ab", "an answer that is not heeded", [[
+function child:approve(...)
+  self.super.approve(self, ...)
+  return "new"
+end
+]])
+
+variant("ab", "a wrong way back", [[
+function child:withdraw()
+  local old, new = self.fleet:old(), {}
+  for _, each in ipairs(self.fleet:instances()) do new[#new + 1] = self.fleet:is_target(each) and each or nil end
+  self.balancer:switch(old, new)
+  self:each(old, function(_, each) each:stop() end)
+end
+]])
+
+for _, parent in ipairs { "rolling", "in_place", "blue_green", "canary", "canary_blue_green", "ab" } do
+  variant(parent, "uneven weights", [[
+function child:deploy()
+  local changes = {}
+  for i, old in ipairs(self.fleet:old()) do changes[i] = { slot = old.slot, weight = i > 1 and 1 or nil } end
+  self.balancer:set(changes, "uneven")
+  self.super.deploy(self)
+end
+]])
+end
 
 for _, parent in ipairs { "canary_blue_green", "ab" } do
   variant(parent, "no health wait", "function child:prepare(new) new:start() end\n")

@@ -4,6 +4,7 @@ local names_of = require("deployrt.balancer.driver").names_of
 local errors = require "deployrt.errors"
 local machine = require "deployrt.sim.machine"
 local routes = require "deployrt.balancer.route"
+local slot_name = require "deployrt.slot_name"
 
 ---@class deployrt.sim.Slot
 ---@field name string
@@ -16,6 +17,7 @@ local routes = require "deployrt.balancer.route"
 ---@field drained_at number  when the last request of those that it had ends
 ---@field requests number
 ---@field errors number
+---@field lost? {state: string, weight: integer}  before it was closed because a fault had taken its process: until it is back
 
 ---@class deployrt.sim.Balancer
 ---@field slots deployrt.sim.Slot[]
@@ -42,7 +44,7 @@ function balancer.new(world)
   for _, host in ipairs(world.machines) do
     for _, port in ipairs(world.ports) do
       local slot = {
-        name = ("%s-%d"):format(host.name, port), host = host.name, machine = host, port = port, state = self.absent and "ready" or "maint", weight = 100, since = 0, routed = false,
+        name = slot_name.of(host.name, port), host = host.name, machine = host, port = port, state = self.absent and "ready" or "maint", weight = 100, since = 0, routed = false,
         drained_at = 0, left_at = 0, requests = 0, errors = 0,
       }
       self.slots[#self.slots + 1], self.named[slot.name] = slot, slot
@@ -122,6 +124,9 @@ local function change_slots(self, changes, by)
     before[i] = { state = slot.state, weight = slot.weight, routed = slot.routed, open = self:is_open(slot) }
     slot.state, slot.weight = change.state or slot.state, change.weight or slot.weight
     if change.routed ~= nil then slot.routed = change.routed end
+    if slot.state ~= "maint" then slot.reopened = by ~= "run" and before[i].state == "drain" and slot.state == "ready" end
+    local is_lost = slot.hurt and not slot.machine:running(slot.port) and before[i].state == "ready" and slot.state == "maint"
+    slot.lost = is_lost and before[i] or slot.state ~= "ready" and slot.lost or nil
     if before[i].state ~= slot.state or before[i].weight ~= slot.weight or before[i].routed ~= slot.routed then slot.since = now end
     if fed and not self:is_open(slot) then slot.left_at, slot.drained_at = now, now + self.world.faults:session_length(self.random) end
   end
@@ -293,9 +298,10 @@ function Driver:apply(changes)
     if owner.dirty then clean(owner, changes) end
     return found
   end
+  local backwards = self.world.backwards
   carry_out(self, function()
     local list = different(owner, changes)
-    if #list > 0 then owner:set(list, "run") end
+    if #list > 0 then owner:set(list, self.world.backwards == backwards and "run" or "late") end -- the run has turned round since
     if owner.dirty then clean(owner, changes) end
   end, function() return agrees(self:read(names).slots, changes) end)
   return found

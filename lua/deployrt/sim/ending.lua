@@ -1,6 +1,7 @@
 -- sim/ending.lua -- The end of a simulated run: what is there must be what the exit code says.
 local machine = require "deployrt.sim.machine"
 local core = require "deployrt.core"
+local slot_name = require "deployrt.slot_name"
 
 local ending = {}
 
@@ -63,7 +64,7 @@ function ending.not_new(world, spared, without)
   for _, host in ipairs(kept(world, without)) do
     local serving = 0
     for _, port in ipairs(world.ports) do
-      local slot = world.balancer.named[host.name .. "-" .. port]
+      local slot = world.balancer.named[slot_name.of(host.name, port)]
       local release, fed, process = fingerprint(world, slot)
       if fed and release ~= world.target.release and not spared[host.name] then return ("%s gets traffic and runs %s"):format(slot.name, release) end
       if process and not fed and not world.keeps_old and not spared[host.name] then return ("%s runs %s and gets no traffic"):format(slot.name, release) end
@@ -100,7 +101,7 @@ function ending.not_old(world, spared)
   for _, host in ipairs(world.machines) do
     if not spared[host.name] then
       local why
-      for _, port in ipairs(world.ports) do why = why or difference(world, world.balancer.named[host.name .. "-" .. port]) end
+      for _, port in ipairs(world.ports) do why = why or difference(world, world.balancer.named[slot_name.of(host.name, port)]) end
       if host.current ~= host.current_before then why = why or ("current points to %s on %s"):format(tostring(host.current), host.name) end
       if host.releases[world.target.release] then why = why or ("release %s is still on %s"):format(world.target.release, host.name) end
       if why then list[#list + 1] = { host = host.name, why = why } end

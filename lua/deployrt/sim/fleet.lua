@@ -26,7 +26,7 @@ function fleet.adapt(app)
     for _, entry in ipairs(list) do entry.transport, entry.address = "local", entry.address or entry.name end
   end
   app.health.tcp, app.health.http, app.health.command = true, nil, nil
-  app.process.secrets, app.state, app.files = nil, nil, {}
+  app.process.secrets, app.state, app.files, app.settings = nil, nil, {}, {}
   for _, each in ipairs(app.balancers) do each.host = nil end
   return app
 end

@@ -2,6 +2,8 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local sandbox = require "deployrt.sandbox"
+local slot_name = require "deployrt.slot_name"
+local weights = require "deployrt.balancer.weights"
 
 local invariants = {}
 
@@ -13,8 +15,11 @@ local invariants = {}
 ---@field demand number       requests a second
 ---@field capacity number     requests a second that one instance can serve
 ---@field target string       the new release
+---@field answer? string      what a person said last at a gate that has several answers
+---@field outcome? string     of the run that ended last: "succeeded", "rolled_back", "interrupted", "needs_attention"
 
 local slack = 1.02 -- weights are whole numbers
+local uneven = 1.02 -- and those of a side's instances are not all the same
 
 --- Nobody but the run has changed what serves.
 local function is_undisturbed(world)
@@ -27,7 +32,8 @@ local checks = {}
 local function overload(world, who, percent, able)
   local load = world.balancer.demand * percent / 100
   if load <= world.capacity * able * slack then return end
-  return ("%s gets %.0f requests a second, and its %d instances that are ready can serve %.0f"):format(who, load, able, world.capacity * able)
+  return ("%s gets %.0f requests a second, and its %d instances that are ready can serve %.0f; how many may be missing meanwhile is declared in "
+    .. "strategy.define, as `may_lack = 1`, another amount, or the name of an option"):format(who, load, able, world.capacity * able)
 end
 
 --- Without a balancer nobody shares the demand out.
@@ -36,20 +42,28 @@ local function overload_of_all(world)
   return overload(world, "the fleet", 100, able) or (able == 0 and not world.allow_gap and "nothing serves" or nil)
 end
 
---- Each side's share of the demand is at most what that side can carry.
+--- Why one instance of a side gets more than it can serve, though all of them together could; nil when none does.
+local function overload_of_one(world, side)
+  local load = world.balancer.demand * world.tally:heaviest(side) / 100
+  if load <= world.capacity * uneven then return end
+  return ("an instance of the %s side gets %.0f requests a second, and can serve %.0f: the weights of that side are uneven"):format(
+    side.name, load, world.capacity)
+end
+
+--- Each side's share of the demand is at most what that side can carry, and each instance's what one can.
 checks["capacity"] = { on = { traffic = true, exit = true }, look = function(world, event)
   if world.crippled or not is_undisturbed(world) or (event.kind == "exit" and event.why ~= "stopped") then return end
   local tally = world.tally
   if world.balancer.absent then return overload_of_all(world) end
   for _, side in ipairs { tally.new, tally.old } do
-    local problem = overload(world, ("the %s side"):format(side.name), tally:share(side), tally:able(side))
+    local problem = overload(world, ("the %s side"):format(side.name), tally:share(side), tally:able(side)) or overload_of_one(world, side)
     if problem then return problem end
   end
   if tally:share(tally.new) + tally:share(tally.old) == 0 and not world.allow_gap then return "nothing serves" end
 end }
 
 local function is_fed(world, event)
-  local slot = world.balancer.named[event.host .. "-" .. event.port]
+  local slot = world.balancer.named[slot_name.of(event.host, event.port)]
   return world.balancer:is_open(slot), slot
 end
 
@@ -84,9 +98,10 @@ end }
 
 --- A process is stopped once its requests have ended, or the drain's time is over.
 checks["stopped only when drained"] = { on = { signal = true }, look = function(world, event)
-  local slot = world.balancer.named[event.host .. "-" .. event.port]
+  local slot = world.balancer.named[slot_name.of(event.host, event.port)]
   local now = core.now()
   if event.process.started > slot.left_at then return end -- what is still to come was for one that ran there before
+  if slot.reopened then return end -- by somebody else, while its last requests ended: nobody waits for those that came then
   if event.process.hurt or event.signal == "KILL" or now >= slot.drained_at or now >= slot.left_at + world.drain_timeout then return end
   return ("%s:%d is stopped, and %.2fs of its requests are still to come"):format(event.host, event.port, slot.drained_at - now)
 end }
@@ -111,6 +126,26 @@ local function closes_something(world, event)
   return false
 end
 
+--- Whether an instance of the new release that gets requests got them by a share, before a change or after it: otherwise each
+--- side's share is what the number of its instances gives.
+local function is_weighted(world, event)
+  local function is_held(set) return set.routed or set.weight ~= weights.usual end
+  local before = {}
+  for i, change in ipairs(event.changes) do before[change.slot] = event.before[i] end
+  for _, slot in ipairs(world.balancer.slots) do
+    local process, was = slot.machine.processes[slot.port], before[slot.name]
+    if process and process.release == world.target.release then
+      if world.balancer:is_open(slot) and is_held(slot) or was and was.open and is_held(was) then return true end
+    end
+  end
+  return false
+end
+
+--- Whether old instances leave one by one: those that stay get more by themselves.
+local function is_replacement(world, event)
+  return closes_something(world, event) and not is_weighted(world, event)
+end
+
 --- Once a run is being taken back, the new release gets no instance more, and no greater share. A copy of the journal that
 --- lags may not know of that: who resumes from it goes forward again. Who was overtaken only believes that it takes it back.
 checks["no rise after an abort"] = { on = { traffic = true, rollback = true, operator = true }, look = function(world, event)
@@ -122,28 +157,62 @@ checks["no rise after an abort"] = { on = { traffic = true, rollback = true, ope
   world.new_share, world.new_fed = world.tally:share(world.tally.new), world.tally.new.open
   if event.kind == "rollback" and not event.overtaken then world.backwards = true end
   if event.kind ~= "traffic" or event.by ~= "run" or not world.backwards or world.balancer.dirty or world.hurt then return end
-  local rises = world.new_share > before + 1 and not closes_something(world, event) and not world.crippled -- an old one less: each has more
+  local rises = world.new_share > before + 1 and not world.crippled and not is_replacement(world, event)
   if world.new_fed > fed_before or rises then
     return ("the new release's share rises from %.0f%% to %.0f%% while the run is being rolled back"):format(before, world.new_share)
   end
 end }
 
---- Each rise of the new release's share above what it had is preceded by a verdict that allows it. Where an old instance
---- leaves, or somebody else changes something, the others get more by themselves.
+local enough = 100   -- requests of the new release that are no chance
+local beyond = 10    -- percentage points above what a strategy may overlook
+
+--- How many requests the new release has had since the shares changed.
+local function requests_so_far(world)
+  return (core.now() - (world.shares_since or core.now())) * world.balancer.demand * world.tally:share(world.tally.new) / 100
+end
+
+--- How many percent of its requests the new release is known to fail, where that is far more than a strategy may overlook: the
+--- old one fails none then. nil: nobody can say so, or there was too little to be seen.
+local function known_badness(world)
+  local least
+  for _, fault in ipairs(world.faults:of("bad-release")) do least = math.min(least or 1, fault.errors) end
+  local percent = 100 * (least or 0)
+  return is_undisturbed(world) and world.judged_requests >= enough and percent > world.judges.errors + beyond and percent or nil
+end
+
+--- The verdict that a rise rests on. It is good for one rise; who only makes room for that one has not had it yet: an old
+--- instance leaves in the same change, or in the next one where requests are told apart.
+local function take_verdict(world, leaves)
+  local verdict = world.verdict
+  if not leaves then world.verdict, world.spent = nil, verdict end
+  return verdict
+end
+
+--- Each rise of the new release's share above what it had is preceded by a verdict that allows it. Where old instances are
+--- replaced, or somebody else changes something, the others get more by themselves. A verdict that passes what is known to be bad
+--- was not about that, or had no limits.
 checks["no promotion without evidence"] = { on = { traffic = true, analysis = true }, look = function(world, event)
   if event.kind == "analysis" then
-    world.verdict = event.verdict
+    world.verdict, world.judged_requests = event.verdict, event.replayed and 0 or requests_so_far(world)
     return
   end
+  world.shares_since = core.now()
   local before, now = world.judged_share or 0, world.tally:share(world.tally.new)
-  if now <= before + 0.5 then return end
+  local leaves = closes_something(world, event)
+  if now <= before + 0.5 then
+    world.verdict = world.verdict or leaves and world.spent or nil
+    return
+  end
   world.judged_share = now
   if before == 0 or not world.judges or world.backwards or event.by ~= "run" or world.balancer.dirty or world.hurt then return end
-  if closes_something(world, event) then return end
-  local verdict = world.verdict
-  world.verdict = nil
-  if not world.judges[verdict] then
-    return ("the new release's share rises from %.0f%% to %.0f%%, and the last verdict is '%s'"):format(before, now, verdict or "none")
+  if is_replacement(world, event) then return end
+  local verdict = take_verdict(world, leaves)
+  local rise = ("the new release's share rises from %.0f%% to %.0f%%, and the last verdict is '%s'"):format(before, now, verdict or "none")
+  if not world.judges.verdicts[verdict] then return rise end
+  local bad = verdict == "pass" and known_badness(world)
+  if bad then
+    return ("%s, though it fails %.0f%% of its requests and the old one none: do `new` and `old` of analyse name those that share the "
+      .. "traffic, and is anything at all above its limits?"):format(rise, bad)
   end
 end }
 
@@ -151,7 +220,8 @@ local shown = { "host", "port", "name", "release", "state", "weight", "share", "
 
 --- What an author's invariant sees: nothing of the simulation itself.
 local function copy_of(view)
-  local copy = { time = view.time, demand = view.demand, capacity = view.capacity, target = view.target, instances = {} }
+  local copy = { instances = {} }
+  for _, field in ipairs { "time", "demand", "capacity", "target", "answer", "outcome" } do copy[field] = view[field] end
   for i, each in ipairs(view.instances) do
     local instance = {}
     for _, field in ipairs(shown) do instance[field] = each[field] end

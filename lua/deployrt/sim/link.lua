@@ -48,6 +48,7 @@ end
 
 --- Waits while the host hangs, at most until the deadline; false when that came first.
 local function answered_in_time(self, deadline)
+  if not self.machine.hanging then return true end
   while self.machine.hanging do
     if core.now() >= deadline then return false end
     if not core.sleep(math.min(1, math.max(0.01, deadline - core.now()))) then return false end

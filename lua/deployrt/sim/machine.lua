@@ -255,11 +255,11 @@ end
 
 functions["as"] = function(self, words)
   if not holds(self, words[1], words[2]) then return superseded(self, words[1]) end
-  if words[3] ~= "" then
-    local entry = run_of(self, words[1])
-    entry.journal[#entry.journal + 1] = words[3]
-  end
-  return self:perform(words[4], table.move(words, 5, #words, 1, {}))
+  local text, journal = words[3], run_of(self, words[1]).journal
+  local fits = text == "" or not self.full
+  if text ~= "" then journal[#journal + 1] = fits and text or text:sub(1, #text // 2) end
+  local output, status = self:perform(words[4], table.move(words, 5, #words, 1, {}))
+  return output, fits and status or status + 64
 end
 
 function functions.lock_release(self, words)
@@ -267,15 +267,16 @@ function functions.lock_release(self, words)
   return "", 0
 end
 
-functions.lock_break = functions.lock_release
-
 function functions.run_journal(self, words)
   return table.concat(run_of(self, words[1]).journal), 0
 end
 
 function functions.runs_ended(self)
   local ends = {}
-  for _, run in pairs(self.runs) do ends[#ends + 1] = table.concat(run.journal):match("[^\n]*\n$") end
+  for _, run in pairs(self.runs) do
+    local text = "\n" .. table.concat(run.journal)
+    ends[#ends + 1] = text:match("^.*\n([^\n]+\n)$") -- from the end: journals are long
+  end
   table.sort(ends)
   return table.concat(ends), 0
 end

@@ -5,6 +5,7 @@ local errors = require "deployrt.errors"
 local memory = require "deployrt.sim.memory"
 local resume = require "deployrt.resume"
 local run = require "deployrt.run"
+local slot_name = require "deployrt.slot_name"
 local units = require "deployrt.units"
 local worlds = require "deployrt.sim.world"
 
@@ -23,6 +24,7 @@ local abort_within = 100    -- seconds: what is in flight may wait for its healt
 ---@field values table                  its options
 ---@field app deployrt.App
 ---@field faults deployrt.sim.Fault[]
+---@field agreeable? boolean    people give the first answer at each gate
 ---@field check fun(world: deployrt.sim.World, event: table)
 
 ---@class deployrt.sim.Result
@@ -44,12 +46,24 @@ local function first_group(plan)
   end
 end
 
---- What the strategy promises to keep serving: all, but for a batch where it has batches.
+--- How many of so many instances the strategy declares that it may do without.
+local function lack_of(plan, count)
+  local lack = plan.strategy.may_lack or {}
+  local amount = lack.option and plan.values[lack.option] or lack
+  return (amount.count or amount.percent) and units.resolve_amount(amount, count) or 0
+end
+
+--- What the strategy promises to keep serving: all, but for what it may lack.
 local function demand_of(world, plan)
   local count = 0
   for _, host in ipairs(world.machines) do count = count + (host.standby and 0 or plan.app.process.instances) end
-  local batch = plan.values.batch and units.resolve_amount(plan.values.batch, count) or 0
-  return capacity * math.max(0, count - batch)
+  return capacity * math.max(0, count - lack_of(plan, count))
+end
+
+--- The verdicts that let a strategy which judges go on, and the failures that it is told to overlook, in percent; nil: it does not judge.
+local function judgement_of(values)
+  if not values.inconclusive then return nil end
+  return { verdicts = { pass = true, inconclusive = values.inconclusive == "pass" or nil }, errors = values.errors or 1 }
 end
 
 --- The old release serves on a host.
@@ -62,7 +76,7 @@ local function populate_host(world, plan, host, launch, text)
     local process = host:start(port, "before", launch, text)
     process.ready_at, process.was_ready = broken and math.huge or 0, true
     if broken and broken.dead then host:kill(port, "broken") end
-    local slot = world.balancer.named[host.name .. "-" .. port]
+    local slot = world.balancer.named[slot_name.of(host.name, port)]
     slot.state = "ready"
   end
 end
@@ -85,7 +99,7 @@ local function begin(plan)
   world.capacity, world.balancer.demand = capacity, demand_of(world, plan)
   world.timeout = plan.values.timeout or 3600
   world.allow_gap, world.keeps_old = plan.values.allow_gap, plan.values.keep
-  world.judges = plan.values.inconclusive and { pass = true, inconclusive = plan.values.inconclusive == "pass" or nil }
+  world.judges = judgement_of(plan.values)
   world.drain_timeout = plan.app.balancers[1] and plan.app.balancers[1].drain.timeout or 30
   world.initial = ending.remember(world)
   local app = setmetatable({ site = world:site() }, { __index = plan.app })
@@ -107,7 +121,7 @@ local function hear(world, life)
   return function(event)
     if event.event == "run.started" then
       check_alone(world, life)
-      if life.replayed then world:note("analysis", { verdict = life.replayed, text = "so its journal has it" }) end
+      if life.replayed then world:note("analysis", { verdict = life.replayed, replayed = true, text = "so its journal has it" }) end
     elseif event.op == "balancer.adopt" and event.ok then
       world.balancer.known = true -- what it found is in the journal: that is what it puts back from now on
     elseif event.event == "op" and event.effect then
@@ -125,6 +139,7 @@ local function hear(world, life)
       world:note("rollback", { text = event.reason, overtaken = life.overtaken })
     elseif event.event == "run.finished" then
       life.outcome, life.left, life.without = event.outcome, event.left, event.without
+      world.outcome = event.outcome
       world:note("finished", { text = ("%s, exit %d"):format(event.outcome, event.exit), left = event.left })
     elseif event.event == "warning" then
       world:note("warning", { text = event.message })
@@ -132,10 +147,20 @@ local function hear(world, life)
   end
 end
 
+--- A person who decides at gates that have several answers. Whoever was overtaken asks in vain.
+local function answerer(world, plan, life)
+  return function(answers)
+    local answer = plan.agreeable and answers[1] or world.person:pick(answers)
+    if not life.overtaken then world.answer = answer end
+    world:note("answer", { text = answer })
+    return answer
+  end
+end
+
 --- What a controller needs besides its application.
 local function options_of(world, plan, life, state)
   return {
-    strategy = plan.strategy, values = plan.values, state = state, kind = "deploy", yes = true, unwatched = true, emit = hear(world, life),
+    strategy = plan.strategy, values = plan.values, state = state, kind = "deploy", yes = true, choose = answerer(world, plan, life), unwatched = true, emit = hear(world, life),
     replayed = function(event) -- the life before may have died before it told its last verdict
       if event.event == "analysis" then life.replayed = event.verdict end
     end,

@@ -8,6 +8,7 @@ local link = require "deployrt.sim.link"
 local machine = require "deployrt.sim.machine"
 local pace = require "deployrt.pace"
 local random = require "deployrt.sim.random"
+local slot_name = require "deployrt.slot_name"
 local simulated = require "deployrt.world.simulated"
 local tally = require "deployrt.sim.tally"
 
@@ -23,6 +24,9 @@ local tally = require "deployrt.sim.tally"
 ---@field began number        when the first run began
 ---@field tally? deployrt.sim.Tally  once invariants are looked at
 ---@field hurt? boolean       faults took instances away: the fleet cannot carry its traffic, whatever a strategy does
+---@field person deployrt.sim.Random  decides at gates that have several answers
+---@field answer? string      what was decided there last
+---@field outcome? string     of the run that ended last
 ---@field grouped? boolean    one group of hosts serves, and the other one takes over
 ---@field crippled? boolean   something could not be put back: less can serve than before
 ---@field violation? {invariant: string, message: string, at: number}  the first one
@@ -49,6 +53,7 @@ function world.new(seed, app, opts)
   self.by_name["local"] = self.by_name["local"] or machine.new("local", self)
   self.faults = faults.new(self, opts.faults)
   self.balancer = balancer.new(self)
+  self.person = self:stream("answers")
   return self
 end
 
@@ -95,7 +100,7 @@ function World:note(kind, event)
   event.kind, event.at = kind, core.now() - self.began
   self.events[#self.events + 1] = event
   if kind == "exit" then
-    local slot = self.balancer.named[event.host .. "-" .. event.port]
+    local slot = self.balancer.named[slot_name.of(event.host, event.port)]
     if slot then slot.died_at, slot.hurt = core.now(), slot.hurt or event.why ~= "stopped" end
   end
   if self.tally then self.tally:hear(event) end
@@ -204,7 +209,10 @@ function World:view()
       }
     end
   end
-  return { time = now - self.began, instances = list, demand = self.balancer.demand, capacity = self.capacity, target = self.target.release }
+  return {
+    time = now - self.began, instances = list, demand = self.balancer.demand, capacity = self.capacity, target = self.target.release,
+    answer = self.answer, outcome = self.outcome,
+  }
 end
 
 return world
