@@ -170,8 +170,8 @@ describe("the door", function()
       if is_driver then
         for other in pairs(others) do
           local below = other:match("^deployrt%.balancer%.") or other == "deployrt.core" or other == "deployrt.errors"
-            or other == "deployrt.suggest" or other == "deployrt.template" or other == "cjson"
-            or name == "deployrt.balancer.driver" and (other == "deployrt.library" or other == "deployrt.file") -- a library may bring one
+            or other == "deployrt.file" or other == "deployrt.slot_name" or other == "deployrt.suggest" or other == "deployrt.template" or other == "cjson"
+            or name == "deployrt.balancer.driver" and other == "deployrt.library" -- a library may bring one
           assert.truthy(below, name .. " requires " .. other)
         end
       end
@@ -187,7 +187,7 @@ describe("the door", function()
       end
     end
     table.sort(openers)
-    assert.equal("archive ssh world/release", table.concat(openers, " "))
+    assert.equal("archive ssh ssh_agent ssh_match world/release", table.concat(openers, " "))
   end)
 end)
 

@@ -32,6 +32,11 @@ local attacks = {
   { "an error whose message is a table", "error({ message = {} })", "without a text" },
   { "a __close that loops", "local x <close> = setmetatable({}, { __close = function() while true do end end }) while true do end", endless },
   { "a finalizer", "setmetatable({}, { __gc = function() while true do end end })", "cannot have __gc" },
+  { "a weak table", "local t = setmetatable({}, { __mode = 'v' })", "attack.lua:4: a script's metatable cannot have __mode" },
+  { "a table that is made weak", "local m = {} local t = setmetatable({}, m) m['__' .. 'mode'] = 'k'", "attack.lua:4: a script's metatable cannot have __mode" },
+  { "a class that is made weak", "local m = setmetatable({}, { __index = {} }) local t = setmetatable({}, m) m.__mode = 'k'", "cannot have __mode" },
+  { "a class that is made weak later", "local m = {} local t = setmetatable({}, m) setmetatable(m, {}) setmetatable(m, nil) m.__mode = 'k'", "cannot have __mode" },
+  { "a table that is made weak behind its metatable", "local m = {} local t = setmetatable({}, m) rawset(m, '__mode', 'k')", "cannot have __mode" },
   { "a metamethod that loops", "local t = setmetatable({}, { __index = function(t, k) return t[k + 1] end }) local x = t[1]", "overflow" },
   { "__index on itself", "local t = {} setmetatable(t, { __index = t }) local x = t.x", "loop" },
   { "a coroutine that loops", "coroutine.wrap(function() while true do end end)()", endless },
@@ -57,6 +62,7 @@ local attacks = {
   { "many texts", "local t = {} while true do t[#t + 1] = ('x'):rep(1e6) .. #t end", memory },
   { "many tables", "local t = {} while true do t = { t } end", "attack.lua:4: " },
   { "memory that is caught", "local t = {} while true do pcall(function() while true do t = { t, ('x'):rep(1000) .. #t } end end) end", "attack.lua:4: " },
+  { "memory that C asks for once, and that is caught", "local s, t = ('x'):rep(9e5), {} for i = 1, 1000 do t[i] = s end pcall(table.concat, t)", memory },
   { "a pattern that tries everything", "local x = (('a'):rep(30000)):find(('.-'):rep(20) .. 'b')", endless },
   { "a pattern that is short", "local x = (('a'):rep(1e6)):match('.-.-.-b')", endless },
   { "gsub with itself", "local t = 'aa' for _ = 1, 100 do t = t:gsub('a', '%0%0') end", "attack.lua:4: " },
@@ -65,8 +71,21 @@ local attacks = {
   { "%b of much", "local x = (('('):rep(1e6)):match('%b()%b()')", endless },
   { "a plain find of much", "local x = (('a'):rep(9e5)):find(('a'):rep(4e5) .. 'b', 1, true)", endless },
   { "a wide format", "local t = {} while true do t[#t + 1] = ('%99s'):rep(50):format(table.unpack({ 1, 2 }, 1, 50)) end", nil },
+  { "a long format", "local f = ('% 0'):rep(3e5) .. 'p' while true do pcall(string.format, f) end", endless },
   { "packing much", "local x = string.pack('c1000000000', '')", "and may not" },
   { "table.move without end", "table.move({}, 1, math.maxinteger - 1, 2)", endless },
+  { "table.unpack that wraps around", "while true do pcall(table.unpack, {}, -1, math.maxinteger) end", "million instructions" },
+  { "table.unpack of numbers as texts", "while true do pcall(table.unpack, {}, '1', '90000') pcall(table.unpack, {}, 1.0, 9e4) end", "million instructions" },
+  { "other ranges that wrap around", [[
+    local least, most = math.mininteger, math.maxinteger
+    while true do
+      for _, fn in ipairs { table.unpack, table.concat, string.sub, string.byte, utf8.codepoint } do
+        for _, what in ipairs { {}, 'x' } do pcall(fn, what, least, most) pcall(fn, what, -1, most) pcall(fn, what, most, least) end
+      end
+      pcall(table.move, {}, least, most, 1) pcall(table.move, {}, most, least, 1) pcall(table.move, {}, 1, 2, most)
+      pcall(string.rep, 'x', least) pcall(string.rep, '', least) pcall(string.rep, '', most) pcall(string.find, 'x', 'x', least, true)
+      pcall(string.gsub, 'x', 'x', 'x', least) pcall(utf8.len, 'x', least, most) pcall(utf8.offset, 'x', least) pcall(string.format, '%99.99f', most)
+    end]], endless },
   { "table.concat without end", "table.concat(setmetatable({}, { __index = function() return '' end, __len = function() return 1e15 end }))", endless },
   { "table.insert without end", "table.insert(setmetatable({}, { __len = function() return 1e15 // 1 | 0 end }), 1, 1)", endless },
   { "table.remove without end", "table.remove(setmetatable({}, { __len = function() return 1e15 // 1 | 0 end }), 1)", endless },
@@ -130,6 +149,14 @@ describe("a script that is loaded", function()
     assert.equal("succeeded", result.outcome, result.reason)
   end)
 
+  it("is its source, and not what Lua makes of it", function()
+    local path = fixture.write(dir .. "/compiled.lua", string.dump(function() end))
+    local ok, err
+    core.run(function() ok, err = pcall(strategy.load, path) end)
+    assert.is_false(ok)
+    assert.equal(path .. ": this is compiled Lua: a script is its source", err.message)
+  end)
+
   it("is told the line", function()
     assert.truthy(load("\n\nwhile true do end").message:find("attack.lua:6: ran ", 1, true))
   end)
@@ -146,8 +173,39 @@ describe("a script that is loaded", function()
       local ok, err = pcall(gen)
       assert(not ok and err:find "end")
       assert(table.remove({ 1, 2, 3 }, 1) == 1 and table.concat(table.move({ 1, 2, 3 }, 1, 3, 2)) == "1123")
+      local class = {} class.__index = class
+      local sub = setmetatable({}, class) sub.__index = sub
+      local one = setmetatable({ a = 1 }, sub)
+      function class.hello() return "hello" end
+      function sub:there() return self.hello() .. self.a end
+      one.b = 2
+      assert(one:there() == "hello1" and one.b == 2 and getmetatable(class) == nil and getmetatable(one) == sub and getmetatable(sub) == class)
+      assert(rawset(one, "c", 3) == one and one.c == 3 and setmetatable(one, nil).hello == nil)
       local list = { 1, 2 } table.insert(list, 1, 0) table.insert(list, 3) assert(table.concat(list) == "0123")
     ]])
+  end)
+end)
+
+describe("a script's next", function()
+  it("is that of stock Lua, in order, also while fields are taken out", function()
+    local env = sandbox.environment(function() end, print)
+    local function take_all(following)
+      local t, seen = { b = 2, a = 1, [3] = 3, [1] = 1, [true] = 0 }, {}
+      for key in following, t do
+        seen[#seen + 1] = tostring(key)
+        t[key] = nil
+      end
+      return seen, t
+    end
+    local ordered, rest = take_all(env.next)
+    assert.same({ "true", "1", "3", "a", "b" }, ordered)
+    assert.is_nil(next(rest))
+    for _, arguments in ipairs { { {} }, { { 1 } }, { { 1 }, 1 }, { { 1 }, "no" }, { {}, 0 / 0 }, { { a = 1 }, "b" }, {} } do
+      local here, stock = table.pack(pcall(env.next, table.unpack(arguments, 1, 2))), table.pack(pcall(next, table.unpack(arguments, 1, 2)))
+      assert.same({ stock[1], stock.n }, { here[1], here.n })
+      if stock[1] then assert.same(stock, here) end
+    end
+    assert.matches("^[^\n]*invalid key to 'next'$", select(2, pcall(env.next, { a = 1 }, "b")))
   end)
 end)
 

@@ -23,7 +23,7 @@ end
 
 function own:replace(old)
   if self.options.where == "each" then field_of(nil) end
-  if self.options.where == "verb" then self:batches(nil, 1) end
+  if self.options.where == "verb" then self:batches({}, { percent = {} }) end
   if self.options.where == "sleep" then self:sleep("5s") end
   if self.options.where == "took" then self.undo(self, "x") end
   if self.options.where == "share" then self.balancer:share(150, { old }, {}) end
@@ -119,7 +119,7 @@ describe("an error in a script", function()
   it("that a verb raises, because it was called wrongly, is at the line of the call", function()
     local exit, said = run "verb"
     assert.equal(1, exit)
-    assert.truthy(said:find("error: " .. place:format(at "self:batches(nil") .. "[^\n]*nil value[^\n]*, in 'batches'"), said)
+    assert.truthy(said:find("error: strategies/own.lua:" .. at "self:batches({}" .. ":" .. " batches takes an amount: its `percent` is a number above 0 and at most 100, not a table\n", 1, true), said)
     assert.is_nil(said:find("verbs.lua", 1, true), said)
   end)
 
@@ -162,6 +162,51 @@ describe("an error in a script", function()
     local result = app:command { "early", "app.yml" }
     assert.equal(2, result.exit)
     assert_shows({ "deployrt: strategies/early.lua:3: " .. what, "strategies/early.lua:3: in main chunk" }, result.stderr)
+  end)
+
+  --- What a strategy of such a text is refused with.
+  local function said_of(text)
+    fixture.write(app.dir .. "/strategies/early.lua", 'local strategy = require "deployrt.strategy"\n' .. text)
+    local result = app:command { "help", "early" }
+    assert.equal(2, result.exit, result.stderr)
+    return result.stderr
+  end
+
+  it("is as long as a message may be, and its further lines look like none of ours", function()
+    for text, shown in pairs {
+      ['error(("x"):rep(8e6))'] = "deployrt: strategies/early.lua:2: xxx", ['error { message = ("x"):rep(8e6) }'] = "deployrt: xxx",
+      ['strategy.define { api = 7, name = ("x"):rep(8e6) }'] = "the name of a strategy is of printable characters",
+      ['return strategy.extend("rolling", { name = ("x"):rep(8e6) })'] = "the name of a strategy is of printable characters",
+      ['local s = strategy.extend("rolling", {}) rawset(s, "name", ("x"):rep(8e6)) return s'] = "the name of a strategy is of printable characters",
+    } do
+      local said = said_of(text)
+      assert.truthy(said:find(shown, 1, true), said:sub(1, 300))
+      assert.is_true(#said < 5000, text)
+    end
+    for _, text in ipairs { 'error("\\27[2J...\\ndeployrt: all good")', 'error({ message = "...\\ndeployrt: all good" })', 'error("...\\ndeployrt: all good", 0)' } do
+      local said = said_of(text)
+      assert.truthy(said:find("...\n  | deployrt: all good\n", 1, true), said)
+      assert.is_nil(said:find("\ndeployrt:", 1, true), said)
+    end
+  end)
+
+  it("that says nothing says where it is", function()
+    for text, kind in pairs { ["error()"] = "nil", ["error(42)"] = "number", ["error({})"] = "table", ["error(setmetatable({}, { __tostring = function() return 'x' end }))"] = "table" } do
+      local said = said_of(text)
+      assert_shows({ ("deployrt: strategies/early.lua:2: a script raised a %s, and no text or error: raise a text, or call self:fail"):format(kind),
+        "strategies/early.lua:2: in main chunk" }, said)
+    end
+    assert.truthy(said_of("error({ message = 5 })"):find("strategies/early.lua:2: a script raised an error without a text", 1, true))
+  end)
+
+  it("that comes from below many calls of the runtime's own has its frames, and none of those", function()
+    for _, text in ipairs { "local t = setmetatable({}, { __tostring = function(t) return tostring(t) end }) tostring(t)",
+      "local function f() coroutine.wrap(f)() end f()" } do
+      local said = said_of(text)
+      assert.truthy(said:find("C stack overflow", 1, true), said)
+      assert.truthy(said:find("  | strategies/early.lua:2: in main chunk", 1, true), said)
+      assert.is_nil(said:find("lua/deployrt/", 1, true), said)
+    end
   end)
 
   it("that never ends to call itself shows some frames, and ends", function()

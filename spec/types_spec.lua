@@ -84,3 +84,18 @@ describe("types.lua", function()
     end
   end)
 end)
+
+describe("annotations", function()
+  it("use types that are defined somewhere", function()
+    local used, defined = {}, {}
+    for path in assert(io.popen("find lua strategies -name '*.lua' | sort")):lines() do
+      for line in read(path):gmatch("%-%-%-@[^\n]*") do
+        local kind, name = line:match("^%-%-%-@(%l+) (deployrt%.[%w_.]+)")
+        if kind == "class" or kind == "alias" then defined[name] = true end
+        for type_name in line:gmatch("deployrt%.[%l.]*%u%w*") do used[type_name] = path end
+      end
+    end
+    assert.is_true(next(defined) ~= nil)
+    assert.equal("", missing(used, defined))
+  end)
+end)

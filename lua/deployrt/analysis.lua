@@ -1,5 +1,6 @@
 -- analysis.lua -- Is the new release worse than the old one? Both get a part of the same traffic; what was counted on both
 -- sides is compared while it comes in.
+local names_of = require("deployrt.config.check").names_of
 local errors = require "deployrt.errors"
 local judge = require "deployrt.analysis.judge"
 local operation = require "deployrt.operation"
@@ -40,23 +41,28 @@ local function check_allowed(metrics, opts)
   end
 end
 
-local takes = { seconds = true, new = true, old = true }
+local takes = { seconds = "seconds", new = "instances", old = "instances" }
 for name in pairs(options.declared) do takes[name] = true end
+
+--- Metrics, whoever gave them, as app.yml's are checked.
+local function checked_metrics(list)
+  local out = {}
+  for i, declared in ipairs(list) do out[i] = verb_options.declared("analyse", ("metrics[%d]"):format(i), options.metric(declared), declared) end
+  return out
+end
 
 --- What a call says, else the strategy's own options, else the defaults of the gate.
 local function settings_of(script, opts)
-  opts = verb_options.check("analyse", opts, takes)
+  opts = verb_options.check("analyse", opts or {}, takes)
   local settings = { seconds = opts.seconds, new = opts.new, old = opts.old }
-  for name, spec in pairs(options.declared) do
-    local value = opts[name]
+  for _, name in ipairs(names_of(options.declared)) do
+    local value, spec = opts[name], options.declared[name]
+    if value ~= nil then value = verb_options.declared("analyse", name, options.of_call[name], value) end
     if value == nil then value = (script.options or {})[name] end
     if value == nil and name ~= "inconclusive" then value = spec.default end
     settings[name] = value
   end
-  for _, declared in ipairs(settings.metrics or {}) do
-    local problem = options.problem(declared)
-    if problem then errors.raise("strategy", "analyse: " .. problem) end
-  end
+  settings.metrics = settings.metrics and checked_metrics(settings.metrics)
   check_allowed(settings.metrics, opts)
   return settings
 end

@@ -3,6 +3,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local permission = require "deployrt.permission"
+local signature = require "deployrt.signature"
 
 local membrane = {}
 
@@ -17,7 +18,7 @@ end
 local kinds = {
   instance = { fields = set "host port label slot release state pid", hidden = {} },
   host = { fields = set "name group current", hidden = {}, needs = "host.run" },
-  fleet = { fields = set "hosts", hidden = set "add elsewhere exchange forget check_ports discover_hosts forgotten is_idle release_slots renew" },
+  fleet = { fields = set "hosts", hidden = set "add elsewhere exchange forget check_ports discover_hosts is_idle release_slots renew" },
   balancer = { fields = set "slots", hidden = set "has_left look settle", needs = "balancer", looks = set "exists is_serving is_routed refresh stats" },
 }
 
@@ -75,10 +76,14 @@ function membrane.number(view)
   return numbers[objects[view]]
 end
 
-local function import_all(...)
+--- `pass` of each of its arguments; most calls have one or none.
+local function all(pass, ...)
+  local count = select("#", ...)
+  if count == 0 then return end
+  if count == 1 then return pass((...)) end
   local list = table.pack(...)
-  for i = 1, list.n do list[i] = membrane.import(list[i]) end
-  return table.unpack(list, 1, list.n)
+  for i = 1, count do list[i] = pass(list[i]) end
+  return table.unpack(list, 1, count)
 end
 
 --- What a script gets of a value: a view of an object, a copy of plain data.
@@ -102,20 +107,18 @@ function membrane.export(value)
   return out
 end
 
-local function export_all(...)
-  local list = table.pack(...)
-  for i = 1, list.n do list[i] = membrane.export(list[i]) end
-  return table.unpack(list, 1, list.n)
-end
-
---- A verb as a script calls it.
-local function verb(kind, name, method)
+--- A verb as a script calls it; `takes`, its signature.
+local function verb(kind, name, method, takes)
+  local function checked(object, ...)
+    signature.check(name, takes, ...)
+    return method(object, ...)
+  end
   local needs = kind.needs and not (kind.looks and kind.looks[name]) and kind.needs
   return function(view, ...)
     local object = objects[view]
     if not object then errors.raise("usage", ("call it with a colon: object:%s(...)"):format(name)) end
     if needs then permission.check(needs) end
-    return export_all(method(object, import_all(...)))
+    return all(membrane.export, checked(object, all(membrane.import, ...)))
   end
 end
 
@@ -125,7 +128,7 @@ local function metatable_of(name)
     if made then return made end
     local verbs = {}
     for key, method in pairs(class) do
-      if type(method) == "function" and not kind.hidden[key] and not key:find("^__") then verbs[key] = verb(kind, key, method) end
+      if type(method) == "function" and not kind.hidden[key] and not key:find("^__") then verbs[key] = verb(kind, key, method, class.takes and class.takes[key]) end
     end
     made = {
       __index = function(view, key)

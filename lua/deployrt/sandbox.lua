@@ -47,7 +47,24 @@ local function sorted_pairs(t)
   return function()
     i = i + 1
     if keys[i] ~= nil then return keys[i], t[keys[i]] end
+    return nil
   end, t, nil
+end
+
+--- `next`, in order. Whoever goes through a table may take out the field where he is, as stock Lua has it: its key has a place all the same.
+local function ordered_next()
+  local given = setmetatable({}, { __mode = "k" }) -- table -> the key of it that was given last
+  return function(t, key)
+    local keys = sorted_keys(t, 2)
+    if key ~= nil and rawget(t, key) == nil and not rawequal(key, given[t]) then error("invalid key to 'next'", 2) end
+    for _, each in ipairs(keys) do
+      if key == nil or come_before(key, each) then
+        given[t] = each
+        return each, t[each]
+      end
+    end
+    return nil
+  end
 end
 
 --- A fresh environment.
@@ -58,15 +75,9 @@ function sandbox.environment(find, print_line)
   local env = library.new()
   for name, value in pairs {
     assert = assert, error = error, ipairs = ipairs, pairs = sorted_pairs, select = select, tonumber = tonumber, type = type,
-    rawequal = rawequal, rawget = rawget, rawlen = rawlen, rawset = rawset, _VERSION = _VERSION,
+    rawequal = rawequal, rawget = rawget, rawlen = rawlen, _VERSION = _VERSION,
   } do env[name] = value end
-  env.next = function(t, key)
-    local take = key == nil
-    for _, each in ipairs(sorted_keys(t, 2)) do
-      if take then return each, t[each] end
-      take = rawequal(each, key)
-    end
-  end
+  env.next = ordered_next()
   env.print = function(...)
     local words = table.pack(...)
     for i = 1, words.n do words[i] = env.tostring(words[i]) end
@@ -106,7 +117,7 @@ function sandbox.call(fn, ...)
     task:wait()
   end
   if ok then return result end
-  error(errors.wrap(result), 0)
+  error(errors.raised_by_script(result), 0)
 end
 
 --- Loads and runs a chunk in an environment, and makes something of what it returns; all under the limits.
@@ -118,9 +129,10 @@ end
 function sandbox.run(text, name, env, use)
   if #text > longest_script then errors.raise("strategy", ("%s: a script has at most %d KB"):format(name, longest_script >> 10)) end
   return sandbox.call(function()
+    if text:sub(1, 1) == "\27" then errors.raise("strategy", ("%s: this is compiled Lua: a script is its source"):format(name)) end
     trace.know(name, text)
     local chunk, err = load(text, "@" .. name, "t", env)
-    if not chunk then errors.raise("strategy", err) end
+    if not chunk then errors.raise("strategy", errors.of_script(err)) end
     local result = chunk()
     return use and use(result) or result
   end)

@@ -6,7 +6,7 @@ local verbs = require "deployrt.verbs"
 
 local script = {}
 
-local hidden = { files = true, place = true, process = true, groups = true, site = true } -- none of app.yml's keys
+local hidden = { files = true, settings = true, place = true, process = true, groups = true, site = true } -- none of app.yml's keys
 
 --- app.yml as a script may see it: of secrets only the names.
 local function visible(app)

@@ -10,6 +10,7 @@ local permission = require "deployrt.permission"
 local route = require "deployrt.balancer.route"
 local sandbox = require "deployrt.sandbox"
 local suggest = require "deployrt.suggest"
+local trace = require "deployrt.trace"
 local verbs = require "deployrt.verbs"
 
 local strategy = {}
@@ -19,24 +20,71 @@ local function options_of_all()
   return { timeout = { type = "duration", default = "1h", doc = "the whole run; past it everything is rolled back" } }
 end
 
-local function check_definition(definition)
-  if type(definition) ~= "table" then errors.raise("strategy", "strategy.define expects a table") end
-  if type(definition.name) ~= "string" then errors.raise("strategy", "a strategy needs a name") end
-  if type(definition.options or {}) ~= "table" then
-    errors.raise("strategy", ("strategy '%s': `options` is a table of declarations by name"):format(definition.name))
-  end
-  if type(definition.api) == "string" then errors.raise("strategy", ("strategy '%s': api is a number: say api = %d"):format(definition.name, api)) end
-  if definition.api ~= api then
-    errors.raise("strategy", ("strategy '%s' is written for api %s; this deployrt has api %d: %s"):format(definition.name,
-      tostring(definition.api), api, (tonumber(definition.api) or 0) > api and "use a newer deployrt" or "say api = 1 once you have read the guide"))
+local function text_of(value)
+  return type(value) == "string" and value or nil
+end
+
+local places = setmetatable({}, { __mode = "k" }) -- what define and extend gave -> the line of the script that called them
+
+--- Refuses what was asked for, at the line of the script that did so, if one did.
+---@param problem string
+---@param place? string  default: where the running script is
+local function refuse(problem, place)
+  place = place or trace.place()
+  errors.raise("strategy", place and place .. ": " .. problem or problem)
+end
+
+local function check_api(name, given, place)
+  if type(given) == "string" then declaration.refuse(name, ("api is a number: say api = %d"):format(api), place) end
+  if given ~= api then
+    refuse(("strategy '%s' is written for api %s; this deployrt has api %d: %s"):format(name,
+      tostring(given), api, (tonumber(given) or 0) > api and "use a newer deployrt" or "say api = 1 once you have read the guide"), place)
   end
 end
 
+local longest_name = 100 -- bytes
+
+--- What a strategy is called stands in messages and in the history.
+local function check_name(name, place)
+  if #name <= longest_name and name:find("^[^%c/]+$") then return end
+  refuse(("the name of a strategy is of printable characters but /, at most %d bytes, not '%s%s'"):format(longest_name,
+    (name:sub(1, 20):gsub("%c", "?")), #name > 20 and "..." or ""), place)
+end
+
+local keys = { "api", "groups", "invariants", "may_lack", "name", "needs", "options", "summary" } -- of a definition, besides methods
+
+--- What is nearly one of them was meant to be it; anything else is the strategy's own.
+local function check_keys(name, definition, place)
+  local known, wrong = {}, {}
+  for _, key in ipairs(keys) do known[key] = true end
+  for key, value in next, definition do
+    if not known[key] and type(key) == "string" and type(value) ~= "function" and suggest.closest(key, keys) then wrong[#wrong + 1] = key end
+  end
+  table.sort(wrong)
+  if wrong[1] then
+    declaration.refuse(name, ("a definition has no key '%s'%s; there are %s"):format(
+      wrong[1]:gsub("%c", "?"), suggest.hint(wrong[1], keys), table.concat(keys, ", ")), place)
+  end
+end
+
+--- What define and extend are both given.
+local function check_definition(name, definition, given_api, place)
+  check_name(name, place)
+  if type(definition.options or {}) ~= "table" then declaration.refuse(name, "`options` is a table of declarations by name", place) end
+  check_api(name, given_api, place)
+  check_keys(name, definition, place)
+  declaration.check_fields(definition, name, place)
+end
+
 --- Defines a strategy; add its methods to what is returned.
----@param definition {name: string, api: integer, summary?: string, options?: table<string, table>, needs?: deployrt.Capability[], groups?: boolean}
+---@param definition {name: string, api: integer, summary?: string, options?: table<string, table>, needs?: deployrt.Capability[], groups?: boolean, may_lack?: integer|string|false, invariants?: table<string, function>}
 ---@return deployrt.Strategy
+--- Raises deployrt.Error: "strategy", with the line of the script that called it.
 function strategy.define(definition)
-  check_definition(definition)
+  if type(definition) ~= "table" then refuse "strategy.define expects a table" end
+  if type(definition.name) ~= "string" then refuse "a strategy needs a name" end
+  places[definition] = trace.place()
+  check_definition(definition.name, definition, definition.api, places[definition])
   definition.options = definition.options or {}
   for name, option in pairs(options_of_all()) do definition.options[name] = definition.options[name] or option end
   return setmetatable(definition, { __index = verbs, __metatable = "deployrt.Strategy" })
@@ -74,16 +122,19 @@ end
 
 --- Inherits from a strategy, given by name or as a value; methods defined on the result override it.
 ---@param parent deployrt.Strategy
----@param overrides {name: string, summary?: string, options?: table}
+---@param overrides {name: string, api?: integer, summary?: string, options?: table<string, table>, needs?: deployrt.Capability[], groups?: boolean, may_lack?: integer|string|false, invariants?: table<string, function>}
 ---@return deployrt.Strategy
 local function extend(parent, overrides)
   if type(parent) ~= "table" or type(parent.options) ~= "table" or type(overrides) ~= "table" or type(overrides.options or {}) ~= "table" then
     errors.raise("usage", "strategy.extend takes a strategy or its name, and a table with a name; its `options` are a table of declarations")
   end
+  local name = text_of(overrides.name) or parent.name
+  local place = trace.place()
+  check_definition(name, overrides, overrides.api or api, place)
   local options = {}
-  for name, option in pairs(parent.options) do options[name] = option end
-  for name, option in pairs(overrides.options or {}) do options[name] = option end
-  local child = { name = overrides.name or parent.name, api = api, summary = overrides.summary or parent.summary, options = options, parent = parent }
+  for key, option in pairs(parent.options) do options[key] = option end
+  for key, option in pairs(overrides.options or {}) do options[key] = option end
+  local child = { name = name, api = api, summary = overrides.summary or parent.summary, options = options, parent = parent }
   setmetatable(child, {
     __index = parent, __metatable = "deployrt.Strategy",
     __newindex = function(t, key, value)
@@ -91,8 +142,9 @@ local function extend(parent, overrides)
     end,
   })
   for key, value in pairs(overrides) do
-    if child[key] == nil or type(value) == "function" then child[key] = value end
+    if rawget(child, key) == nil then child[key] = value end
   end
+  places[child] = place
   return child
 end
 
@@ -178,14 +230,14 @@ function strategy.find(name, libraries)
     if own then return own end
     local text = name:find("^strategies/") and strategy.embedded and strategy.embedded(name)
     if text then return { text = text, path = name } end
-    errors.raise("strategy", ("%s: no such file"):format(name))
+    refuse(("%s: no such file"):format(name))
   end
   local own = own_source(("strategies/%s.lua"):format(name)) or libraries and libraries:strategy(name)
   if own then return own end
   local text, path = built_in(name)
   if text then return { text = text, path = path } end
   local close = suggest.closest(name, strategy.names())
-  errors.raise("strategy", ("no strategy is named '%s'%s; there are: %s"):format(name,
+  refuse(("no strategy is named '%s'%s; there are: %s"):format(name,
     close and (" (did you mean '%s'?)"):format(close) or "", table.concat(strategy.names(), ", ")))
 end
 
@@ -197,7 +249,7 @@ end
 
 --- The Lua file of a module: beside the script that asks for it, from the working directory on, or in a library.
 local function module_source(loading, name, from)
-  if not name:find("^[%w_][%w_.-]*$") then return nil end
+  if not name:find("^[^%c/]+$") then return nil end
   if loading.kept then return loading.kept["module " .. name] end
   local path = name:gsub("%.", "/") .. ".lua"
   for _, place in ipairs(from.library and {} or { from.path:match("^(.*/)[^/]*$") or "", "" }) do
@@ -205,10 +257,6 @@ local function module_source(loading, name, from)
     if own then return own end
   end
   return loading.libraries and loading.libraries:module(name, from.library)
-end
-
-local function text_of(value)
-  return type(value) == "string" and value or nil
 end
 
 --- Functions by name, of what may be any table.
@@ -224,25 +272,24 @@ end
 local heeded = { tolerate = { type = "amount" } } -- options that the runtime goes by where a strategy has them
 
 --- Options that the runtime itself looks at: a strategy may declare them with another default, and not as something else.
-local function keep_own(options, name)
+local function keep_own(options, name, place)
   if type(options) ~= "table" then return end
   for key, spec in pairs(options_of_all()) do options[key] = options[key] or spec end
   for key, spec in pairs(together(together(options_of_all(), route.options), heeded)) do
     local option = options[key]
     if type(option) == "table" and option.type ~= spec.type then
-      errors.raise("strategy", ("strategy '%s': option '%s' is the runtime's own, of type %s: it may have another default, but no other type"):format(
-        name, key, spec.type))
+      declaration.refuse(name, ("option '%s' is the runtime's own, of type %s: it may have another default, but no other type"):format(key, spec.type), place)
     end
     if type(option) == "table" then option.of = spec.of end
   end
 end
 
 --- What it needs of the balancers.
-local function needs_of(body, name)
+local function needs_of(body, name, place)
   local needs = membrane.import(body.needs)
   if needs == nil then return nil end
   for _, each in ipairs(type(needs) == "table" and needs or { false }) do
-    if type(each) ~= "string" then errors.raise("strategy", ("strategy '%s': `needs` is a list such as { \"share\" }"):format(name)) end
+    if type(each) ~= "string" then declaration.refuse(name, "`needs` is a list such as { \"share\" }", place) end
   end
   return needs
 end
@@ -253,12 +300,14 @@ local function describe(path)
     if type(body) ~= "table" or type(body.deploy) ~= "function" then
       errors.raise("strategy", ("%s: a strategy script returns what strategy.define gave it, with a method `deploy`"):format(path))
     end
-    local check, name, options = body.check, text_of(body.name) or path, membrane.import(body.options or {})
-    keep_own(options, name)
-    declaration.check(options, name)
+    local check, name, options, place = body.check, text_of(body.name) or path, membrane.import(body.options or {}), places[body] or path
+    if text_of(body.name) then check_name(name, place) end
+    keep_own(options, name, place)
+    declaration.check(options, name, place)
+    declaration.check_fields({ summary = body.summary, groups = body.groups, invariants = body.invariants }, name, place)
     return {
-      body = body, name = name, summary = text_of(body.summary), options = options,
-      needs = needs_of(body, name), groups = body.groups == true, deploy = body.deploy, check = type(check) == "function" and check or nil,
+      body = body, name = name, summary = errors.clip(body.summary), options = options, needs = needs_of(body, name, place), groups = body.groups == true,
+      may_lack = declaration.lack(membrane.import(body.may_lack), options, name, place), deploy = body.deploy, check = type(check) == "function" and check or nil,
       invariants = functions_of(body.invariants),
     }
   end
@@ -304,7 +353,7 @@ local function modules_for(loading, from)
       loading.modules[name] = false
       loading.modules[name] = loading:take("module " .. name, source, function(result) return result == nil and true or result end)
     end
-    return loading.modules[name] or errors.raise("strategy", ("the module '%s' requires itself"):format(name))
+    return loading.modules[name] or refuse(("the module '%s' requires itself"):format(name))
   end
 end
 
@@ -320,7 +369,7 @@ end
 
 function load_script(loading, name)
   if loading.loaded[name] then return loading.loaded[name] end
-  if loading.loaded[name] == false then errors.raise("strategy", ("the strategy '%s' inherits from itself"):format(name)) end
+  if loading.loaded[name] == false then refuse(("the strategy '%s' inherits from itself"):format(name)) end
   check_open(loading, ("strategy.extend(\"%s\")"):format(name))
   loading.loaded[name] = false
   local source = source_of(loading, name)
@@ -334,6 +383,7 @@ end
 ---@field options table<string, table>
 ---@field needs? deployrt.Capability[]  of the balancers
 ---@field groups boolean     it takes over to another group of hosts, where there is one
+---@field may_lack? {option?: string, count?: integer, percent?: number}  instances that it may do without meanwhile
 ---@field deploy fun(self: deployrt.Strategy)
 ---@field check? fun(self: deployrt.Strategy)
 ---@field invariants table<string, fun(view: deployrt.sim.View): boolean?, string?>  its own, for the simulator

@@ -7,13 +7,15 @@ local scripts = {}                                   -- source -> the lines of i
 local positions = {}                                 -- how messages write a script's path
 local callers = setmetatable({}, { __mode = "kv" })  -- coroutine of a task -> that of the task that waits for it
 local deepest, most = 200, 12                        -- frames that are looked at, and that are shown
+local deepest_of_all = 1000                          -- frames of the runtime that may lie above the first of a script: C's calls have a limit
 
 --- Makes a script known: frames of its text are shown, and named as its text names them.
 ---@param path string
 ---@param text string
 function trace.know(path, text)
   local lines = {}
-  for line in (text .. "\n"):gmatch("([^\n]*)\n") do lines[#lines + 1] = line end
+  -- C's own, and not what methods of strings are while a script is loaded: those count each step
+  for line in string.gmatch(text .. "\n", "([^\n]*)\n") do lines[#lines + 1] = line end
   scripts["@" .. path] = lines
 end
 
@@ -36,7 +38,8 @@ end
 --- Adds the script's frames of a coroutine; returns what the topmost of them called.
 local function collect(co, frames)
   local called
-  for level = 0, deepest do
+  for level = 0, deepest_of_all do
+    if level > deepest and #frames > 0 then break end
     local info = debug.getinfo(co, level, "Snl")
     if not info then return called end
     if scripts[info.source] then
@@ -80,11 +83,27 @@ local function script_frames()
   return frames[1] and frames, called
 end
 
---- A verb refused what it was given: that is at the line of the call.
+--- The line of the script that the running code was called from, as "file:line"; nil where no script did.
+---@return string?
+function trace.place()
+  local frames = script_frames()
+  return frames and frames[1].place
+end
+
+--- A verb refused what it was given, or to do it: that is at the line of the call.
 local function place_refusal(err)
   local frames = not err.detail and script_frames()
   if not frames then return end
   err.message, err.detail = frames[1].place .. ": " .. err.message, lines_of(frames)
+end
+
+local refusals = { usage = true, denied = true } -- codes
+
+--- A script raised what says nothing: where it did so is all that there is to know.
+local function wordless(raised)
+  local err = errors.wrap(raised)
+  place_refusal(err)
+  return err.detail and err or raised
 end
 
 --- A message handler: makes an error of a text that was raised, with the trace as its detail. `traceback` has all frames, the
@@ -92,12 +111,15 @@ end
 ---@param raised any
 ---@return any
 function trace.handler(raised)
-  if type(raised) == "table" and rawget(raised, "code") == "usage" and errors.wrap(raised) == raised then place_refusal(raised) end
-  if type(raised) ~= "string" then return raised end
+  if type(raised) == "table" and type(rawget(raised, "message")) == "string" then
+    if refusals[rawget(raised, "code")] and errors.wrap(raised) == raised then place_refusal(raised) end
+    return raised
+  end
+  if type(raised) ~= "string" then return wordless(raised) end
   local frames, called = script_frames()
   local traceback = debug.traceback("", 2):gsub("^\n", "")
   if not frames then return raised .. "\n" .. traceback end
-  local err = errors.new("script", located(raised, frames, called), { detail = lines_of(frames) })
+  local err = errors.new("script", errors.of_script(located(raised, frames, called)), { detail = lines_of(frames) })
   err.traceback = traceback
   return err
 end

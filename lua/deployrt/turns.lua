@@ -133,9 +133,12 @@ end
 
 --- Waits until the journal is exhausted: what comes now has not happened before.
 ---@async
+---@return boolean waited
 function Turns:await_live()
-  if not self.live then errors.check(self.going_live:wait()) end -- set for good
+  local waits = not self.live
+  if waits then errors.check(self.going_live:wait()) end -- set for good
   raise_failure(self)
+  return waits
 end
 
 local function settle()

@@ -5,10 +5,9 @@
 -- a task (core.run, core.spawn). It raises in a bare coroutine and below table.sort, string.gsub or a metamethod.
 -- Misuse (a wrong type, a closed link) raises a string; the world failing is returned as `nil, deployrt.Error`.
 
---- What every failure looks like, returned by C and raised by Lua.
---- Codes of the core: "canceled", "timeout", "missing", "exists", "full", "system", "lost", "closed", "output", "spawn",
---- "refused", "unresolved", "http", "yaml", "unreachable", "denied", "host_key", "unsupported", "terminal". Functions of the host
---- library (src/host.sh) answer their own: "busy", "stranger", "lock", "checksum", "unpack", "start", ...
+--- What every failure looks like, returned by C and raised by Lua. Codes of the core: "canceled", "timeout", "missing", "exists",
+--- "full", "system", "lost", "closed", "output", "spawn", "refused", "unresolved", "http", "yaml", "unreachable", "denied", "host_key",
+--- "unsupported", "terminal". Functions of the host library (src/host.sh) have their own: "busy", "stranger", "lock", "checksum", ...
 ---@class deployrt.Error
 ---@field code string      for programs
 ---@field message string   for people: what, where, why
@@ -38,8 +37,7 @@ core.http = {}
 ---@return any ...           what it returned or raised; what was raised is what the function of core.set_traceback makes of it
 function core.run(body, ...) end
 
---- Starts a task beside the running one, which ends only after all its children have. When a task raises, its
---- children are canceled.
+--- Starts a task beside the running one, which ends only after all its children have. When a task raises, its children are canceled.
 ---@param body fun(...): ...
 ---@param ... any  arguments of the function
 ---@return deployrt.Task
@@ -49,10 +47,9 @@ function core.spawn(body, ...) end
 ---@return table? locals  nil outside a task
 function core.locals() end
 
---- Limits what the running task, and every task that it spawns from now on, may use between two waits: instructions
---- (about; allocation and charge() count too), `seconds` of processor time, bytes of `memory` above what was in use,
---- bytes of one `text`. Past it none of them runs on, whatever they catch, and the task's error has the code "limit".
---- `strings` is where methods of strings are found meanwhile. What is absent is not limited.
+--- Limits what the running task, and every task that it spawns from now on, may use between two waits: instructions (about; allocation and
+--- charge() count too), `seconds` of processor time, bytes of `memory` above what was in use, bytes of one `text`. Past it none of them runs on,
+--- whatever they catch: the error has the code "limit". `strings` is where methods of strings are found meanwhile. What is absent is not limited.
 ---@param limits {instructions?: number, seconds?: number, memory?: integer, text?: integer, strings?: table}
 function core.confine(limits) end
 
@@ -71,7 +68,7 @@ function core.confined(limits, fn, ...) end
 function core.exempt(on) end
 
 --- Counts work that C does for a confined task, and raises past its limit. Outside one it does nothing.
----@param steps number       worth so many instructions
+---@param steps number       worth so many instructions, at least 0
 ---@param thread? thread     a coroutine of the task that is about to be resumed: it is counted too
 function core.charge(steps, thread) end
 
@@ -107,9 +104,8 @@ function core.now() end
 ---@return number
 function core.time() end
 
---- Virtual time, for a simulator: core.now() begins at 0, and the time moves on to the next moment that a task waits for
---- as soon as all tasks wait; core.time() begins at `wall`. While it is on, it sets the time of day anew. nil ends it.
---- Nothing real, such as a connection, is looked at as long as a task waits for a moment.
+--- Virtual time, for a simulator: core.now() begins at 0, and the time moves on to the next moment that a task waits for as soon as all tasks
+--- wait; core.time() begins at `wall`. While it is on, it sets the time of day anew. nil ends it. Nothing real is looked at while a task so waits.
 ---@param wall number?  seconds since the epoch
 --- Raises when tasks still wait for a moment that would never come.
 function core.virtual_time(wall) end
@@ -227,8 +223,12 @@ function core.fs.stat(path) end
 ---@return deployrt.Error? err  "missing", "system"
 function core.fs.list(path) end
 
---- Writes a whole file: aside, synced, then renamed, so that it is the old one or the new one at any instant. What is
---- there and no file, such as a device, stays as it is.
+--- Paths that a pattern of the shell stands for (glob(7)), sorted. What cannot be read has none.
+---@param pattern string
+---@return string[] paths
+function core.fs.glob(pattern) end
+
+--- Writes a whole file: aside, synced, then renamed: it is the old one or the new one at any instant. A device stays what it is.
 ---@param path string
 ---@param text string
 ---@param mode? integer  permission bits; default 0600
@@ -258,12 +258,14 @@ function core.fs.append(path) end
 ---@field line integer
 ---@field column integer
 ---@field source? string  the value as written, when it is no text
+---@field from? integer    of a scalar, the first of its characters in the text, with tag and anchor, counted from 1
+---@field to? integer      the last one; where nothing is written, it is before the first
+---@field anchor? string   of a scalar that has one
 
 --- Where things stand in the text, counted from 1: `marks[t][key]` of each key of each table `t` that was read.
 ---@alias deployrt.YamlMarks table<table, table<any, deployrt.YamlMark>>
 
---- Reads one YAML 1.2 document. Repeated keys, second documents and text larger than the limit are errors, whose
---- message begins "name:line:column: ".
+--- Reads one YAML 1.2 document. Repeated keys, a second document and text beyond the limit are errors: "name:line:column: ...".
 ---@param text string
 ---@param name string  of the file, for messages
 ---@return any value   core.yaml.null for null
@@ -310,8 +312,7 @@ local Task = {}
 ---@return any ...      what it returned or raised; or the deployrt.Error "timeout", "canceled"
 function Task:wait(timeout) end
 
---- Makes the task's present wait, or else its next one, return "canceled". Only that one: what it does about it is
---- its own business. One that only waits for its children passes it on to them.
+--- Makes the task's present wait, or else its next one, return "canceled"; no other. One that only waits for its children passes it on to them.
 function Task:cancel() end
 
 --- Ends the task and all that it spawned as if their process had died: nothing of them runs any more, neither handlers
@@ -423,6 +424,7 @@ function Link:call(name, arguments, timeout) end
 ---@field cwd? string          status 126 when it is not there
 ---@field max_output? integer  bytes of both outputs together; default 64 MiB
 ---@field library? boolean     the command is a function of src/host.sh
+---@field mark? string         hexadecimal digits that the log-in shell prints in a line of their own before the command begins
 
 ---@class deployrt.ExecResult
 ---@field status integer  0 when a signal ended it
@@ -448,21 +450,21 @@ function Link:stream(command, options) end
 
 --- Sends a request to an address that is reached from the host, and returns all that comes back until it is closed.
 ---@async
----@param address string  an IP address, or the path of a unix socket
+---@param address string  an IP address, a name, or the path of a unix socket
 ---@param port integer?   nil for a path
 ---@param request string
 ---@param options? {timeout?: number}  seconds of silence; default 10
 ---@return string? answer
----@return deployrt.Error? err  "refused", "timeout", "canceled", "lost", ...
+---@return deployrt.Error? err  "refused", "unresolved", "timeout", "canceled", "lost", ...
 function Link:talk(address, port, request, options) end
 
 --- Whether an address accepts connections from the host.
 ---@async
----@param address string   an IP address, or the path of a unix socket
+---@param address string   an IP address, a name, or the path of a unix socket
 ---@param port integer?
 ---@param timeout? number  seconds; default 10
 ---@return true? ok
----@return deployrt.Error? err  "refused", "timeout", "canceled", "lost", ...
+---@return deployrt.Error? err  "refused", "unresolved", "timeout", "canceled", "lost", ...
 function Link:dial(address, port, timeout) end
 
 --- A socket of this process whose other end is an address as the host reaches it, for core.connect{fd=} and

@@ -65,6 +65,17 @@ end
 
 metric.rule = options.problem
 
+--- The same as a script gives it: its timeout may be seconds, as those of app.yml have become.
+---@param declared any
+---@return deployrt.Spec
+function options.metric(declared)
+  if type(declared) ~= "table" or type(declared.timeout) ~= "number" then return metric end
+  local keys = {}
+  for name, spec in pairs(metric.keys) do keys[name] = spec end
+  keys.timeout = { type = "number", min = metric.keys.timeout.min }
+  return { type = "object", rule = metric.rule, keys = keys }
+end
+
 --- By name, as strategy.define takes them.
 ---@type table<string, deployrt.Spec>
 options.declared = {
@@ -75,7 +86,11 @@ options.declared = {
   latency = { type = "number", min = 1, default = 2, doc = "how many times as slow as the old release it may be" },
   minimum = { type = "integer", min = 1, default = 20, doc = "thresholds: requests below which a share is not judged" },
   alpha = { type = "number", min = 1e-9, max = 0.5, default = 0.01, doc = "evidence: chance that a release that is no worse fails" },
-  metrics = { type = "list", of = metric, doc = "what is compared; default: the balancer's counters" },
+  metrics = { type = "list", of = metric, least = 1, doc = "what is compared; default: the balancer's counters" },
 }
+
+--- What a call may say otherwise than app.yml: a part of alpha, which is shared by several looks.
+options.of_call = setmetatable({ alpha = { type = "number", min = 1e-15, max = 0.5 }, metrics = { type = "list", of = "any", least = 1 } },
+  { __index = options.declared })
 
 return options

@@ -44,8 +44,15 @@ function strings.rep(text, count, ...)
   return string.rep(text, count, ...)
 end
 
+--- Whether a format shows addresses. C looks for it, in a time that goes with the length of the text, and not what methods
+--- of strings are while a script runs.
+local function shows_addresses(text)
+  charge(#text)
+  return string.find(text, "p", 1, true) and string.find(string.gsub(text, "%%%%", ""), "%%[-+ #0%d.]*p") ~= nil
+end
+
 function strings.format(text, ...)
-  if type(text) == "string" and text:gsub("%%%%", ""):find("%%[-+ #0%d.]*p") then error("a script cannot format with %p: an address is another one each time", 2) end
+  if type(text) == "string" and shows_addresses(text) then error("a script cannot format with %p: an address is another one each time", 2) end
   local values = table.pack(...)
   for i = 1, values.n do
     if nameless[type(values[i])] then values[i] = basic.tostring(values[i]) end
@@ -68,9 +75,13 @@ local function check_whole(value, position, name)
   error(("bad argument #%d to '%s' (number expected, got %s)"):format(position, name, value == nil and "no value" or type(value)), 3)
 end
 
+local most_results = 1000000 -- C's own limit
+
 function tables.unpack(t, from, to)
-  from, to = from or 1, to or #t
-  if math.type(from) == "integer" and math.type(to) == "integer" and to > from and to - from < 1e6 then charge(to - from) end
+  from, to = check_whole(from or 1, 2, "unpack"), check_whole(to or #t, 3, "unpack")
+  if from > to then return end
+  if not math.ult(to - from, most_results) then error("too many results to unpack", 2) end -- the difference may be more than an integer holds
+  charge(to - from)
   return table.unpack(t, from, to)
 end
 
@@ -146,19 +157,24 @@ local function merge(from, into, first, middle, last, before)
   end
 end
 
---- Equal items stay in their order, so that a replay sorts alike; the comparison may wait.
-function tables.sort(t, before)
-  check_table(t, "sort")
-  if before ~= nil and type(before) ~= "function" then error("bad argument #2 to 'sort' (function expected)", 2) end
+--- Equal items stay in their order, so that a replay sorts alike.
+local function sort(t, before)
   local size, width, from, into = #t, 1, {}, {}
   for i = 1, size do from[i] = t[i] end
   while width < size do
     for first = 1, size, 2 * width do
-      merge(from, into, first, math.min(first + width - 1, size), math.min(first + 2 * width - 1, size), before or less)
+      merge(from, into, first, math.min(first + width - 1, size), math.min(first + 2 * width - 1, size), before)
     end
     from, into, width = into, from, 2 * width
   end
   for i = 1, size do t[i] = from[i] end
+end
+
+--- The order is of one moment: the comparison runs below a function of C, where a verb that waits raises.
+function tables.sort(t, before)
+  check_table(t, "sort")
+  if before ~= nil and type(before) ~= "function" then error("bad argument #2 to 'sort' (function expected)", 2) end
+  string.gsub("x", "x", function() sort(t, before or less) end)
 end
 
 local coroutines = { running = coroutine.running, status = coroutine.status, isyieldable = coroutine.isyieldable }
@@ -232,14 +248,52 @@ function basic.xpcall(fn, handler, ...)
   return handled(handler, basic.pcall(fn, ...))
 end
 
---- A finalizer would run at any time, in anybody's name, and uncounted.
+-- What shows when the collector ran: at any time, which is another one each time. A finalizer would run uncounted besides.
+local forbidden = { __gc = "use <close> or self:undo", __mode = "what is in a weak table is another thing each time; take out yourself what is no longer needed" }
+
+local function refuse_key(key, level)
+  error(("a script's metatable cannot have %s: %s"):format(key, forbidden[key]), level + 1)
+end
+
+local function set_allowed(t, key, value)
+  if forbidden[key] then refuse_key(key, 2) end
+  rawset(t, key, value)
+end
+
+local metatables = setmetatable({}, { __mode = "k" }) -- those that scripts have set
+local of_metatables = { __newindex = set_allowed } -- of those that have none themselves
+
+--- Has a metatable refuse what is forbidden when it is added later. What it inherits from is guarded where a script has set it, and left alone where the runtime has.
+local function guard(meta)
+  local inherited = debug.getmetatable(meta)
+  if not inherited then
+    setmetatable(meta, of_metatables)
+  elseif metatables[inherited] and rawget(inherited, "__newindex") == nil then
+    rawset(inherited, "__newindex", set_allowed)
+  end
+end
+
 function basic.setmetatable(t, meta)
-  if type(meta) == "table" and rawget(meta, "__gc") ~= nil then error("a script's metatable cannot have __gc: use <close> or self:undo", 2) end
-  return setmetatable(t, meta)
+  for _, key in ipairs { "__gc", "__mode" } do
+    if type(meta) == "table" and rawget(meta, key) ~= nil then refuse_key(key, 2) end
+  end
+  setmetatable(t, meta)
+  if meta then
+    metatables[meta] = true
+    guard(meta)
+  end
+  if metatables[t] then guard(t) end
+  return t
 end
 
 function basic.getmetatable(value)
-  return type(value) == "table" and getmetatable(value) or nil
+  local meta = type(value) == "table" and getmetatable(value)
+  return meta ~= of_metatables and meta or nil
+end
+
+function basic.rawset(t, key, value)
+  if forbidden[key] then refuse_key(key, 2) end
+  return rawset(t, key, value)
 end
 
 --- Fresh copies for one script, so that what it changes there is its own.
