@@ -2,6 +2,7 @@
 -- weight: 6
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
+local contains = fixture.contains
 
 local function keys(object)
   local list = {}
@@ -57,6 +58,18 @@ describe("the command line", function()
       { { "rolling", "app.yml", "--force", "--offline" }, "`deployrt run` has no option --offline: that is for plan" },
       { { "status", "app.yml", "--to", "1" }, "that is for rollback" },
       { { "test", "rolling", "--time", "5" }, "--time: expected a duration with its unit" },
+      { { "test", "rolling", "--host", "web1" }, "--host would change nothing: no app.yml names hosts" },
+      { { "test", "rolling", "--release", "2" }, "--release would change nothing: no app.yml is given" },
+      { { "test", "rolling", "app.yml", "--fleet", "3" }, "--fleet would change nothing: the hosts are those of app.yml" },
+      { { "test", "rolling", "--seed", "1", "--seeds", "5" }, "--seeds would change nothing: --seed plays one" },
+      { { "test", "rolling", "--seed", "1", "--time", "5s" }, "--time would change nothing: --seed plays one" },
+      { { "test", "rolling", "--fault", "crash", "--fault", "frozen" }, "--fault takes one value, and is given 'crash' and 'frozen'" },
+      { { "new", "strategy", "own", "--host", "web1" }, "`deployrt new` has no option --host; nothing was done" },
+      { { "plan" }, "which app.yml? For example: deployrt plan rolling app.yml" },
+      { { "plan", "canary" }, "which app.yml? For example: deployrt plan canary app.yml" },
+      { { "plan", "app.yml" }, "which strategy? For example: deployrt plan rolling app.yml" },
+      { { "run", "canary" }, "which app.yml? For example: deployrt run canary app.yml" },
+      { { "canary" }, "which app.yml? For example: deployrt canary app.yml" },
       { { "rolling", "app.yml", "--force", "--state", "" }, "--state needs a value: DIR" },
       { { "rolling", "app.yml", "--force", "--release=" }, "--release needs a value: VERSION" },
     } do
@@ -67,6 +80,14 @@ describe("the command line", function()
     assert.same(before, app:status().instances)
     local help = app:command { "help", "logs" }
     assert.truthy(help.stdout:find("--follow", 1, true) and not help.stdout:find("--seeds", 1, true), help.stdout)
+    help = app:command { "help", "test" }
+    assert.truthy(help.stdout:find("--fault NAME +only faults of this kind, or none %(abort, [%l, -]*stubborn%)\n"), help.stdout)
+    for _, name in ipairs { "schema", "new", "help", "lib" } do
+      help = app:command { "help", name }
+      for _, flag in ipairs { "--host", "--force", "--release", "--yes" } do assert.is_nil(help.stdout:find(flag, 1, true), name .. flag) end
+      assert.equal(name == "lib", help.stdout:find("--set", 1, true) ~= nil)
+      assert.truthy(help.stdout:find("--json", 1, true))
+    end
   end)
 
   it("remembers runs below HOME where XDG_STATE_HOME is empty", function()
@@ -99,8 +120,17 @@ describe("the command line", function()
       local run = app:command { command, "app.yml", "--set", dead }
       assert.equal(2, run.exit, run.stdout .. run.stderr)
       assert.truthy(run.stderr:find("deployrt: dead: .*refused"), run.stderr)
-      assert.truthy(run.stdout:find(({ status = "serving  healthy", logs = "local:%d+ | GET /", unlock = "there is no lock" })[command]), run.stdout)
+      assert.truthy(run.stdout:find(({ status = "serving  healthy", logs = "local:%d+ | GET /", unlock = "there is no lock on the hosts that could be asked\n" })[command]), run.stdout)
     end
+    local nobody = "hosts=[{name: dead, address: 127.0.0.1, port: 1, transport: ssh}]"
+    trouble = app:command { "unlock", "app.yml", "--set", nobody }
+    assert.same({ 2, "" }, { trouble.exit, trouble.stdout }, "it could not look")
+    trouble = app:command { "status", "app.yml", "--set", nobody }
+    assert.equal(2, trouble.exit)
+    assert.truthy(trouble.stdout:find("shop: nobody knows what serves\n", 1, true), trouble.stdout)
+    assert.equal(cjson.null, cjson.decode(app:command({ "status", "app.yml", "--json", "--set", nobody }).stdout).mixed)
+    trouble = app:command { "status", "app.yml", "--set", dead, "--set", "app=other" }
+    assert.truthy(trouble.stdout:find("other: nothing serves on the hosts that could be asked\n", 1, true), trouble.stdout)
     local away = "balancer={type: haproxy, socket: /nowhere, backend: shop}"
     local run = app:command { "status", "app.yml", "--set", away }
     assert.equal(2, run.exit)
@@ -165,15 +195,34 @@ describe("the command line", function()
   end)
 
   it("checks that the release is there, unless it is yet to be built", function()
+    local alone = app:command { "check", "app.yml", "--set", "release.path=nowhere" }
+    assert.equal(0, alone.exit, alone.stderr)
+    contains(alone.stdout .. alone.stderr, "warning: --set: release.path: ", "/nowhere is not there: a run would be refused for it")
     for _, argv in ipairs { { "check", "app.yml", "--connect" }, { "check", "rolling", "app.yml" } } do
       for _, word in ipairs { "--set", "release.path=nowhere" } do argv[#argv + 1] = word end
       local run = app:command(argv)
       assert.equal(2, run.exit, run.stdout)
-      assert.truthy(run.stderr:find("/nowhere is not there, and no hooks.build makes it", 1, true), run.stderr)
+      contains(run.stderr, "deployrt: --set: release.path: ", "/nowhere: No such file or directory: make it first, or have hooks.build do so")
       argv[#argv + 1], argv[#argv + 2] = "--set", "hooks.build=make"
       assert.equal(0, app:command(argv).exit)
     end
-    assert.equal(0, app:command({ "check", "app.yml", "--set", "release.path=nowhere" }).exit)
+  end)
+
+  it("names the place of a release that is not there, or that is no archive", function()
+    local before = fixture.read(app.file)
+    fixture.write(app.dir .. "/broken.tar", "this is no archive")
+    for path, says in pairs { nowhere = "/nowhere: No such file", ["broken.tar"] = "/broken.tar is not a readable tar archive; pack it again" } do
+      fixture.write(app.file, (before:gsub("\nrelease: [^\n]+", "\nrelease: {path: " .. path .. "}")))
+      for _, argv in ipairs { { "check", "app.yml", "--connect" }, { "check", "rolling", "app.yml" }, { "plan", "rolling", "app.yml" }, { "rolling", "app.yml" } } do
+        local run = app:command(argv)
+        assert.equal(2, run.exit, run.stdout)
+        contains(run.stderr, "deployrt: app.yml:2:11: release.path: ", says)
+      end
+    end
+    local run = app:command { "check", "app.yml", "--connect", "--json" }
+    local problem = cjson.decode(run.stdout)
+    assert.same({ "app.yml", 2, 11 }, { problem.file, problem.line, problem.column })
+    fixture.write(app.file, before)
   end)
 
   it("says with status --json that an instance is down", function()
@@ -246,6 +295,16 @@ describe("the command line", function()
     fixture.eventually(function() return (fixture.read(log) or ""):find("| GET /said%-later 200") end, 10, "the line")
     fixture.stop(pid)
     fixture.eventually(function() return fixture.sh(tails) == "" end, 10, "the end of tail")
+  end)
+
+  it("ends to follow logs when nobody reads them any more", function()
+    local pid = fixture.start({ "sh", "-c", 'cd "$1" && shift && "$@" | head -n 1', "sh", app.dir, "env", "HOME=" .. app.dir .. "/home", fixture.deployrt(),
+      "--state", app.dir .. "/state", "logs", "app.yml", "--follow", "--lines", "1" }, { log = app.dir .. "/first" })
+    fixture.eventually(function() return (fixture.read(app.dir .. "/first") or ""):find("\n", 1, true) end, 10, "the first line")
+    fixture.eventually(function()
+      fixture.sh(("curl -s http://127.0.0.1:%d/said-later"):format(app.listen))
+      return not fixture.alive(pid)
+    end, 10, "the end")
   end)
 
   it("gives logs as objects to machines", function()

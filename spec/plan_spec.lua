@@ -54,6 +54,25 @@ describe("a plan", function()
     end)
   end
 
+  it("says who gains and who loses traffic, in words and as objects, and what is put back of whom", function()
+    local run = app:command { "plan", "rolling", "app.yml", "--json" }
+    local notes = {}
+    for line in run.stdout:gmatch("[^\n]+") do
+      local event = cjson.decode(line)
+      if event.op == "balancer.apply" then notes[#notes + 1] = event.note end
+    end
+    local lost, gained = notes[1]:match("^from (local:%d+) to (local:%d+)$")
+    assert.truthy(gained and lost ~= gained, notes[1])
+    assert.equal(lost .. " out of service", notes[2])
+    local plain = app:command({ "plan", "rolling", "app.yml" }).stdout
+    for _, note in ipairs(notes) do assert.truthy(plain:find("traffic     " .. note .. "\n", 1, true), plain) end
+    plain = app:command({ "plan", "in_place", "app.yml" }).stdout
+    assert.truthy(plain:find("traffic     away from (local:%d+)\n.*traffic     %1 out of service\n.*traffic     to %1\n"), plain)
+    local failed = app:deploy("in_place", "2.0", { fault = "dies" }).stdout
+    lost = failed:match("\n[%d:.]+  balance   away from (local:%d+) ")
+    assert.truthy(lost and failed:find("\n[%d:.]+  restore   " .. lost .. " "), failed)
+  end)
+
   it("says that the balancer would be set up anew, as check and status do", function()
     local before = app.listen
     app.listen = fixture.free_port()
@@ -104,6 +123,8 @@ strategy: {settle: 10s, batch: 50%}
       assert.truthy(run.stdout:find(part, 1, true), part .. " in:\n" .. run.stdout)
     end
     assert.is_true(tonumber(run.stdout:match("at least ([%d.]+)s of waiting")) >= 0.4)
+    local stopped, shared = run.stdout:match("([%d.]+m?s)  +stop [^\n]*\n *([%d.]+m?s)  +=")
+    assert.equal(stopped, shared, run.stdout)
     local undo, first, last
     for line in app:command({ "plan", "rolling", "app.yml", "--json" }).stdout:gmatch("[^\n]+") do
       last = cjson.decode(line)
@@ -121,5 +142,49 @@ strategy: {settle: 10s, batch: 50%}
     assert.truthy(run.stdout:find("undoes: [^\n]*the strategy's own undo"), run.stdout)
     assert.truthy(app:command({ "plan", "rolling", "app.yml", "--release", "1.0" }).exit == 2)
     assert.equal(2, app:command({ "plan", "in_place", "app.yml", "--set", "strategy.batchh=1" }).exit)
+  end)
+
+  it("tells each change of the shares that the run then makes", function()
+    fixture.write(app.dir .. "/own.lua", [[
+      local own = require("deployrt.strategy").define { name = "own", api = 1 }
+      function own:deploy()
+        local old, new = self.fleet:old(), {}
+        for i, each in ipairs(old) do
+          new[i] = self.fleet:candidate(each.host)
+          new[i]:start(); new[i]:await_healthy()
+        end
+        self.balancer:share(30, new, old)
+        self.balancer:share(70, new, old)
+        self.balancer:switch(old, new)
+      end
+      return own]])
+    local function shares_of(argv)
+      argv[#argv + 1] = "--json"
+      local list, found = {}, app:command(argv).stdout
+      for line in found:gmatch("[^\n]+") do
+        local event = cjson.decode(line)
+        local share = event.event == "traffic" and not event.requests and event.share["2.0"] or nil
+        list[#list + 1] = share ~= list[#list] and share or nil
+      end
+      return list, found
+    end
+    local planned, found = shares_of { "plan", "./own.lua", "app.yml" }
+    assert.same({ 30, 70, 100 }, planned, found)
+    assert.same(planned, (shares_of { "./own.lua", "app.yml" }))
+  end)
+
+  it("of a script that fails shows what comes before that", function()
+    fixture.write(app.dir .. "/own.lua", [[
+      local own = require("deployrt.strategy").extend("rolling", { name = "own" })
+      function own:deploy()
+        self:step("one", self.replace, self, self.fleet:old()[1])
+        self:step("two", function() self.nothing.there() end)
+      end
+      return own]])
+    local run = app:command { "plan", "./own.lua", "app.yml" }
+    assert.equal(2, run.exit)
+    fixture.contains(run.stdout, "plan: own of shop from 1.0 to 2.0", "== one", "start  ", "== two")
+    fixture.contains(run.stderr, "own.lua:4: attempt to index a nil value")
+    assert.falsy(run.stdout:find("nothing was changed", 1, true), run.stdout)
   end)
 end)

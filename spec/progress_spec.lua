@@ -50,7 +50,7 @@ describe("progress, a line an event", function()
       { event = "step.started", step = "batch 1 of 4", path = "/1" },
       { event = "op", op = "instance.start", host = "web1", instance = "web1:8081", release = "2.0", ok = true,
         seconds = 0.52, effect = true },
-      { event = "op", op = "balancer.apply", note = "web1:8081", ok = true, seconds = 0.012, effect = true },
+      { event = "op", op = "balancer.apply", note = "from web1:8080 to web1:8081", ok = true, seconds = 0.012, effect = true },
       { event = "traffic", share = { ["1.0"] = 75, ["2.0"] = 25 }, requests = { ["1.0"] = 90.4, ["2.0"] = 30 },
         errors = { ["1.0"] = 0, ["2.0"] = 0 } },
       { event = "op", op = "instance.stop", host = "web1", instance = "web1:8080", release = "1.0", ok = true,
@@ -68,7 +68,7 @@ describe("progress, a line an event", function()
 12:03:04.223  upload    web1  2.0  0.31s
 12:03:04.323  == batch 1 of 4
 12:03:04.423  start     web1:8081  2.0  0.52s
-12:03:04.523  balance   web1:8081       0.01s
+12:03:04.523  balance   from web1:8080 to web1:8081       0.01s
 12:03:04.623  traffic   1.0 75%, 2.0 25%  120 requests/s
 12:03:04.723  stop      web1:8080  1.0  1m 02s
 12:03:04.823  analysis  pass     2.0: 100 requests, 0 errors, 12 ms; 1.0: 300 requests, 1 error, 11 ms

@@ -3,10 +3,7 @@
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 local screen = require "spec.support.screen"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 local swap = [[
 old = fleet:old()[1]

@@ -57,6 +57,13 @@ describe("a run", function()
     assert.matches("RANDOM=7\n", fixture.read(app.dir .. "/hook.env"))
   end)
 
+  it("says which command gave no answer, and in which time", function()
+    app:extend_rolling "self.fleet.hosts[1]:run({ 'sh', '-c', 'exec sleep 1003' }, { timeout = 0.5 })"
+    local run = app:deploy("./own.lua", "1.0")
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    assert.truthy(run.stderr:find("local: `'sh' '-c' 'exec sleep 1003'`: no answer within 0.5s", 1, true), run.stderr)
+  end)
+
   it("leaves out what app.yml says for another strategy, and refuses it on the command line", function()
     app.opts.yaml = "strategy: {settle: 0, batch: 1}"
     assert.equal(0, app:deploy("rolling", "1.0").exit)
@@ -185,6 +192,16 @@ describe("a run", function()
     assert.is_nil(next(open))
   end)
 
+  it("tells what its strategy says in check", function()
+    fixture.write(app.dir .. "/own.lua", 'local own = require("deployrt.strategy").extend("rolling", { name = "own" })\n'
+      .. 'function own:check() self:log "I have looked" end\nreturn own\n')
+    for _, argv in ipairs { { "plan", "./own.lua", "app.yml" }, { "./own.lua", "app.yml" } } do
+      local run = app:command(argv)
+      assert.equal(0, run.exit, run.stderr)
+      assert.truthy((run.stdout .. run.stderr):find("I have looked", 1, true), run.stdout .. run.stderr)
+    end
+  end)
+
   it("is remembered", function()
     app:deploy("rolling", "1.0")
     app:deploy("rolling", "2.0", { fault = "dies" })
@@ -291,7 +308,8 @@ describe("a run", function()
   end)
 
   it("schema prints a JSON Schema", function()
-    local decoded = cjson.decode(app:command({ "schema" }).stdout)
-    assert.truthy(decoded.properties.process.properties.command)
+    local said = app:command({ "schema" }).stdout
+    assert.truthy(cjson.decode(said).properties.process.properties.command)
+    for _ = 1, 3 do assert.equal(said, app:command({ "schema" }).stdout) end
   end)
 end)

@@ -51,8 +51,9 @@ end
 ---@field operands string[]
 ---@field flags table<string, any>
 ---@field rest? string[]
+---@field typed string  the words in front of the operands, for hints
 ---@field write fun(text: string)
----@field write_error fun(text: string)
+---@field write_error fun(text: string)  cleaned
 ---@field say fun(event: string, text: string, fields?: table)  a line for people; with --json an object, `text` is its message
 ---@field complain fun(err: deployrt.Error, exit: integer)  what went wrong, though the command goes on
 
@@ -70,24 +71,25 @@ local function problem_of(err, problem, exit)
     file = file, line = math.tointeger(line), column = math.tointeger(column) })
 end
 
+--- Writes to standard error, which a terminal may show whatever standard output is: nobody's text does anything to that.
+local function write_error(said)
+  io.stdout:flush()
+  io.stderr:write(text.clean(said))
+end
+
 --- Says on standard error what went wrong, and as objects too where those were asked for.
 local function complain(err, exit, as_json)
-  io.stdout:flush()
-  io.stderr:write("deployrt: ", text.clean(errors.text(err)), "\n")
+  write_error(("deployrt: %s\n"):format(errors.text(err)))
   for _, problem in ipairs(as_json and (err.problems or { err.message }) or {}) do io.stdout:write(problem_of(err, problem, exit)) end
   io.stdout:flush()
 end
 
 local function new_context(operands, flags, rest, place)
-  local context = { operands = operands, flags = flags, rest = rest, place = place }
+  local context = { operands = operands, flags = flags, rest = rest, place = place, write_error = write_error }
   function context.write(said)
     local ok, problem = io.stdout:write(said)
     if ok then ok, problem = io.stdout:flush() end
     context.unwritten = context.unwritten or not ok and problem or nil
-  end
-  function context.write_error(said)
-    io.stdout:flush()
-    io.stderr:write(said)
   end
   function context.say(event, said, fields)
     if not flags.json then return context.write(said .. "\n") end
@@ -143,6 +145,7 @@ local function perform(argv, place)
     require("deployrt.strategy").locate(place.share, place.embedded)
   end
   local context = new_context(operands, flags, rest, place)
+  context.typed = taken and "deployrt" or "deployrt " .. name
   local command = require("deployrt.cli." .. name)
   local exit
   if taken then exit = guess(taken, command, context) else exit = command(context) end
@@ -164,7 +167,7 @@ local function fail(err, argv)
   local exit = exits[err.code] or 2
   complain(err, exit, wants_json(argv))
   local traceback = core.locals() and core.locals().verbose and err.traceback
-  if traceback then io.stderr:write(traceback, "\n") end
+  if traceback then write_error(traceback .. "\n") end
   return exit
 end
 

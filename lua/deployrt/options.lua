@@ -1,6 +1,8 @@
 -- options.lua -- The options that a verb takes in a table: what it does not know would be left out without a word.
 local check = require "deployrt.config.check"
+local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local signature = require "deployrt.signature"
 local suggest = require "deployrt.suggest"
 
 local options = {}
@@ -8,7 +10,7 @@ local options = {}
 --- Refuses what is no table, and keys that are not known.
 ---@param what string              who takes them, for the error
 ---@param given table?
----@param known table<string, any> by name
+---@param known table<string, string|true> by name: what it takes, as signatures have it; true: the verb sees to that
 ---@return table given  {} when there are none
 --- Raises deployrt.Error: "usage".
 function options.check(what, given, known)
@@ -23,7 +25,24 @@ function options.check(what, given, known)
       errors.raise("usage", ("%s has no option '%s'%s; there are: %s"):format(what, (key:gsub("%c", "?")), suggest.hint(key, names), table.concat(names, ", ")))
     end
   end
+  for _, key in ipairs(names) do
+    if type(known[key]) == "string" then signature.check_value(what, key, known[key], given[key]) end
+  end
   return given
+end
+
+--- Checks an option that is declared as app.yml's keys are.
+---@param what string   who takes it, for the error
+---@param name string
+---@param spec deployrt.Spec
+---@param value any
+---@return any value  normalized
+--- Raises deployrt.Error: "usage".
+function options.declared(what, name, spec, value)
+  local at = { null = core.yaml.null, source = function() end, failures = function() return 0 end }
+  function at.child() return at end
+  function at.fail(message) errors.raise("usage", ("%s: %s"):format(what, message)) end
+  return check.value(value, spec, at, name)
 end
 
 return options

@@ -63,7 +63,7 @@ local function rehearse(app, options)
   end
   local ok, err = pcall(run.rehearse, app, options)
   if ok then return end
-  if err.code == "release" and has_build(app) then err.message = err.message .. ": hooks.build has not made it yet, and a plan does not run it" end
+  if err.code == "release" and has_build(app) then err.message = err.message .. "; a plan does not run hooks.build" end
   error(err, 0)
 end
 
@@ -81,25 +81,44 @@ function plan.check(app, options)
   if not ok and not (err.code == "release" and has_build(app)) then error(err, 0) end -- the build makes it
 end
 
+--- What check() refuses from app.yml alone, for a run that finds nothing of the application yet: the next one would be impossible.
+--- A gap needs no leave, for there is no service that it would be in.
+---@async
+---@param app deployrt.App
+---@param options {strategy: deployrt.Strategy, values: table}
+---@param release string  the one being deployed, whose files are known to be there
+--- Raises deployrt.Error: what is impossible.
+function plan.check_first(app, options, release)
+  if inventory.is_elastic(app) then return end -- there is room for whatever serves: the hosts are made anew
+  local assumed, values = {}, {}
+  for key, value in pairs(app) do assumed[key] = value end
+  for key, value in pairs(options.values) do values[key] = key == "allow_gap" or value end
+  assumed.release = { version = release, keep = app.release.keep }
+  local looking = core.spawn(plan.check, assumed, { strategy = options.strategy, values = values, kind = "deploy", offline = true })
+  local ok, err = looking:wait()
+  if not ok then error(err, 0) end
+end
+
 ---@class deployrt.Plan
 ---@field lines {at: number, text: string, event: table}[]
 ---@field seconds number     that it waits at least
 ---@field effects integer
 ---@field records table[]    INTENT of each effect, as the journal of the run would have them
+---@field failure? deployrt.Error  of the script: what comes before it is planned
 
 --- Rehearses a run.
 ---@async
 ---@param app deployrt.App
 ---@param options table  as for run.execute, and `offline`: hosts and balancer are not looked at
 ---@return deployrt.Plan
---- Raises deployrt.Error: what would stop the run beforehand.
+--- Raises deployrt.Error: what would stop the run before it says anything.
 function plan.make(app, options)
   local found = { lines = {}, effects = 0 }
   local rehearsal
   local function now() return rehearsal and rehearsal.world:now() or 0 end
   local log = memory(app, now)
-  local function add(depth, text, event)
-    table.insert(found.lines, { at = now(), text = ("  "):rep(depth) .. text, event = event })
+  local function add(depth, text, event, at)
+    table.insert(found.lines, { at = at or now(), text = ("  "):rep(depth) .. text, event = event })
   end
   local show = {}
   show["step.started"] = function(event) add(0, "== " .. event.step, event) end
@@ -115,17 +134,17 @@ function plan.make(app, options)
     local text = ("%-11s %s%s"):format(words[event.op] or event.op, subject(event), event.release and "  " .. event.release or "")
     add(1, (text:gsub("%s+$", "")), event)
   end
-  show.traffic = function(event)
+  show.traffic = function(event, since)
     local shares = {}
     for release, share in pairs(event.share) do shares[#shares + 1] = ("%s %g%%"):format(release, share) end
     table.sort(shares)
-    if #shares > 0 then add(1, "            = " .. table.concat(shares, ", "), event) end
+    if #shares > 0 then add(1, "            = " .. table.concat(shares, ", "), event, since) end
   end
   show.log = function(event) add(1, "log         " .. event.message, event) end
   show.warning = function(event) add(1, "warning     " .. event.message, event) end
   options.journal = log
-  options.emit = function(event)
-    if show[event.event] then show[event.event](event) end
+  options.emit = function(event, since)
+    if show[event.event] then show[event.event](event, since) end
   end
   options.begun = function(self) rehearsal = self end
   if has_build(app) then
@@ -135,7 +154,9 @@ function plan.make(app, options)
     show.log { event = "log", message = ("hosts.command would make the hosts before, of which %d are assumed; afterwards hosts.release gives back those that serve now"):format(
       inventory.imagine(app)) }
   end
-  rehearse(app, options)
+  local ok, err = pcall(rehearse, app, options)
+  if not ok and not (rehearsal and found.lines[1]) then error(err, 0) end
+  found.failure = not ok and err or nil
   found.seconds, found.records = rehearsal.world:now(), log.records
   found.release, found.previous, found.unchanged = rehearsal.target.release, rehearsal.previous, rehearsal.unchanged
   found.made = core.time()

@@ -24,13 +24,13 @@ local function ask(command, opened)
     if not command.flags.run or command.flags.run == each.held.run then runs[#runs + 1] = each end
   end
   if #runs == 0 then return nil end
-  local held, line = request.only(runs)
-  local id = held.run
-  request.send(line, held, "abort")
+  local run = request.only(runs)
+  local id = run.held.run
+  request.send(run, "abort")
   command.write_error(("run %s is under way: it was asked to roll back\n"):format(id))
   repeat
     core.sleep(0.2)
-    held = lock.read(line)
+    local held = lock.read(run.lines[1])
     if held and held.run == id and held.dead then return nil end
   until not held or held.run ~= id
   return ending_of(command, opened, id)

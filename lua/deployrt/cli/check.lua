@@ -1,11 +1,11 @@
 -- cli/check.lua -- deployrt check [STRATEGY] APP.yml [--connect]
 local adoption = require "deployrt.adoption"
+local archive = require "deployrt.archive"
 local common = require "deployrt.cli.common"
 local core = require "deployrt.core"
 local deploy = require "deployrt.cli.run"
 local driver = require "deployrt.balancer.driver"
 local elsewhere = require "deployrt.elsewhere"
-local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local inventory = require "deployrt.inventory"
 local lock = require "deployrt.lock"
@@ -34,12 +34,17 @@ local function unknown_options(app)
   return lines
 end
 
---- A release that hooks.build does not make must be there: a run would be refused for it.
-local function check_release(app)
+--- A release that hooks.build does not make must be there, and readable: a run would be refused for it. Where only the file is
+--- looked at, it may be made later.
+---@return string[] warnings
+local function check_release(app, whole)
   local path = app.release and app.release.path
-  if not path or app.hooks and app.hooks.build or core.fs.stat(path) then return end
-  local message = ("%s: release.path: %s is not there, and no hooks.build makes it"):format(app.place "release.path", path)
-  errors.raise("config", message, { problems = { message } })
+  if not path or app.hooks and app.hooks.build then return {} end
+  if whole or core.fs.stat(path) then
+    archive.look(app)
+    return {}
+  end
+  return { ("warning: %s: release.path: %s is not there: a run would be refused for it"):format(app.place "release.path", path) }
 end
 
 local least_room = 1024 -- KB: less has no room for the files of a run, whatever the release needs
@@ -74,7 +79,7 @@ end
 
 return function(command)
   local app, options = read(command)
-  if command.flags.connect or options.kind then check_release(app) end
+  local warnings = options.kind and {} or check_release(app, command.flags.connect) -- what a strategy needs is looked at as its run does
   if command.flags.connect then common.state(command, app):check() end
   driver.check_needs(app, options.strategy, options.values)
   local found = command.flags.connect and common.look(command, function(opened, run)
@@ -101,7 +106,7 @@ return function(command)
     command.say("checked", ("%s is fine: %s, %d host%s%s"):format(app.file, app.app, #app.hosts, #app.hosts == 1 and "" or "s",
       command.flags.connect and ", all reached" or ""), { file = app.file, app = app.app, hosts = #app.hosts, reached = command.flags.connect or false })
     local unknown = options.kind and {} or unknown_options(app)
-    table.move(unknown, 1, #unknown, #found + 1, found)
+    for _, list in ipairs { warnings, unknown } do table.move(list, 1, #list, #found + 1, found) end
     for _, line in ipairs(found) do command.say(line:find("^warning: ") and "warning" or "log", line) end
   end
   return 0

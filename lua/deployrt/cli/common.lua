@@ -36,7 +36,7 @@ end
 ---@return deployrt.Loaded
 function common.strategy(command, name, app)
   return strategy.load(name, {
-    print_line = function(line) command.write_error(text.clean(line) .. "\n") end,
+    print_line = function(line) command.write_error(line .. "\n") end,
     libraries = app and library.open(app) or library.here("."),
   })
 end
@@ -179,7 +179,7 @@ function common.execute(command, app, options)
   options.state = common.state(command, app)
   local flags = command.flags
   options.force, options.yes = flags.force, flags.yes
-  options.flags = { set = flags.set, release = flags.release, host = flags.host, force = flags.force }
+  options.flags = { set = app.settings, release = flags.release, host = flags.host, force = flags.force }
   options.emit = function(event, secrets)
     local shown = common.masked(event, secrets)
     if options.kind == "stop" and shown.op == nil then shown.release = nil end -- it leads to none

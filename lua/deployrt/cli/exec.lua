@@ -4,12 +4,68 @@ local connection = require "deployrt.connection"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local json = require "deployrt.progress.json"
+local line_printer = require "deployrt.cli.lines"
 local stopping = require "deployrt.stopping"
 
-local function show(command, name, width, text)
-  for line in text:gmatch("([^\n]*)\n?") do
-    if line ~= "" then command.write(("%-" .. width .. "s | %s\n"):format(name, line)) end
+local patience = 1 -- seconds in which each answer is kept in one piece; afterwards all is shown as it comes
+local most_kept = 64 * 1024 -- bytes of it, of one host
+
+---@class deployrt.Board   what hosts say, for people
+---@field command deployrt.Command
+---@field width integer             columns of the longest name
+---@field answers table<string, table>  by host: those that are under way
+---@field live boolean              nothing is kept back any more
+local Board = {}
+Board.__index = Board
+
+local function new_board(command, width)
+  return setmetatable({ command = command, width = width, answers = {}, live = false }, Board)
+end
+
+--- Prints what was kept of an answer. From then on it is not kept any more.
+function Board:release(answer)
+  local kept = answer.kept
+  answer.kept = nil
+  for _, lines in ipairs(kept or {}) do self.command.write(table.concat(lines)) end
+end
+
+--- Begins an answer: takes what the command of a host writes.
+---@return fun(which: integer, text: string): boolean take  false when nobody reads it any more
+function Board:open(name)
+  local answer, label = { kept = { {}, {} }, size = 0, outputs = {} }, line_printer.label(name, self.width)
+  local function format(line) return ("%s | %s\n"):format(label, line) end
+  for which = 1, 2 do
+    answer.outputs[which] = line_printer.new(function(text)
+      if not answer.kept then return self.command.write(text) end
+      table.insert(answer.kept[which], text)
+      answer.size = answer.size + #text
+      if self.live or answer.size > most_kept then self:release(answer) end
+    end, format)
   end
+  self.answers[name] = answer
+  return function(which, text)
+    answer.outputs[which]:add(text)
+    return not self.command.unwritten
+  end
+end
+
+--- Ends an answer.
+---@param problem? string  what came of the command, where it did not succeed
+function Board:close(name, problem)
+  local answer = self.answers[name]
+  if answer then
+    for _, output in ipairs(answer.outputs) do output:finish() end
+    self:release(answer)
+    self.answers[name] = nil
+  end
+  if problem then self.command.write_error(("%s ! %s\n"):format(line_printer.label(name, self.width), problem)) end
+end
+
+--- Shows everything as it comes, once the answers that come at once are there.
+function Board:go_live()
+  core.sleep(patience)
+  self.live = true
+  for _, answer in pairs(self.answers) do self:release(answer) end
 end
 
 --- The status as a shell has it: 128 and more for what a signal ended.
@@ -18,33 +74,28 @@ local function status_of(result)
 end
 
 local function object_of(name, result, err)
-  if err then return { host = name, error = errors.text(err) } end
+  if err then return { host = name, error = errors.text(err, name) } end
   return { host = name, status = status_of(result), signal = result.signal, stdout = result.stdout, stderr = result.stderr }
 end
 
-local function report(command, name, width, result, err)
-  if command.flags.json then
-    command.write(json.now("exec", object_of(name, result, err)))
-  elseif err then
-    command.write_error(("%-" .. width .. "s ! %s\n"):format(name, errors.text(err)))
-  else
-    show(command, name, width, result.stdout)
-    show(command, name, width, result.stderr)
-    if result.status ~= 0 or result.signal then
-      command.write_error(("%-" .. width .. "s ! %s\n"):format(name, result.signal and "signal " .. result.signal or "status " .. result.status))
-    end
-  end
+--- What came of the command, where it did not succeed.
+local function problem_of(name, result, err)
+  if err then return errors.text(err, name) end
+  if result.signal then return "signal " .. result.signal end
+  return result.status ~= 0 and "status " .. result.status or nil
 end
 
 --- Runs the command on a host. When it is canceled, what runs there is ended: sshd does not say that its channel is closed.
 ---@return table? result
 ---@return deployrt.Error? err
----@return "ended"|"left"|nil cut  whether it could be told
-local function ask(app, entry, argv, stopped)
+---@return "ended"|"left"|"unusable"|nil cut  whether it could be told, where it began; unusable: it did not
+local function ask(app, entry, argv, stopped, output)
   local each <close> = setmetatable({ line = connection.new(entry, app.app) }, { __close = function(self) self.line:close() end })
   local link, err = each.line:link()
-  if not link or stopped:is_set() then return nil, err end
-  return each.line:attend(argv)
+  if not link then return nil, err, "unusable" end
+  if stopped:is_set() then return nil end
+  local result, problem, state = each.line:attend(argv, { output = output })
+  return result, problem, problem and problem.code == "shell" and "unusable" or state
 end
 
 --- Waits until all hosts have answered; raises when we were interrupted, and says what became of the command where it ran still.
@@ -63,21 +114,36 @@ local function await(tasks, stopped, cut)
   errors.raise("interrupted", ("interrupted by SIG%s: %s"):format(signal, #parts > 0 and table.concat(parts, "; ") or "the command runs nowhere"))
 end
 
+--- Runs the command on one host, and reports.
+---@param board? deployrt.Board  nil: as JSON
+---@return boolean ok
+local function run(command, app, entry, board, stopped, cut)
+  local result, err, state = ask(app, entry, command.rest, stopped, board and board:open(entry.name))
+  if state then table.insert(cut[state], entry.name) end
+  local given_up = not result and (stopped:is_set() or command.unwritten ~= nil)
+  if board then
+    board:close(entry.name, not given_up and problem_of(entry.name, result, err) or nil)
+  elseif not given_up then
+    command.write(json.now("exec", object_of(entry.name, result, err)))
+  end
+  return given_up or problem_of(entry.name, result, err) == nil
+end
+
 return function(command)
   local app = common.app(command)
   if not command.rest or #command.rest == 0 then errors.raise("usage", "which command? deployrt exec APP.yml -- COMMAND") end
   if #app.hosts == 0 then command.write_error(("deployrt: %s has no hosts now: nothing was run\n"):format(app.file)) end
-  local width, failed, tasks, stopped, cut = 0, 0, {}, core.event(), { ended = {}, left = {} }
+  local width, failed, tasks, stopped, cut = 0, 0, {}, core.event(), { ended = {}, left = {}, unusable = {} }
   for _, entry in ipairs(app.hosts) do width = math.max(width, #entry.name) end
+  local board = not command.flags.json and new_board(command, width) or nil
+  local live = board and core.spawn(board.go_live, board)
   for i, entry in ipairs(app.hosts) do
     tasks[i] = core.spawn(function()
-      local result, err, state = ask(app, entry, command.rest, stopped)
-      if state then table.insert(cut[state], entry.name) end
-      if stopped:is_set() and not result then return end
-      if err or result.status ~= 0 or result.signal then failed = failed + 1 end
-      report(command, entry.name, width, result, err)
+      if not run(command, app, entry, board, stopped, cut) then failed = failed + 1 end
     end)
   end
   await(tasks, stopped, cut)
-  return failed == 0 and 0 or 1
+  if live then live:cancel() end
+  if failed == 0 then return 0 end
+  return #cut.unusable == #app.hosts and 2 or 1
 end

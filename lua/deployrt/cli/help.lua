@@ -19,7 +19,8 @@ local function flags_text(command)
   for _, name in ipairs(flags_of(command)) do
     local flag = arguments.flags[name]
     local only = not command and flag.of and table.concat(flag.of, ", ") .. ": " or ""
-    lines[#lines + 1] = ("  --%-20s %s%s%s"):format(name .. (flag.value and " " .. flag.value or ""), only, flag.doc, flag.list and " (repeatable)" or "")
+    local values = command and flag.values and (" (%s)"):format(table.concat(flag.values(), ", ")) or ""
+    lines[#lines + 1] = ("  --%-20s %s%s%s%s"):format(name .. (flag.value and " " .. flag.value or ""), only, flag.doc, values, flag.list and " (repeatable)" or "")
   end
   return table.concat(lines, "\n")
 end
@@ -29,7 +30,8 @@ local function flags_data(command)
   local map = {}
   for _, name in ipairs(flags_of(command)) do
     local flag = arguments.flags[name]
-    map[name] = { doc = flag.doc, value = flag.value, list = flag.list, commands = not command and flag.of or nil }
+    map[name] = { doc = flag.doc, value = flag.value, list = flag.list, commands = not command and flag.of or nil,
+      values = command and flag.values and flag.values() or nil }
   end
   return map
 end
@@ -80,8 +82,21 @@ local function shown(value)
   return "{" .. table.concat(parts, ", ") .. "}"
 end
 
+--- What limits a value, in words: "from 1 to 5".
+local function limits(option)
+  local words = {}
+  if option.values then words[1] = table.concat(option.values, ", ") end
+  if option.min then words[#words + 1] = ("from %g"):format(option.min) end
+  if option.max then words[#words + 1] = ("to %g"):format(option.max) end
+  return #words > 0 and (" (%s)"):format(table.concat(words, " ")) or ""
+end
+
 local function described(option)
-  return said((option.doc or "") .. (option.values and (" (%s)"):format(table.concat(option.values, ", ")) or ""))
+  return said((option.doc or "") .. limits(option))
+end
+
+local function given(option)
+  return option.required and option.default == nil and "required" or "default " .. shown(option.default)
 end
 
 local function strategy_text(loaded)
@@ -89,9 +104,10 @@ local function strategy_text(loaded)
   for name in pairs(loaded.options) do widest = math.max(widest, #name) end
   for _, name in ipairs(sorted(loaded.options)) do
     local option = loaded.options[name]
-    lines[#lines + 1] = ("  %-" .. widest .. "s %-9s default %-26s %s"):format(name, option.type or "any", shown(option.default), described(option))
+    lines[#lines + 1] = ("  %-" .. widest .. "s %-9s %-34s %s"):format(name, option.type or "any", given(option), described(option))
     for _, key in ipairs(sorted(type(option.of) == "table" and option.of.keys or {})) do
-      lines[#lines + 1] = ("    %-10s %-9s %s"):format(text.line(key), option.of.keys[key].type or "any", described(option.of.keys[key]))
+      local spec = option.of.keys[key]
+      lines[#lines + 1] = ("    %-10s %-9s %s%s"):format(text.line(key), spec.type or "any", described(spec), spec.required and " (required)" or "")
     end
   end
   return table.concat(lines, "\n")
@@ -100,7 +116,8 @@ end
 local function strategy_data(loaded)
   local map = {}
   for name, option in pairs(loaded.options) do
-    map[name] = { type = option.type or "any", default = option.default, doc = option.doc, values = option.values }
+    map[name] = { type = option.type or "any", default = option.default, doc = option.doc, values = option.values, required = option.required,
+      min = option.min, max = option.max }
   end
   return { name = loaded.name, doc = loaded.summary, options = map }
 end

@@ -3,42 +3,28 @@ local cjson = require "cjson"
 local common = require "deployrt.cli.common"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local fleet = require "deployrt.fleet"
 local json = require "deployrt.progress.json"
+local line_printer = require "deployrt.cli.lines"
 
 local look_every = 1 -- seconds, for instances that start while logs are followed
+local again_every = 5 -- seconds, for a host that was lost while it was followed
 local most_followed = 7 -- on one host: sshd allows ten sessions a connection, and looking needs some
 
+---@class deployrt.Printer: deployrt.Lines
+---@field member deployrt.Instance
+
 --- Prints what an instance says, line by line, each with its name in front, or as an object.
-local Printer = {}
-Printer.__index = Printer
-
+---@return deployrt.Printer
 local function new_printer(command, member, width)
-  return setmetatable({ command = command, member = member, label = ("%-" .. width .. "s"):format(member.label), rest = {} }, Printer)
-end
-
---- A line as it is printed.
-function Printer:format(line)
-  if not self.command.flags.json then return ("%s | %s\n"):format(self.label, line) end
-  local member = self.member
-  return json.now("line", { host = member.host.name, port = member.port, release = member.release or cjson.null, line = line })
-end
-
---- Prints the lines that are complete. The pieces of one that is not are kept as they came: a line may be of any length.
-function Printer:add(text)
-  local out, from, rest = {}, 1, self.rest
-  for at in text:gmatch "()\n" do
-    rest[#rest + 1] = text:sub(from, at - 1)
-    out[#out + 1] = self:format(table.concat(rest))
-    from, rest = at + 1, {}
-  end
-  if from <= #text then rest[#rest + 1] = text:sub(from) end
-  self.rest = rest
-  if #out > 0 then self.command.write(table.concat(out)) end
-end
-
---- Prints what has no end of a line: who died in the middle of one says no more.
-function Printer:finish()
-  if #self.rest > 0 then self:add "\n" end
+  local label, printer = line_printer.label(member.label, width), nil
+  printer = line_printer.new(command.write, function(line)
+    if not command.flags.json then return ("%s | %s\n"):format(label, line) end
+    local now = printer.member
+    return json.now("line", { host = now.host.name, port = now.port, release = now.release or cjson.null, line = line })
+  end)
+  printer.member = member
+  return printer
 end
 
 local function name_of(line, port)
@@ -85,11 +71,11 @@ local function show(opened, printer, lines, follow)
 end
 
 --- What runs or has crashed. Logs need no balancer.
-local function look(opened)
+local function look(opened, seen)
   opened.balancer.configured = false
-  opened.fleet:discover()
-  local list = opened.fleet:instances()
-  return table.move(opened.fleet.exited, 1, #opened.fleet.exited, #list + 1, list)
+  seen:discover()
+  local list = seen:instances()
+  return table.move(seen.exited, 1, #seen.exited, #list + 1, list)
 end
 
 --- Slots in which something ran once, on hosts where nothing does now; which release it was nobody knows any more.
@@ -117,7 +103,7 @@ local function width_of(opened, members)
 end
 
 local function show_all(command, opened, lines)
-  local members = look(opened)
+  local members = look(opened, opened.fleet)
   for _, each in ipairs(left(opened, members)) do members[#members + 1] = each end
   table.sort(members, function(a, b)
     if a.port ~= b.port then return a.port < b.port end
@@ -166,11 +152,22 @@ local function let_go(followers, members)
   end
 end
 
---- Follows what runs, and what starts later, from its first word on.
-local function follow_all(command, opened, lines)
-  local followers, waiting = {}, {} -- by the instance's label
-  while #opened.hosts > 0 do
-    local members = look(opened)
+--- Ends to follow a host.
+local function drop(followers)
+  for _, each in pairs(followers) do
+    each.task:cancel()
+    each.printer:finish()
+  end
+end
+
+--- Follows what runs on a host, and what starts there later, from its first word on, until nobody reads it or the host is lost.
+---@param watched {over: boolean, away: table<string, boolean>, ended: deployrt.Event, problem?: deployrt.Error}
+---@param followers table  by the instance's label
+local function follow_host(command, opened, watched, host, followers, lines)
+  local seen, waiting = fleet.new({ host }, opened.app.process, opened.balancer), {}
+  while not (watched.over or command.unwritten) do
+    local members = look(opened, seen)
+    watched.away[host.name] = nil
     let_go(followers, members)
     for _, member in ipairs(members) do
       local known = followers[member.label]
@@ -186,13 +183,53 @@ local function follow_all(command, opened, lines)
   end
 end
 
+--- Says that a host is away, once; whether any is left.
+local function lose(command, opened, away, host, err)
+  if not away[host.name] then
+    command.complain(errors.new(err.code, err.message .. "; it is followed again when it is back", { host = host.name }), 2)
+    away[host.name] = true
+  end
+  for _, each in ipairs(opened.hosts) do
+    if not away[each.name] then return true end
+  end
+  return false
+end
+
+--- Follows a host, also when it comes back after it was lost, until all of it is over.
+local function watch(command, opened, watched, host, lines)
+  while not watched.over do
+    local followers = {}
+    local ok, err = pcall(follow_host, command, opened, watched, host, followers, lines)
+    drop(followers)
+    err = not ok and errors.wrap(err) or nil
+    if err and not errors.is_gone(err) then watched.problem = watched.problem or err end
+    if ok or watched.problem or not lose(command, opened, watched.away, host, err) then return watched.ended:set() end
+    core.sleep(again_every)
+  end
+end
+
+--- Follows all hosts until nobody reads what they say, or none is left.
+---@return boolean complete  none is away at the end
+local function follow_all(command, opened, lines)
+  local watched, tasks = { over = false, away = {}, ended = core.event() }, {}
+  for i, host in ipairs(opened.hosts) do tasks[i] = core.spawn(watch, command, opened, watched, host, lines) end
+  if #tasks > 0 then watched.ended:wait() end
+  watched.over = true
+  local problem = watched.problem -- what the others say when they are interrupted is none
+  for _, task in ipairs(tasks) do task:cancel() end
+  for _, task in ipairs(tasks) do task:wait() end
+  if problem then error(problem, 0) end
+  return next(watched.away) == nil
+end
+
 return function(command)
   local lines = math.tointeger(tonumber(command.flags.lines or 20))
   if not lines or lines < 0 then errors.raise("usage", "--lines needs a number") end
-  return common.survey(command, function(opened)
+  return common.look(command, function(opened)
     if #opened.app.hosts == 0 then command.write_error(("deployrt: %s has no hosts now\n"):format(opened.app.file)) end
-    if not command.flags.follow then return show_all(command, opened, lines) end
-    common.tell_missing(command, opened)
-    follow_all(command, opened, lines)
-  end)
+    if not command.flags.follow then show_all(command, opened, lines) end
+    local exit = common.tell_missing(command, opened)
+    if command.flags.follow and not follow_all(command, opened, lines) then return 2 end
+    return exit
+  end, nil, { partial = true })
 end

@@ -8,9 +8,11 @@ local text = require "deployrt.progress.text"
 local units = require "deployrt.units"
 
 local function show(command, app, strategy, found)
-  command.write(("plan: %s of %s%s %s, on %d host%s\n"):format(text.line(strategy.name), app.app, found.previous and " from " .. found.previous .. " to" or ",",
-    found.release, #app.hosts, #app.hosts == 1 and "" or "s"))
-  for _, line in ipairs(found.lines) do command.write(("%8s  %s\n"):format(units.format_duration(line.at), text.line(line.text))) end
+  local lines = { ("plan: %s of %s%s %s, on %d host%s\n"):format(text.line(strategy.name), app.app, found.previous and " from " .. found.previous .. " to" or ",",
+    found.release, #app.hosts, #app.hosts == 1 and "" or "s") }
+  for _, line in ipairs(found.lines) do lines[#lines + 1] = ("%8s  %s\n"):format(units.format_duration(line.at), text.line(line.text)) end
+  command.write(table.concat(lines))
+  if found.failure then return end
   command.write(found.unchanged and ("nothing to change: release %s serves already\n"):format(found.release)
     or ("%d changes, at least %s of waiting; nothing was changed\n"):format(found.effects, units.format_duration(found.seconds)))
 end
@@ -23,8 +25,10 @@ local function encode(command, app, strategy, found)
     line.event.seconds = line.at
     view:emit(line.event)
   end
-  view:emit { event = "plan.finished", seconds = found.seconds, changes = found.effects, unchanged = found.unchanged or false, release = found.release,
-    previous = found.previous }
+  if not found.failure then
+    view:emit { event = "plan.finished", seconds = found.seconds, changes = found.effects, unchanged = found.unchanged or false, release = found.release,
+      previous = found.previous }
+  end
   view:close()
 end
 
@@ -37,5 +41,6 @@ return function(command)
   local found = plan.make(app, options)
   local tell = command.flags.json and encode or show
   tell(command, app, options.strategy, found)
+  if found.failure then error(found.failure, 0) end
   return 0
 end

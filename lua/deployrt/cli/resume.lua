@@ -1,5 +1,6 @@
 -- cli/resume.lua -- deployrt resume|abort APP.yml
 local common = require "deployrt.cli.common"
+local keep = require "deployrt.config.keep"
 local resume = require "deployrt.resume"
 
 --- Asks a question on the terminal; nil without one.
@@ -29,13 +30,24 @@ local function text_of(value)
   return type(value) == "table" and table.concat(value, ", ") or value
 end
 
+--- What is set besides secrets: those that are not kept are given again.
+local function without_secrets(settings)
+  local list = {}
+  for _, each in ipairs(settings or {}) do
+    if not each:find(keep.removed, 1, true) then list[#list + 1] = each end
+  end
+  return list[1] and list
+end
+
 --- A run goes on with what it began with: says so where the command line has something else.
 ---@param began table  the flags that the run began with
-local function tell_ignored(command, began)
+local function tell_ignored(command, app, began)
+  local given = { set = without_secrets(app.settings), release = command.flags.release, host = command.flags.host }
+  local before = { set = without_secrets(began.set), release = began.release, host = began.host }
   for _, name in ipairs { "set", "release", "host" } do
-    local given = text_of(command.flags[name])
-    if given and given ~= text_of(began[name]) then
-      command.say("warning", ("warning: --%s %s changes nothing of this run: it goes on with what it began with"):format(name, given))
+    local text = text_of(given[name])
+    if text and text ~= text_of(before[name]) then
+      command.say("warning", ("warning: --%s %s changes nothing of this run: it goes on with what it began with"):format(name, text))
     end
   end
 end
@@ -57,6 +69,6 @@ return function(command, abort)
       { run = options.run, outcome = options.outcome, exit = options.exit })
     return options.exit
   end
-  tell_ignored(command, options.flags or {})
+  tell_ignored(command, app, options.flags or {})
   return common.execute(command, then_app, options)
 end

@@ -4,6 +4,7 @@ local common = require "deployrt.cli.common"
 local errors = require "deployrt.errors"
 local failed = require "deployrt.cli.failed"
 local inventory = require "deployrt.inventory"
+local plan = require "deployrt.plan"
 local run = require "deployrt.run"
 local schema = require "deployrt.schema"
 local strategy = require "deployrt.strategy"
@@ -26,7 +27,7 @@ local deploy = setmetatable({}, { __call = function(self, command)
   local function say(text)
     if not (command.flags.quiet or command.flags.json) then command.write_error(text .. "\n") end
   end
-  if not command.flags.failed then build.run(app, say) end -- those hosts get the release that the others have
+  if not command.flags.failed then build.run(app, common.state(command, app), say) end -- those hosts get the release that the others have
   if app.inventory then return on_new_hosts(command, app, options, say) end
   return common.execute(command, app, options)
 end })
@@ -38,14 +39,16 @@ end })
 function deploy.prepare(command)
   local name, path = command.operands[1], command.operands[2]
   if name and not path and name:find("%.ya?ml$") then
-    errors.raise("usage", ("which strategy? For example: deployrt rolling %s"):format(name))
+    errors.raise("usage", ("which strategy? For example: %s rolling %s"):format(command.typed, name))
   end
-  if not path then errors.raise("usage", ("which app.yml? For example: deployrt %s app.yml"):format(name or "rolling")) end
+  if not path then errors.raise("usage", ("which app.yml? For example: %s %s app.yml"):format(command.typed, name or "rolling")) end
   if command.flags.failed then failed.narrow(command) end
   local app = common.app(command, 2, true)
   local loaded = common.strategy(command, name, app)
   local values, unused = schema.validate_options(loaded.options, app.strategy or {}, app.place, loaded.name, strategy.is_option)
-  return app, { strategy = loaded, values = values, notes = unused, kind = "deploy" }
+  local options = { strategy = loaded, values = values, notes = unused, kind = "deploy" }
+  function options.check_first(release) plan.check_first(app, options, release) end
+  return app, options
 end
 
 return deploy

@@ -1,8 +1,8 @@
 -- cli/schema.lua -- deployrt schema
-local cjson = require "cjson"
+local json = require "deployrt.progress.json"
 local schema = require "deployrt.schema"
 
 return function(command)
-  command.write(cjson.encode(schema.json()) .. "\n")
+  command.write(json.encode(schema.json()) .. "\n")
   return 0
 end

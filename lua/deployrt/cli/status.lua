@@ -48,7 +48,8 @@ local function probe(opened, rows)
     if not row.member then return end
     local host = opened.connections[row.host]
     local directory = row.member.launch.packed and ("%s/releases/%s"):format(host.root, row.release) or host.root
-    row.healthy = health.probe(host, row.port, launch.health(opened.app, row.member.launch), { port = row.port, host = host.name, release = row.release, dir = directory })
+    row.healthy = health.probe(host, row.port, launch.health(opened.app, row.member.launch),
+      { port = row.port, host = host.name, release = row.release, dir = directory }, opened.secrets)
     row.member = nil
   end)
 end
@@ -133,17 +134,17 @@ local function locks_of(lines, state)
 end
 
 local function gather(command, app, opened, problem)
-  local state, lines = common.state(command, app), opened:lines()
+  local lines, state, away = opened:lines(), common.state(command, app):at_hand()
   history.learn(state, lines)
   local rows = rows_of(opened)
   probe(opened, rows)
   local release, mixed = summary(rows)
-  local locks, runs = locks_of(lines, state), state:runs()
+  local locks, runs, unread = locks_of(lines, state), state:runs()
   local held = locks[1]
   local last = runs[#runs]
   return {
     app = app.app, file = app.file, release = release, mixed = mixed, instances = rows, missing = common.missing(opened), unknown = opened.balancer.unknown,
-    locks = locks, lock = held,
+    unasked = #app.hosts > 0 and #opened.hosts == 0, locks = locks, lock = held, unread = away or unread, away = away,
     run = last and run_of(last, locks) or nil, settled = last and last.settled and leftover.remedy(last.kind, app.file) or nil,
     strangers = strangers(opened), elsewhere = elsewhere.rows(opened.balancer), balancer = trouble_of(opened, problem, rows, not problem and common.idleness(opened, runs, held)),
   }
@@ -178,7 +179,7 @@ local function encode(found)
       tostring(row.healthy == true), value_of(row.weight), value_of(row.share))
   end
   local mixed
-  if not found.unknown then mixed = found.mixed end
+  if not (found.unknown or found.unasked) then mixed = found.mixed end
   return ('{"app":%s,"release":%s,"mixed":%s,"run":%s,"lock":%s,"instances":[%s]%s}\n'):format(json.encode(found.app),
     value_of(found.release), value_of(mixed), value_of(found.run), value_of(found.lock), table.concat(rows, ","), encode_elsewhere(found) .. encode_trouble(found))
 end
@@ -201,9 +202,18 @@ local outcomes = {
   running = "under way", unfinished = "UNFINISHED: its controller died", needs_attention = "needs attention: `deployrt abort %s` goes on with its rollback",
 }
 
+--- What serves, as far as it could be seen.
+local function serves(found)
+  if found.unknown or found.unasked then return "nobody knows what serves" end
+  if found.release then return "release " .. found.release end
+  for _, row in ipairs(found.elsewhere) do
+    if row.share > 0 then return "nothing that app.yml names serves" end
+  end
+  return #found.missing > 0 and "nothing serves on the hosts that could be asked" or "nothing serves"
+end
+
 local function show(found)
-  local serves = found.unknown and "nobody knows what serves" or found.release and "release " .. found.release or "nothing serves"
-  local lines = { ("%s: %s%s"):format(found.app, serves, found.mixed and " (MIXED)" or "") }
+  local lines = { ("%s: %s%s"):format(found.app, serves(found), found.mixed and " (MIXED)" or "") }
   local rows = {}
   for i, row in ipairs(found.instances) do
     rows[i] = {
@@ -226,10 +236,10 @@ end
 
 local harmless = { differs = true, outdated = true }
 
---- A host or a balancer that is unusable is told by the exit code too, whatever else could be read.
+--- A host, a balancer or a team's state that is unusable is told by the exit code too, whatever else could be read.
 local function exit_of(found)
   local balancer = found.balancer
-  return (#found.missing > 0 or balancer and (harmless[balancer.state] == nil or balancer.message:find(" is away: ", 1, true))) and 2 or 0
+  return (#found.missing > 0 or found.away or balancer and (harmless[balancer.state] == nil or balancer.message:find(" is away: ", 1, true))) and 2 or 0
 end
 
 return function(command)
@@ -242,6 +252,7 @@ return function(command)
     local found = gather(command, app, opened, not ok and errors.wrap(err) or nil)
     command.write(command.flags.json and encode(found) or show(found))
     if found.unknown then command.write_error(("deployrt: %s\n"):format(found.balancer.message)) end
+    if found.unread then command.write_error(("deployrt: warning: %s\n"):format(found.unread.message)) end
     for _, missing in ipairs(found.missing) do command.write_error(("deployrt: %s\n"):format(missing.message)) end
     return exit_of(found)
   end, app, { partial = true })

@@ -6,6 +6,7 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local faults = require "deployrt.sim.faults"
 local json = require "deployrt.progress.json"
+local setting = require "deployrt.config.setting"
 local sim = require "deployrt.sim"
 local text = require "deployrt.progress.text"
 local units = require "deployrt.units"
@@ -23,13 +24,23 @@ local function options_from(set)
   for _, given in ipairs(set or {}) do
     local name, value = given:match("^strategy%.([%w_]+)=(.*)$")
     if not name then errors.raise("usage", ("--set %s: without APP.yml only keys of the strategy can be set: strategy.NAME=VALUE"):format(given)) end
-    options[name] = errors.check(core.yaml.parse(value, "--set"))
+    options[name] = errors.check(setting.parse(value, "--set"))
   end
   return options
 end
 
+--- Refuses flags that would count for nothing beside what else is given.
+local function check_flags(flags, path)
+  local idle = path and { fleet = "the hosts are those of " .. path } or { host = "no app.yml names hosts", release = "no app.yml is given" }
+  if flags.seed then idle.seeds, idle.time = "--seed plays one", "--seed plays one" end
+  for _, name in ipairs { "fleet", "host", "release", "seeds", "time" } do
+    if flags[name] and idle[name] then errors.raise("usage", ("--%s would change nothing: %s; leave it out"):format(name, idle[name])) end
+  end
+end
+
 local function options_of(command)
   local flags, path = command.flags, command.operands[2]
+  check_flags(flags, path)
   local seed = whole_number(flags, "seed", 0)
   local seconds, problem = units.duration(flags.time or 0)
   if problem then errors.raise("usage", "--time: " .. problem) end

@@ -15,7 +15,7 @@ local function remove_from_hosts(command, opened)
     local held = lock.read(host)
     if held then
       refuse_live(command, held, opened.app.file)
-      host:call("lock_break", { held.run })
+      host:call("lock_release", { held.run })
       command.say("unlocked", ("%s: removed the lock of run %s"):format(host.name, held.run), { run = held.run, host = host.name })
       removed, dead = removed + 1, held.dead and held.run or dead
     end
@@ -42,8 +42,9 @@ return function(command)
     if held then
       state:break_lock(held)
       command.say("unlocked", ("etcd: removed the lock of run %s"):format(held.run), { run = held.run })
-    elseif removed == 0 and not problem then
-      command.say("unlocked", "there is no lock")
+    elseif removed == 0 and not problem and #opened:lines() > 0 then
+      local all = #common.missing(opened) == 0
+      command.say("unlocked", "there is no lock" .. (all and "" or " on the hosts that could be asked"))
     end
     if dead and not state:is_over(dead) then
       command.say("log", ("run %s is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(

@@ -72,12 +72,12 @@ function described.op(self, event)
   local failed = event.ok == false
   local verb = names[event.op] or (event.op:match("[^.]+$") or event.op):gsub("_", " ")
   local subject, note = event.instance or event.host, event.note
-  if not subject then subject, note = note or "", nil end
   if note == subject then note = nil end
   local spans = {
     word(verb, failed and "red" or event.effect == false and "dim" or nil),
-    { column(self, "subject", text.line(subject), subject_width) },
+    { subject and column(self, "subject", text.line(subject), subject_width) or text.pad(text.line(note or ""), self.widths.subject) }, -- a note widens no column
   }
+  if not subject then note = nil end
   if event.release then
     spans[#spans + 1] = { "  " .. column(self, "release", text.line(event.release), release_width) }
   elseif self.widths.release > 0 then
@@ -207,7 +207,9 @@ end
 
 local function restored(run, event)
   local previous = event.previous or run.previous
-  return previous and text.line(previous) .. " serves as before" or "nothing serves, as before"
+  local serving = previous and { previous } or event.elsewhere
+  if not serving then return "nothing serves, as before" end
+  return ("%s %s as before"):format(text.line(table.concat(serving, ", ")), #serving == 1 and "serves" or "serve")
 end
 
 --- Hosts that a run went on without, and how it left them.

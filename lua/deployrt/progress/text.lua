@@ -35,7 +35,7 @@ end
 ---@return string
 function text.clean(value)
   value = text.utf8(value)
-  if not value:find("[\0-\9\11-\31\127]") and not value:find("\194[\128-\159]") then return value end
+  if not value:find("[\0-\9\11-\31\127\194]") then return value end
   return (value:gsub("\27%[[0-?]*[ -/]*[@-~]", ""):gsub("\27%][^\7\27]*\7?", ""):gsub("\27[ -~]?", "")
     :gsub("\r+\n", "\n"):gsub("\194[\128-\159]", ""):gsub("[\0-\9\11-\31\127]", " "))
 end
@@ -44,7 +44,8 @@ end
 ---@param value any
 ---@return string
 function text.line(value)
-  return (text.clean(value):gsub("\n", "?"))
+  local clean = text.clean(value)
+  return clean:find("\n", 1, true) and clean:gsub("\n", "?") or clean
 end
 
 --- The lines of a text, cleaned, without blank ones at the end.
