@@ -1,12 +1,9 @@
 -- commit_spec.lua -- What a strategy commits stays, what it does afterwards is undone, and a failure is told as it is.
 local fixture = require "spec.support.fixture"
+local contains = fixture.contains
 
 describe("what a strategy commits", function()
   local app
-
-  local function contains(text, ...)
-    for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-  end
 
   --- Deploys 2.0 over 1.0 by a strategy whose deploy() is the text, under load that sees no error, and returns what it said.
   local function run_own(text, exit)

@@ -3,18 +3,13 @@
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 describe("a run under way", function()
   local app
 
   before_each(function()
-    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, deadline: 4s}" }
-    assert.equal(0, app:deploy("rolling", "1.0").exit)
-    app:write(fixture.release("2.0"), "2.0")
+    app = fixture.due()
   end)
   after_each(function()
     app:stop()
@@ -26,7 +21,7 @@ describe("a run under way", function()
     local log = app.dir .. "/log"
     local pid = app:begin({ "./own.lua", "app.yml" }, log)
     assert.equal(0, app:command({ "pause", "app.yml" }).exit)
-    fixture.eventually(function() return fixture.read(log):find("paused before", 1, true) end, 8, "the pause")
+    fixture.eventually(function() return fixture.read(log):find("paused before", 1, true) end, 20, "the pause")
     assert.equal(0, app:command({ "approve", "app.yml" }).exit)
     fixture.eventually(function() return fixture.read(log):find("is it good?", 1, true) end, 15, "the gate")
     assert.same({ "1.0" }, app:serving())
@@ -47,9 +42,9 @@ describe("a run under way", function()
       for _, words in ipairs { { "approve", "app.yml" }, { "approve", "maybe", "app.yml" } } do
         local run = app:command(words)
         assert.equal(2, run.exit, run.stdout)
-        contains(run.stderr, "`deployrt approve yes|no app.yml`")
+        contains(run.stderr, "`deployrt approve yes app.yml` or `deployrt approve no app.yml`")
       end
-      contains(app:command({ "rolling", "app.yml" }).stderr, "`deployrt approve yes|no app.yml` lets it go on")
+      contains(app:command({ "rolling", "app.yml" }).stderr, "`deployrt approve yes app.yml` or `deployrt approve no app.yml` lets it go on")
       local run = app:command(table.move(case[3], 1, 2, #case[1] + 1, { table.unpack(case[1]) }))
       assert.equal(0, run.exit, run.stdout .. run.stderr)
       if case[1][1] == "abort" then contains(run.stdout .. run.stderr, "is under way: it was asked to roll back", ": interrupted\n") end
@@ -58,6 +53,57 @@ describe("a run under way", function()
       assert.same({ "2.0" }, app:serving())
     end
     contains(fixture.read(log), "aborted by `deployrt abort`")
+  end)
+
+  it("hears all that is asked, one after the other; an approval of a gate does not end a pause", function()
+    app:extend_rolling "self:approve('go on?', { 'new', 'old' }) self:step('behind it', function() self:log('went on') end) self.super.deploy(self)"
+    local log = app.dir .. "/log"
+    local let, hold = { "approve", "new", "app.yml" }, { "pause", "app.yml" }
+    for i, order in ipairs { { let, hold }, { hold, let } } do
+      app:write(fixture.release(i .. ".1"), i .. ".1")
+      local pid = app:begin({ "./own.lua", "app.yml" }, log)
+      fixture.eventually(function() return app:command({ "status", "app.yml" }).stdout:find("waits for approval (new|old)", 1, true) end, 10, "the gate")
+      for _, words in ipairs(order) do assert.equal(0, app:command(words).exit) end
+      fixture.eventually(function() return app:command({ "status", "app.yml" }).stdout:find("paused before 'behind it'", 1, true) end, 20, "the pause")
+      assert.falsy(fixture.read(log):find("went on", 1, true))
+      contains(app:command({ "approve", "app.yml" }).stdout, "goes on")
+      app:await_end(pid)
+      assert.same({ i .. ".1" }, app:serving())
+    end
+  end)
+
+  it("takes answers of any shape, and prints what a shell takes for them", function()
+    local answers = { "x y", "a|b (c) 5%", "it's" }
+    app:extend_rolling "local answer = self:approve('which?', { 'x y', 'a|b (c) 5%', \"it's\" }) self:log('it is ' .. answer) self.super.deploy(self)"
+    local log = app.dir .. "/log"
+    for i, answer in ipairs(answers) do
+      app:write(fixture.release(i .. ".1"), i .. ".1")
+      local pid = app:begin({ "./own.lua", "app.yml" }, log)
+      fixture.eventually(function() return app:command({ "status", "app.yml" }).stdout:find("waits for approval", 1, true) end, 10, "the gate")
+      contains(app:command({ "approve", "x", "app.yml" }).stderr, [[approve 'x y' app.yml` or `deployrt approve 'a|b (c) 5%' app.yml` or `deployrt approve 'it'\''s' app.yml`]])
+      assert.equal(0, app:command({ "approve", answer, "app.yml" }).exit)
+      app:await_end(pid)
+      contains(fixture.read(log), "it is " .. answer, [[which?: `deployrt approve 'x y' app.yml` or]])
+    end
+  end)
+
+  it("is not held on its way back, which status and pause tell", function()
+    app:extend_rolling [[
+      self:step('first', function()
+        self:undo(function() self:step('undo', function() self:sleep(4) end) self:step('undo more', function() self:log('went back') end) end)
+      end)
+      self:step('second', function() self:sleep(20) end)]]
+    local log = app.dir .. "/log"
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
+    fixture.eventually(function() return fixture.read(log):find("== second", 1, true) end, 10, "the second step")
+    assert.equal(0, app:command({ "pause", "app.yml" }).exit)
+    fixture.signal(pid, "INT")
+    fixture.eventually(function() return app:command({ "status", "app.yml" }).stdout:find("under way, at 'rolling back'", 1, true) end, 4, "the way back")
+    local run = app:command { "pause", "app.yml" }
+    assert.equal(2, run.exit, run.stdout)
+    contains(run.stderr, "is rolling back, and nothing holds that")
+    app:await_end(pid)
+    contains(fixture.read(log), "went back", "== rolled back")
   end)
 
   it("waits at a gate again when it is resumed, and sleeps only as long as it had to", function()
@@ -87,8 +133,8 @@ describe("a run that another machine ended", function()
     fixture.cleanup()
   end)
 
-  local function on(machine, ...)
-    return app:command { ..., "app.yml", "--state", app.dir .. "/" .. machine }
+  local function on(machine, verb, ...)
+    return app:command { "--state", app.dir .. "/" .. machine, verb, "app.yml", ... }
   end
 
   local function succeeds(run)
@@ -140,6 +186,42 @@ describe("a run that another machine ended", function()
     assert.same({ "3.0" }, app:serving())
   end)
 
+  it("is in the history of any machine that asks the hosts, and of one that cannot as far as it knows", function()
+    local id = interrupt("a", "2.0")
+    succeeds(on("b", "resume"))
+    contains(on("a", "history").stdout, id .. "  rolling    succeeded ")
+    deploys("b", "3.0")
+    local last = app:journal_path("b"):match("runs/([^/]+)")
+    local argv = { "history", "app.yml", "--state", app.dir .. "/a", "--set", "hosts=[{name: web9, address: 127.0.0.1, port: 1, user: nobody}]" }
+    local run = app:command(argv)
+    assert.equal(2, run.exit, run.stdout)
+    contains(run.stdout, id)
+    assert.falsy(run.stdout:find(last, 1, true), run.stdout)
+    assert.equal("deployrt: web9 cannot be asked, `deployrt status app.yml` says why: what is said of runs is what this machine knows\n", run.stderr)
+    contains(on("a", "history").stdout, last .. "  rolling    succeeded      2.0 -> 3.0")
+  end)
+
+  --- A run on machine a that exits 3, as its own undo fails; its id.
+  local function needs_attention(version)
+    app:extend_rolling "self:undo(function() self:fail('later') end) self.super.deploy(self) self:fail('now')"
+    app:write(fixture.release(version), version)
+    local run = app:command { "./own.lua", "app.yml", "--state", app.dir .. "/a" }
+    assert.equal(3, run.exit, run.stdout .. run.stderr)
+    contains(on("a", "status").stdout, "needs attention")
+    return app:journal_path("a"):match("runs/([^/]+)")
+  end
+
+  it("after it had exited 3 there is not offered any more where it was made", function()
+    for i, said in ipairs { "", "no run of shop was interrupted", "has ended" } do
+      local id = needs_attention("2." .. i)
+      local words = i < 3 and { "abort", "--force" } or { "abort", "--force", "--run", id }
+      succeeds(on("b", table.unpack(words)))
+      if i == 1 then contains(on("a", "status").stdout, ("own of 2.%d: rolled_back"):format(i)) else refuses(on("a", table.unpack(words)), said) end
+      for _, verb in ipairs { "status", "history" } do assert.falsy(on("a", verb).stdout:find("needs.attention"), verb) end
+      assert.same({ "1.0" }, app:serving())
+    end
+  end)
+
   it("does not hide the one that holds the lock now", function()
     interrupt("a", "2.0")
     succeeds(on("b", "resume"))
@@ -189,11 +271,24 @@ describe("a run on some of the hosts", function()
     contains(app:command({ "status", "app.yml", "--host", bed.hosts[1].name }).stdout, "under way")
     assert.matches("is under way[^\n]*: wait for it\n$", app:command({ "status", "app.yml" }).stdout)
     assert.equal(0, app:command({ "pause", "app.yml" }).exit)
-    fixture.eventually(function() return fixture.read(log):find("paused before", 1, true) end, 8, "the pause")
+    fixture.eventually(function() return fixture.read(log):find("paused before", 1, true) end, 20, "the pause")
     contains(app:command({ "approve", "app.yml" }).stdout, "goes on")
     local run = app:command { "abort", "app.yml" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     contains(run.stdout .. run.stderr, "is under way: it was asked to roll back", ": interrupted\n")
+    app:await_end(pid)
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
+  it("hears on any of its hosts, where the first cannot write down what is asked", function()
+    app:extend_rolling "self:approve('now?') for i = 1, 100 do self:step('step ' .. i, function() self:sleep(0.2) end) end"
+    pid = app:begin({ "./own.lua", "app.yml" })
+    fixture.eventually(function() return app:status().lock.step == "waits for approval: now?" end, 8, "the gate")
+    bed:exec(1, "for run in /home/deploy/.deployrt/shop/runs/*; do mkdir $run/control; done")
+    for _, verb in ipairs { "approve", "pause", "abort" } do
+      local run = app:command { verb, "app.yml" }
+      assert.equal(0, run.exit, run.stdout .. run.stderr)
+    end
     app:await_end(pid)
     assert.same({ "1.0", "1.0" }, app:serving())
   end)
@@ -276,6 +371,47 @@ describe("a run on some of the hosts", function()
     local load = app:load { rate = 100 }
     fixture.eventually(function() return (load:numbers().versions["2.0"] or 0) > 20 end, 10, "answers")
     assert.same({}, load:stop().errors)
+  end)
+
+  it("that begins together with others has one balancer with them, also where it has to start it, and where it fails", function()
+    local function all(version, ports, exit)
+      app.ports = ports
+      app:write(fixture.release(version, exit == 1 and { fault = "dies" } or nil), version)
+      local lanes = {}
+      for i, host in ipairs(bed.hosts) do
+        lanes[i] = function()
+          local run = app:command { "rolling", "app.yml", "--host", host.name, "--state", app.dir .. "/" .. host.name }
+          assert.equal(exit, run.exit, run.stdout .. run.stderr)
+        end
+      end
+      fixture.together(lanes)
+    end
+    for round = 1, 2 do
+      app:stop()
+      all("1." .. round, { 8080, 8081 }, 0)
+      all("2." .. round, { 8080, 8081, 8082 }, 0)
+      all("3." .. round, { 8080, 8081 }, 1)
+    end
+    assert.same({ "2.2", "2.2" }, app:serving())
+    local load = app:load { rate = 100 }
+    fixture.eventually(function() return (load:numbers().versions["2.2"] or 0) > 20 end, 10, "answers")
+    assert.same({}, load:stop().errors)
+  end)
+
+  it("leaves a balancer that it has started to one that serves by then", function()
+    app:stop()
+    app:write(fixture.release("1.0"), "1.0")
+    app:extend_rolling "self:log('now') self:sleep(60)"
+    local log, first = app.dir .. "/log", bed.hosts[1].name
+    pid = app:command({ "./own.lua", "app.yml", "--host", first }, { background = true, log = log })
+    fixture.eventually(function() return fixture.read(log):find("now", 1, true) end, 10, "the sleep")
+    assert.equal(0, app:command({ "rolling", "app.yml", "--host", bed.hosts[2].name, "--state", app.dir .. "/other" }).exit)
+    local load = app:load { rate = 100 }
+    fixture.eventually(function() return load:numbers().requests > 20 end, 10, "answers")
+    assert.equal(0, app:command({ "abort", "app.yml", "--host", first }).exit)
+    app:await_end(pid)
+    assert.same({}, load:stop().errors)
+    assert.same({ "1.0" }, app:serving())
   end)
 
   it("is told beside another one; approve is for the one that waits, and where it is not plain which is meant, a person says so", function()

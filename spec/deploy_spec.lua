@@ -202,4 +202,25 @@ describe("deploying under load", function()
     assert.equal(0, app:deploy("in_place", "2.0", nil, { "--set", "strategy.allow_gap=true" }).exit)
     assert.same({ "2.0" }, app:serving())
   end)
+
+  it("refuses on a first run what check refuses from app.yml alone, and leaves nothing behind", function()
+    app:stop()
+    app = fixture.app { instances = 1, slots = 1, balancer = false, yaml = "strategy: {settle: 0}" }
+    local function refused(strategy, says, ...)
+      local looked = app:command { "check", strategy, "app.yml", ... }
+      assert.truthy(looked.stderr:find(says, 1, true), looked.stderr)
+      for _, argv in ipairs { { strategy, "app.yml", ... }, { "plan", strategy, "app.yml", ... }, { "check", strategy, "app.yml", "--connect", ... } } do
+        local run = app:command(argv)
+        assert.same({ 2, looked.stderr, "" }, { run.exit, run.stderr, run.stdout }, table.concat(argv, " "))
+      end
+    end
+    refused("blue_green", "needs a full second set")
+    refused("canary", "canary splits traffic: app.yml needs a balancer")
+    refused("ab", "ab splits traffic: app.yml needs a balancer")
+    assert.same({}, app:serving())
+    assert.equal(0, app:command({ "plan", "in_place", "app.yml" }).exit, "nobody misses what never was")
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app:command { "stop", "app.yml" }
+    refused("blue_green", "needs a full second set")
+  end)
 end)

@@ -17,6 +17,20 @@ local function each_block(language, fn)
   end
 end
 
+--- Whether a block of Lua is a spec, and no strategy.
+local function is_spec(text)
+  return text:find('require "deployrt.sim"', 1, true) ~= nil
+end
+
+--- The guide's blocks of Lua of one kind.
+local function guide_blocks(specs)
+  local list = {}
+  for _, text in ipairs(blocks("strategies/README.md", "lua")) do
+    if is_spec(text) == specs then list[#list + 1] = text end
+  end
+  return list
+end
+
 describe("the documents", function()
   after_each(function() fixture.cleanup() end)
 
@@ -37,7 +51,7 @@ describe("the documents", function()
     local app = fixture.app { instances = 2, yaml = "strategy: {settle: 50ms}" }
     assert.equal(0, app:deploy("rolling", "1").exit)
     app.opts.yaml = ""
-    local shown = blocks("strategies/README.md", "lua")
+    local shown = guide_blocks(false)
     assert.is_true(#shown >= 4)
     for i, text in ipairs(shown) do
       fixture.write(app.dir .. "/strategies/shown.lua", text .. "\n")
@@ -47,6 +61,21 @@ describe("the documents", function()
       assert.same({ tostring(i + 1), tostring(i + 1) }, app:serving())
     end
     app:stop()
+  end)
+
+  it("show specs that pass", function()
+    local dir = fixture.dir()
+    local function run(...)
+      local result = fixture.run({ ... }, { cwd = dir, env = { HOME = dir, TERM = "dumb" } })
+      assert.equal(0, result.exit, result.stdout .. result.stderr)
+    end
+    run(fixture.deployrt(), "new", "strategy", "begun") -- writes .busted
+    for _, text in ipairs(guide_blocks(false)) do
+      fixture.write(("%s/strategies/%s.lua"):format(dir, text:match('name = "([%w_]+)"')), text .. "\n")
+    end
+    local shown = guide_blocks(true)
+    assert.equal(1, #shown)
+    run("busted", fixture.write(dir .. "/spec/shown_spec.lua", shown[1] .. "\n"))
   end)
 
   it("show a program for plain Lua that runs", function()

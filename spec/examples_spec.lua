@@ -2,10 +2,7 @@
 -- weight: 4
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 local function processes_of_demos()
   return fixture.sh("pgrep -f '/deployrt-demo[.]' || true")

@@ -2,12 +2,7 @@
 -- weight: 31
 local cjson = require "cjson"
 local fixture = require "spec.support.fixture"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do
-    assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text))
-  end
-end
+local contains = fixture.contains
 
 describe("a release that does not work", function()
   local app
@@ -123,28 +118,6 @@ describe("what is wrong before a run", function()
     fixture.eventually(function() return fixture.is_listened(free) end)
     refused(app:deploy("rolling", "2.0"), ("port %d is taken by pid %s"):format(free, pid))
     fixture.stop(pid)
-  end)
-
-  it("refuses a corrupt archive", function()
-    local path = fixture.dir() .. "/release.tar.gz"
-    fixture.write(path, "\x1f\x8bthis is no archive")
-    refused(app:deploy("rolling", "2.0", { path = path }), "not a readable tar archive")
-  end)
-
-  it("refuses an archive with paths that leave its directory, or absolute ones", function()
-    local path = fixture.dir()
-    fixture.write(path .. "/x/file", "content")
-    fixture.sh(("cd %s/x && tar -cPf ../up.tar ../x/file && tar -cPf ../absolute.tar %s/x/file"):format(path, path))
-    refused(app:deploy("rolling", "2.0", { path = path .. "/up.tar" }), "a path that leaves it", "../x/file")
-    refused(app:deploy("rolling", "2.0", { path = path .. "/absolute.tar" }), "an absolute path")
-  end)
-
-  it("takes a tar archive, compressed or not", function()
-    local path, out = fixture.release("2.0"), fixture.dir() .. "/r.tar.gz"
-    fixture.sh(("tar -czf %s -C %s ."):format(out, path))
-    assert.equal(0, app:deploy("rolling", "2.0", { path = out }).exit)
-    assert.same({ "2.0" }, app:serving())
-    app:deploy("rolling", "1.0", { path = fixture.release("1.0") })
   end)
 
   it("says which release directory is missing", function()
@@ -423,7 +396,7 @@ describe("what goes wrong in a run", function()
     local left = fixture.sh("ls -A " .. releases)
     fixture.sh("umount -l " .. releases)
     assert.equal(1, run.exit, run.stdout .. run.stderr)
-    contains(run.stderr, "No space left", "make room")
+    contains(run.stderr, "No space left on device; ", "make room")
     assert.equal(".1.0.sha256\n1.0\n", left)
     assert.same({ "1.0", "1.0" }, app:serving())
   end)
@@ -462,6 +435,25 @@ describe("a user's own HAProxy", function()
     fixture.eventually(function() return app:serving()[1] == "2.0" end, 5, "the wanted state after a restart")
     fixture.eventually(function() return not fixture.alive(pid) end, 20)
     assert.same({ "2.0" }, app:serving())
+  end)
+
+  it("of deployrt's own that is killed in mid-run is started again, and that is said", function()
+    app.opts.balancer = nil
+    app:write(fixture.release("1.0"), "1.0")
+    assert.equal(0, app:deploy("rolling", "1.0").exit)
+    app:extend_rolling("self.super.deploy(self); self:sleep(20)")
+    app:write(fixture.release("2.0"), "2.0")
+    local log = app.dir .. "/log"
+    local pid = app:begin({ "./own.lua", "app.yml" }, log)
+    fixture.eventually(function() return app:serving()[1] == "2.0" end, 10)
+    os.execute("sleep 1") -- by then it has on its disk what it is to come up with
+    local master = fixture.read(app.dir .. "/home/.deployrt/shop/balancer/haproxy.pid"):match("%d+")
+    fixture.sh(("kill -KILL %s $(pgrep -P %s)"):format(master, master))
+    fixture.eventually(function() return fixture.read(log):find("did not run, and was started again", 1, true) end, 10, "the word that it runs again")
+    fixture.eventually(function() return app:serving()[1] == "2.0" end, 5, "the new release")
+    fixture.signal(pid, "INT")
+    app:await_end(pid)
+    assert.falsy(fixture.read(log):find(" 0 slots", 1, true), fixture.read(log))
   end)
 
   it("whose socket or backend is missing is an error before anything is touched", function()

@@ -4,19 +4,14 @@ local cjson = require "cjson"
 local core = require "deployrt.core"
 local fixture = require "spec.support.fixture"
 local journal = require "deployrt.journal"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 describe("a hook", function()
   local app, log
 
   before_each(function()
-    app = fixture.app { instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, deadline: 4s}" }
+    app = fixture.due()
     log = app.dir .. "/log"
-    assert.equal(0, app:deploy("rolling", "1.0").exit)
-    app:write(fixture.release("2.0"), "2.0")
   end)
   after_each(function()
     app:stop()
@@ -42,6 +37,15 @@ describe("a hook", function()
   local function ended(pid)
     fixture.eventually(function() return not fixture.alive(pid) end, 2, "the end of the hook")
   end
+
+  it("is told of a failure whose text no variable could hold", function()
+    hook("failed", 'echo "$ERROR" >> said')
+    app:extend_rolling 'error("nothing\\0 here", 0)'
+    local run = app:command { "./own.lua", "app.yml" }
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(fixture.read(app.dir .. "/said"), "nothing? here")
+    assert.falsy(run.stdout:find("NUL", 1, true), run.stdout)
+  end)
 
   it("is ended by the run's timeout, with all that it started", function()
     hook("before", "timeout 1000 sleep 1000 & echo $! > child.pid", "wait", "touch effect")
@@ -122,5 +126,57 @@ describe("a hook", function()
     fixture.signal(own, "KILL")
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     contains(run.stdout .. run.stderr, ("hook 'before' may run still on elsewhere, with pid %s: look there, and end it"):format(own))
+  end)
+
+  --- A release that dies, so that `failed` is called.
+  local function break_release()
+    app:write(fixture.release("3.0", { fault = "dies" }), "3.0")
+  end
+
+  it("`failed` is called once in a run that left something, which abort ends all the same", function()
+    hook("failed", "echo $ERROR >> said")
+    fixture.write(app.dir .. "/own.lua", 'local own = require("deployrt.strategy").define { name = "own", api = 1 }\n'
+      .. 'function own:deploy() self:undo(function() self:fail "stuck" end) self:fail "broken" end\nreturn own\n')
+    assert.equal(3, app:command({ "./own.lua", "app.yml" }).exit)
+    for _, case in ipairs { { 3 }, { 0, "--force" } } do
+      local run = app:command { "abort", "app.yml", case[2] }
+      assert.equal(case[1], run.exit, run.stdout .. run.stderr)
+    end
+    assert.equal("broken\n", fixture.read(app.dir .. "/said"))
+    assert.equal(cjson.null, app:status().lock)
+  end)
+
+  it("`failed` of a controller that died is ended by abort, and called again", function()
+    hook("failed", "test -e said && echo again >> said && exit", "touch said", "sleep 1000")
+    break_release()
+    local pid = app:begin({ "rolling", "app.yml" }, log)
+    local own = pid_of()
+    fixture.eventually(function() return fixture.read(app:journal_path()):find('"PROCESS"', 1, true) end, 5, "its pid")
+    fixture.signal(pid, "KILL")
+    app:await_end(pid)
+    local run = app:command { "abort", "app.yml" }
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    contains(run.stdout .. run.stderr, ("hook 'failed' ran still, with pid %s: it was ended"):format(own))
+    ended(own)
+    assert.equal("again\n", fixture.read(app.dir .. "/said"))
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("`failed` that hangs is ended by a signal and by abort, and the run ends as it failed", function()
+    for _, asks in ipairs { "a signal", "abort" } do
+      hook("failed", "sleep 1000")
+      break_release()
+      os.remove(app.dir .. "/hook.pid")
+      local pid = app:begin({ "rolling", "app.yml" }, log)
+      local own = pid_of()
+      local asked = asks == "abort" and app:command({ "abort", "app.yml" }, { timeout = 20 })
+      if not asked then fixture.signal(pid, "INT") end
+      app:await_end(pid)
+      ended(own)
+      if asked then assert.equal(0, asked.exit, asked.stdout .. asked.stderr) end
+      contains(fixture.read(log), "hook 'failed' is ended", "rolled back")
+      assert.equal(cjson.null, app:status().lock)
+      assert.same({ "1.0" }, app:serving())
+    end
   end)
 end)

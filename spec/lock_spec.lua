@@ -45,6 +45,37 @@ describe("the lock of hosts", function()
     assert.is_true(core.run(function() lock.refuse_held(hosts, "app.yml", function() return true end) end))
   end)
 
+  it("is not said to be that of a dead run when it let go, and ended, between the look at the lock and at its process", function()
+    local now = os.time()
+    local gone = ("ended\t1\tme@here\t%d\t%s 0 1 2\t%d\t%d\t\n"):format(now, core.whoami().host, now, now)
+    local function letting_go(looks)
+      return { name = "a", call = function()
+        looks = looks - 1
+        if looks < 0 then error({ code = "not_found", message = "no lock" }, 0) end
+        return gone
+      end }
+    end
+    local ok, held = core.run(function() return lock.read(letting_go(1)) end)
+    assert.is_true(ok)
+    assert.is_nil(held)
+    ok, held = core.run(function() return lock.read(letting_go(2)) end)
+    assert.same({ true, true }, { ok, held.dead })
+  end)
+
+  it("is taken where a run let go of it, and ended, while it was asked for", function()
+    local now, tried = os.time(), 0
+    local gone = ("locked: ended\t1\tme@here\t%d\t%s 0 1 2\t%d\t%d\t\n"):format(now, core.whoami().host, now, now)
+    local there = { name = "a", call = function(_, what)
+      if what == "lock_read" then error({ code = "not_found", message = "no lock" }, 0) end
+      tried = tried + (what == "lock_take" and 1 or 0)
+      if tried == 1 then error({ code = "locked", message = gone }, 0) end
+      return ""
+    end }
+    local ok, err = core.run(function() return lock.take({ there }, { run = "r", epoch = 1, file = "app.yml", is_over = function() return false end }) end)
+    assert.is_true(ok, err)
+    assert.equal(2, tried)
+  end)
+
   it("stays with an interrupted run that could not be taken up", function()
     assert.equal("a lock_take, b lock_take", take(2, "lost"))
   end)

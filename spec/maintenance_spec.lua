@@ -41,11 +41,17 @@ describe("a maintenance page", function()
     shows "<h1>A new page</h1>"
   end)
 
-  it("that is missing is an error before anything is done; one's own HAProxy has another key for it", function()
+  it("that is no file is an error before anything is done, with its place; one's own HAProxy has another key for it", function()
     os.remove(page)
     local run = app:command { "in_place", "app.yml" }
     assert.equal(2, run.exit)
-    assert.truthy(run.stderr:find("balancer.maintenance: " .. app.dir .. "/page.html: No such file", 1, true), run.stderr)
+    assert.matches("^deployrt: app.yml:%d+:%d+: balancer.maintenance: ", run.stderr)
+    fixture.contains(run.stderr, app.dir .. "/page.html: it cannot be read as a file")
+    for _, words in ipairs { { "in_place", "app.yml" }, { "check", "app.yml", "--connect" }, { "plan", "in_place", "app.yml" } } do
+      run = app:command { "--set", "balancer.maintenance=/etc", table.unpack(words) }
+      assert.equal(2, run.exit)
+      fixture.contains(run.stderr, "--set: balancer.maintenance: /etc: it cannot be read as a file")
+    end
     fixture.write(page, "x")
     run = app:command { "check", "app.yml", "--set", "balancer={type: haproxy, socket: /x, backend: shop, maintenance: page.html}" }
     assert.equal(2, run.exit)

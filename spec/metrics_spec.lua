@@ -5,6 +5,7 @@ local connection = require "deployrt.connection"
 local core = require "deployrt.core"
 local fixture = require "spec.support.fixture"
 local metric = require "deployrt.world.metric"
+local secrets = require "deployrt.secrets"
 
 --- A Prometheus that reads instances on this machine, five times a second.
 local function prometheus(ports)
@@ -23,7 +24,9 @@ local sides = {
   new = { release = "2", instances = { { host = "local", port = 1 } } }, old = { release = "1", instances = { { host = "local", port = 2 }, { host = "web", port = 2 } } },
 }
 
---- Reads a metric as a run does.
+local token = ("hunter2-"):rep(100)
+
+--- Reads a metric as a run does, which knows a secret.
 local function read(declared, dir)
   declared.timeout = declared.timeout or 5
   declared.kind = declared.kind or declared.buckets and "buckets" or declared.seconds and "seconds" or "errors"
@@ -32,7 +35,7 @@ local function read(declared, dir)
     controller:connect()
     local context = {
       app = { dir = dir or ".", all_hosts = { { name = "local" }, { name = "web", address = "10.0.0.1" } } }, controller = controller,
-      hook_environment = function(env) return env end,
+      hook_environment = function(env) return env end, secrets = secrets.read({ TOKEN = token }, "."),
     }
     local result = metric.read(context, nil, { metric = declared, sides = sides })
     controller:close()
@@ -73,10 +76,12 @@ describe("a metric", function()
     local function problem_of(script)
       return read({ source = "command", command = { "sh", "-c", script }, timeout = 0.5 }, dir).problem
     end
+    fixture.write(dir .. "/token", token)
     for script, wanted in pairs {
       ["echo '{\"requests\": 1, \"errors\": NaN}'"] = "errors (nan)", ["echo '{\"requests\": 1e999, \"errors\": 0}'"] = "",
       ["echo none"] = "no JSON object", ["echo '{\"requests\": 1}'"] = "no number at errors (nothing is there)", ["exit 3"] = "status 3",
       ["echo '{\"requests\": null, \"errors\": 0}'"] = "no number at requests", ["sleep 5"] = "", ["true"] = "no JSON object",
+      ["cat token"] = "no JSON object: (secret)", ["cat token >&2; exit 3"] = "status 3: (secret)",
     } do
       local problem = problem_of(script)
       assert.is_string(problem, script)

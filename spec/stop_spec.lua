@@ -1,10 +1,7 @@
 -- stop_spec.lua -- What keeps a deployment from beginning keeps no application from being stopped.
 -- weight: 2
 local fixture = require "spec.support.fixture"
-
-local function contains(text, ...)
-  for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text)) end
-end
+local contains = fixture.contains
 
 describe("stop", function()
   local app

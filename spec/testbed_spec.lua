@@ -2,10 +2,7 @@
 -- weight: 5
 local fixture = require "spec.support.fixture"
 local hosts = require "spec.support.hosts"
-
-local function contains(text, part)
-  assert.truthy(text:find(part, 1, true), ("expected %q in:\n%s"):format(part, text))
-end
+local contains = fixture.contains
 
 --- What a bed would leave on this machine: links, namespaces, mounts and processes.
 local function traces(name, dir)
@@ -332,8 +329,11 @@ if hosts.possible() then
         assert.same({ "/home/deploy deploy\n", 0 }, { bed:ssh(i, "echo $HOME $(id -un)") })
       end
       bed:ssh(1, "setsid sleep 987 >/dev/null 2>&1 </dev/null &")
-      local pid = fixture.sh("pgrep -x -f 'sleep 987'"):match("%d+")
-      assert.is_true(fixture.alive(pid))
+      local pid
+      fixture.eventually(function()
+        pid = fixture.sh("pgrep -x -f 'sleep 987' || true"):match("%d+")
+        return pid
+      end, 10, "what was started there")
       bed:down()
       assert.is_false(fixture.alive(pid))
       assert.is_false(fixture.is_listened(bed.hosts[1].port))

@@ -36,10 +36,19 @@ local longest = 4000 -- bytes of a message that a script made
 
 --- A text as long as a message may be; nil for what is none.
 ---@param value any
+---@param most? integer  bytes
 ---@return string?
-function errors.clip(value)
+function errors.clip(value, most)
   if type(value) ~= "string" then return nil end
-  return #value > longest and value:sub(1, longest) .. "..." or value
+  most = most or longest
+  return #value > most and value:sub(1, most) .. "..." or value
+end
+
+--- The text of an error as a script has made it: no longer than a message may be, and its further lines look like none of ours.
+---@param text string
+---@return string
+function errors.of_script(text)
+  return (errors.clip(text):gsub("\n[ |]*", "\n  | "))
 end
 
 local own = { interrupted = true, withdrawn = true, superseded = true, abandoned = true, given_up = true, unwinding = true } -- codes that decide how a run ends
@@ -82,6 +91,16 @@ function errors.wrap(raised)
   end
   if type(raised) == "string" then return errors.new("script", raised) end
   return errors.new("script", ("a script raised a %s, and no text or error: raise a text, or call self:fail"):format(type(raised)))
+end
+
+--- What a script raised, as its error. A table that it made by hand is held to what its texts are; the runtime's own stays as it is.
+---@return deployrt.Error
+function errors.raised_by_script(raised)
+  local err = errors.wrap(raised)
+  if type(raised) ~= "table" or debug.getmetatable(raised) == Error then return err end
+  local copy = errors.copy(err)
+  copy.message = errors.of_script(copy.message)
+  return copy
 end
 
 --- Passes results on; raises when the first one is nil (what C returns on failure).
@@ -142,10 +161,11 @@ end
 
 --- The message with its host in front and its detail indented below.
 ---@param err deployrt.Error
+---@param named? string  the host that stands in front of it already
 ---@return string
-function errors.text(err)
+function errors.text(err, named)
   local name = unnamed_host(err)
-  local text = name and name .. ": " .. err.message or err.message
+  local text = name and name ~= named and name .. ": " .. err.message or err.message
   if err.detail and err.detail ~= "" then text = text .. "\n  | " .. err.detail:gsub("%s+$", ""):gsub("\n", "\n  | ") end
   return text
 end

@@ -3,14 +3,22 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local instance = require "deployrt.instance"
 local operation = require "deployrt.operation"
+local rounds = require "deployrt.rounds"
+local signature = require "deployrt.signature"
+local slot_name = require "deployrt.slot_name"
 
 ---@class deployrt.Fleet
 ---@field hosts deployrt.Host[]
 ---@field target table                launch of the release being deployed
 ---@field members deployrt.Instance[] every instance that runs
 ---@field given_up table<string, boolean>  names of hosts that the run goes on without
+---@field successors table<string, table<integer, integer>>  by slot: the pid of the process that was started in the place of one
 ---@field stranded table<string, boolean>  those of them where not all was taken back
-local Fleet = { kind = "fleet" }
+local Fleet = { kind = "fleet", takes = signature.of {
+  on = "host: host", at = "host: host, port: port", candidate = "host: host, port: port?", free_port = "host: host",
+  kept_hosts = "hosts: hosts?", on_active_hosts = "list: instances", keep = "instances: instances", second_set = "old: instances",
+  gap = "batch: instances", is_target = "member: instance", state_of = "member: instance",
+} }
 Fleet.__index = Fleet
 
 local fleet = {}
@@ -34,7 +42,7 @@ end
 ---@param balancer deployrt.Balancer
 function fleet.new(hosts, process, balancer)
   return setmetatable({ hosts = hosts, process = process, balancer = balancer, members = {}, places = {}, by_host = {}, reserved = {}, listening = {},
-    given_up = {}, stranded = {} }, Fleet)
+    given_up = {}, stranded = {}, successors = {} }, Fleet)
 end
 
 --- The instances of a host.
@@ -65,7 +73,7 @@ end
 --- Looks at all hosts; what their instances get of the traffic is as the balancer was seen last.
 ---@async
 function Fleet:discover_hosts()
-  self.members, self.places, self.by_host, self.exited = {}, {}, {}, {}
+  self.members, self.places, self.by_host, self.exited, self.in_order = {}, {}, {}, {}, nil
   local answers = fleet.together(self.hosts, function(host)
     return operation.observe { name = "instance.list", host = host, args = {} }
   end)
@@ -105,22 +113,6 @@ function Fleet:strangers()
   return found
 end
 
---- Instances that served until the balancer forgot them, as a reload makes it: no one serves, it does not know their slots,
---- and they are of one release, on hosts that have a current one of that.
----@return deployrt.Instance[]
-function Fleet:forgotten()
-  local list, settings = {}, nil
-  for _, member in ipairs(self.balancer:exists() and not self.balancer.down and self.members or {}) do
-    if member.state == "serving" then return {} end
-    local current = member.host.current
-    if not self.balancer.slots[member.slot] and not member.stranger and (current == nil or current == member.release) then
-      if settings and settings ~= member.launch.settings then return {} end
-      list[#list + 1], settings = member, member.launch.settings
-    end
-  end
-  return list
-end
-
 --- Whether requests get through to a slot: the balancer sends them there, and does not find it down.
 local function gets_requests(balancer, name, slot)
   return balancer:is_serving { slot = name } and slot.up ~= false
@@ -157,7 +149,7 @@ end
 ---@param member deployrt.Instance
 function Fleet:add(member)
   local at, name = #self.members + 1, member.host.name
-  self.members[at], self.places[member] = member, at
+  self.members[at], self.places[member], self.in_order = member, at, nil
   self.by_host[name] = self.by_host[name] or {}
   table.insert(self.by_host[name], member)
 end
@@ -182,7 +174,7 @@ function Fleet:forget(member)
   local at, last = self.places[member], self.members[#self.members]
   if at then
     self.members[at], self.places[last] = last, at -- nobody counts on their order
-    self.members[#self.members], self.places[member] = nil, nil
+    self.members[#self.members], self.places[member], self.in_order = nil, nil, nil
     remove(self:on(member.host), member)
   end
   self.reserved[member.host.name .. member.port] = nil
@@ -192,12 +184,16 @@ function Fleet:forget(member)
   end
 end
 
---- Notes that an instance was started again.
+--- Notes that an instance was started again. Who asked for something before still means the process that it was.
 ---@param label string
 ---@param pid integer
 function Fleet:renew(label, pid)
   for _, member in ipairs(self.members) do
-    if member.label == label then member.pid = pid end
+    if member.label == label and member.pid ~= pid then
+      local known = self.successors[member.slot] or {}
+      self.successors[member.slot], known[member.pid or 0], member.pid = known, pid, pid
+      known[pid] = nil -- one that had this pid before is long gone
+    end
   end
 end
 
@@ -218,28 +214,10 @@ function Fleet:is_target(member)
   return member.launch.release == self.target.release and member.launch.settings == self.target.settings
 end
 
---- The first of each host, then the second of each, and so on, whatever ports they have.
-local function take_turns(list)
-  table.sort(list, function(a, b)
-    if a.port ~= b.port then return a.port < b.port end
-    return a.host.name < b.host.name
-  end)
-  local counts, rounds, turns = {}, {}, {}
-  for _, member in ipairs(list) do
-    local count = (counts[member.host] or 0) + 1
-    counts[member.host], rounds[count] = count, rounds[count] or {}
-    table.insert(rounds[count], member)
-  end
-  for _, round in ipairs(rounds) do table.move(round, 1, #round, #turns + 1, turns) end
-  return turns
-end
-
+--- Those that are accepted; hosts take turns.
 local function select(self, accept)
-  local list = {}
-  for _, member in ipairs(self.members) do
-    if accept(member) then list[#list + 1] = member end
-  end
-  return take_turns(list)
+  self.in_order = self.in_order or rounds.sort(self.members)
+  return rounds.select(self.in_order, accept)
 end
 
 --- Whether an instance serves, as far as the run is about it.
@@ -414,12 +392,13 @@ function Fleet:release_slots()
   self.reserved = {}
 end
 
---- Tells the balancer's slots that are not what this run is about: those of hosts that `--host` leaves out.
+--- Tells the balancer's slots that are not what this run is about: those of hosts that `--host` leaves out, and of addresses
+--- that hosts had before.
 ---@return fun(slot: string): boolean
 function Fleet:elsewhere()
   local own = {}
   for _, host in ipairs(self.hosts) do own[host.name] = true end
-  return function(slot) return not own[slot:match("^(.*)%-%d+$")] end
+  return function(name) return slot_name.successor(name) ~= nil or not own[slot_name.host(name)] end
 end
 
 local function serves_elsewhere(self)

@@ -15,8 +15,8 @@ local function status_fits(wanted, status)
   return false
 end
 
-local function probe_http(host, port, settings)
-  local request = { url = ("http://127.0.0.1:%d%s"):format(port, settings.http), timeout = settings.timeout, max_body = 65536 }
+local function probe_http(host, port, settings, timeout)
+  local request = { url = ("http://127.0.0.1:%d%s"):format(port, settings.http), timeout = timeout, max_body = 65536 }
   if not host.is_local then
     local link, err = host:link()
     if not link then return false, errors.text(err) end
@@ -32,23 +32,23 @@ local function probe_http(host, port, settings)
   return true
 end
 
-local function probe_tcp(host, port, settings)
+local function probe_tcp(host, port, timeout)
   local link, err = host:link()
   if not link then return false, errors.text(err) end
   local ok
-  ok, err = link:dial("127.0.0.1", port, settings.timeout)
+  ok, err = link:dial("127.0.0.1", port, timeout)
   if ok then return true end
   return false, ("port %d: %s"):format(port, err.message)
 end
 
-local function probe_command(host, settings, values)
+local function probe_command(host, settings, values, known, timeout)
   local link, err = host:link()
   if not link then return false, errors.text(err) end
   local result
-  result, err = link:exec(template.expand_all(settings.command, values), { timeout = settings.timeout, cwd = values.dir })
-  if not result then return false, err.message end
+  result, err = link:exec(template.expand_all(settings.command, values), { timeout = timeout, cwd = values.dir })
+  if not result then return false, "health command: " .. (err.code == "timeout" and ("no answer within %gs"):format(timeout) or err.message) end
   if result.status == 0 and not result.signal then return true end
-  return false, ("health command: status %d %s"):format(result.status, (result.stdout .. result.stderr):sub(-200))
+  return false, ("health command: %s %s"):format(result.signal and "ended by SIG" .. result.signal or "status " .. result.status, known:mask(result.stdout .. result.stderr):sub(-200))
 end
 
 --- One probe.
@@ -57,12 +57,15 @@ end
 ---@param port integer
 ---@param settings table   app.health
 ---@param values table     of ${...}
+---@param known deployrt.Secrets  that no reason shows
+---@param most? number     seconds that it may take, if that is less than the timeout of a probe
 ---@return boolean healthy
 ---@return string? why_not
-function health.probe(host, port, settings, values)
-  if settings.http then return probe_http(host, port, settings) end
-  if settings.command then return probe_command(host, settings, values) end
-  return probe_tcp(host, port, settings)
+function health.probe(host, port, settings, values, known, most)
+  local timeout = math.min(settings.timeout, most or math.huge)
+  if settings.http then return probe_http(host, port, settings, timeout) end
+  if settings.command then return probe_command(host, settings, values, known, timeout) end
+  return probe_tcp(host, port, timeout)
 end
 
 return health

@@ -3,13 +3,14 @@ local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local operation = require "deployrt.operation"
 local options = require "deployrt.options"
+local signature = require "deployrt.signature"
 
 ---@class deployrt.Host
 ---@field name string
 ---@field group? string
 ---@field leaves? boolean  it is given back once the run has succeeded
 ---@field current? string  the release that `current` points to there
-local Host = { kind = "host" }
+local Host = { kind = "host", takes = signature.of { run = "argv: words" } }
 Host.__index = Host
 
 local host = {}
@@ -31,12 +32,17 @@ function host.environment(env)
     if type(name) ~= "string" or type(value) ~= "string" and type(value) ~= "number" then
       errors.raise("usage", ("an environment has names and texts, and %s is a %s"):format(tostring(name), type(value)))
     end
+    if name:find("[\0=]") or tostring(value):find("\0", 1, true) then
+      errors.raise("usage", ("an environment has no NUL byte, nor `=` in a name, and '%s' has"):format((name:gsub("%c", "?"))))
+    end
     out[name] = tostring(value)
   end
   return out
 end
 
-local run_takes = { timeout = true, stdin = true, env = true, cwd = true }
+local longest_note = 200 -- bytes of a command that whoever watches is shown
+
+local run_takes = { timeout = true, stdin = "text?", env = true, cwd = "text?" }
 
 --- Runs a command on the host: journaled, done once, and raising when it fails.
 ---@async
@@ -49,12 +55,13 @@ function Host:run(argv, opts)
   if opts.timeout ~= nil and not (type(opts.timeout) == "number" and opts.timeout > 0) then
     errors.raise("usage", ("a timeout is a number of seconds, not %s"):format(tostring(opts.timeout)))
   end
+  local line = core.quote(argv)
   local result = operation.effect {
-    name = "host.run", kind = "look", host = self, note = core.quote(argv),
+    name = "host.run", kind = "look", host = self, note = errors.clip(line, longest_note),
     args = { command = argv, timeout = opts.timeout, stdin = opts.stdin, env = host.environment(opts.env), cwd = opts.cwd },
   }
   if result.status == 0 then return result end
-  errors.raise("exit", ("%s: `%s` ended with status %d"):format(self.name, core.quote(argv), result.status),
+  errors.raise("exit", ("%s: `%s` ended with status %d"):format(self.name, errors.clip(line), result.status),
     { host = self.name, detail = (result.stdout .. result.stderr):sub(-2000) })
 end
 

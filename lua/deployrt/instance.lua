@@ -2,6 +2,7 @@
 local errors = require "deployrt.errors"
 local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
+local slot_name = require "deployrt.slot_name"
 
 ---@class deployrt.Instance
 ---@field host deployrt.Host
@@ -12,6 +13,8 @@ local operation = require "deployrt.operation"
 ---@field launch table      what was or will be started: command, env, settings
 ---@field state "serving"|"draining"|"idle"|"down"
 ---@field pid? integer
+---@field started? boolean      by this run
+---@field was_healthy? boolean  whether it became so after its start, or was found so since; nil: it ran before, and is taken for healthy
 local Instance = { kind = "instance" }
 Instance.__index = Instance
 
@@ -21,7 +24,7 @@ local instance = {}
 ---@return deployrt.Instance
 function instance.new(fields)
   fields.label = ("%s:%d"):format(fields.host.name, fields.port)
-  fields.slot = ("%s-%d"):format(fields.host.name, fields.port)
+  fields.slot = slot_name.of(fields.host.name, fields.port)
   fields.release = fields.launch.release
   fields.state = fields.state or "down"
   return setmetatable(fields, Instance)
@@ -43,6 +46,7 @@ end
 --- Raises deployrt.Error: "stranger", "missing", "start", "unreachable", "timeout".
 function Instance:start()
   if self.pid then return end
+  self.started, self.was_healthy = true, false
   local result = perform(self, operation.effect, {
     name = "instance.start", kind = "look", args = { launch = self.launch },
     undo = { name = "instance.stop", args = stop_arguments(self) },
@@ -56,7 +60,11 @@ end
 --- Raises deployrt.Error: "exited" with the end of its log, "unhealthy".
 function Instance:await_healthy()
   local run = operation.current()
-  perform(self, operation.observe, { name = "instance.await_healthy", args = { health = launch.health(run.app, self.launch), launch = self.launch } })
+  local ok, err = pcall(perform, self, operation.observe, {
+    name = "instance.await_healthy", args = { health = launch.health(run.app, self.launch), launch = self.launch },
+  })
+  if ok or err.code == "unhealthy" or err.code == "exited" then self.was_healthy = ok end
+  if not ok then error(err, 0) end
 end
 
 --- One probe.
@@ -66,6 +74,7 @@ end
 function Instance:is_healthy()
   local run = operation.current()
   local found = perform(self, operation.observe, { name = "instance.probe", args = { health = launch.health(run.app, self.launch), launch = self.launch } })
+  self.was_healthy = found.healthy or self.was_healthy
   return found.healthy, found.reason
 end
 
@@ -78,11 +87,28 @@ local function postpone(self, run)
   self.postponed, self.state = true, "idle"
 end
 
---- Stops the process, politely first. Undone by starting what ran and waiting until it is healthy, if it was.
+--- Whether the last thing that is taken back here, should it come to that, is the start of this very process: nothing came
+--- between that could need it.
+local function was_just_started(self, scope, found)
+  local last = scope.entries[#scope.entries]
+  return last ~= nil and last.label == "instance.start" and last.instance == self.label and self.pid ~= nil and found.pid == self.pid
+end
+
+--- What starts again what was stopped; nil where nothing can, or need.
+local function way_back(self, run, scope, found)
+  if found.state ~= "running" or not found.launch or found.launch.obstacle or was_just_started(self, scope, found) then return nil end
+  return { name = "instance.restore", kind = "look", args = {
+    port = self.port, pid = found.pid, launch = found.launch, release = found.launch.release, own = self.started,
+    health = self.was_healthy ~= false and launch.health(run.app, found.launch) or nil,
+  } }
+end
+
+--- Stops the process, politely first. Undone by starting what ran and waiting until it is healthy, if it was; there is nothing
+--- to undo where it was started just before.
 ---@async
 --- Raises deployrt.Error: "serving" when it still gets traffic, "stuck".
 function Instance:stop()
-  local run = operation.current()
+  local run, scope = operation.current()
   if run.balancer:is_serving(self) then
     errors.raise("serving", ("%s still gets traffic: drain it before you stop it"):format(self.label), { host = self.host.name })
   end
@@ -91,13 +117,7 @@ function Instance:stop()
   args.pid = self.pid
   perform(self, operation.effect, {
     name = "instance.stop", kind = "look", args = args, find = "instance.show",
-    undo = function(found)
-      if found.state ~= "running" or not found.launch or found.launch.obstacle then return nil end
-      return { name = "instance.restore", kind = "look", args = {
-        port = self.port, launch = found.launch, release = found.launch.release,
-        health = self.was_healthy ~= false and launch.health(run.app, found.launch) or nil,
-      } }
-    end,
+    undo = function(found) return way_back(self, run, scope, found) end,
   })
   self.pid, self.state = nil, "down"
   run.fleet:forget(self)

@@ -14,8 +14,12 @@ json.encode_keep_buffer(true)
 
 --- A whole number is an integer, however JSON had it.
 local function whole(value)
-  if type(value) ~= "table" then return math.type(value) == "float" and math.tointeger(value) or value end
-  for key, each in pairs(value) do value[key] = whole(each) end
+  if math.type(value) == "float" then return math.tointeger(value) or value end
+  if type(value) ~= "table" then return value end
+  for key, each in next, value do
+    local kind = type(each)
+    if kind == "number" or kind == "table" then value[key] = whole(each) end
+  end
   return value
 end
 
@@ -33,18 +37,38 @@ local function by_type_and_value(a, b)
   return a < b
 end
 
---- The same text for the same value, whatever the order of its keys.
----@return string
-function journal.canonical(value)
-  if type(value) ~= "table" then return type(value) == "string" and ("%q"):format(value) or tostring(whole(value)) end
-  local keys, parts, named = {}, {}, true
-  for key in pairs(value) do
+--- Appends a value's text to parts, and returns how many they are then.
+local function append(value, parts, count)
+  if type(value) == "string" then
+    parts[count + 1] = ("%q"):format(value)
+    return count + 1
+  elseif type(value) ~= "table" then
+    parts[count + 1] = tostring(whole(value))
+    return count + 1
+  end
+  local keys, named = {}, true
+  for key in next, value do
     keys[#keys + 1] = key
     named = named and type(key) == "string"
   end
   table.sort(keys, not named and by_type_and_value or nil)
-  for i, key in ipairs(keys) do parts[i] = journal.canonical(key) .. "=" .. journal.canonical(value[key]) end
-  return "{" .. table.concat(parts, ",") .. "}"
+  local mark = "{"
+  for _, key in ipairs(keys) do
+    parts[count + 1] = mark
+    count = append(key, parts, count + 1) + 1
+    parts[count], mark = "=", ","
+    count = append(value[key], parts, count)
+  end
+  parts[count + 1] = #keys == 0 and "{}" or "}"
+  return count + 1
+end
+
+--- The same text for the same value, whatever the order of its keys.
+---@return string
+function journal.canonical(value)
+  local parts = {}
+  append(value, parts, 0)
+  return table.concat(parts)
 end
 
 local function read_file(path)
@@ -105,18 +129,21 @@ end
 
 ---@class deployrt.Mirror  what the copy of a journal on a host lacks
 ---@field sent integer  records that are on their way, or there
+---@field torn boolean  the copy may end within a record
 local Mirror = {}
 Mirror.__index = Mirror
 
 local most_at_once = 48 * 1024 -- bytes: sent as words of a shell
 
 --- A copy that is kept elsewhere: whoever talks to that place takes with him what it lacks.
+---@param begun? boolean  another controller began it, and may have left it torn
 ---@return deployrt.Mirror
-function Journal:mirror()
-  return setmetatable({ lines = self.lines, sent = 0 }, Mirror)
+function Journal:mirror(begun)
+  return setmetatable({ lines = self.lines, sent = 0, torn = begun or false }, Mirror)
 end
 
---- The next records for the copy. They may be sent twice: a copy is read by the numbers of its records.
+--- The next records for the copy. They may be sent twice: a copy is read by the numbers of its records. Behind what may be torn
+--- they begin with an end of line.
 ---@return string
 function Mirror:take()
   local first, size = self.sent + 1, 0
@@ -124,7 +151,16 @@ function Mirror:take()
     self.sent = self.sent + 1
     size = size + #self.lines[self.sent]
   end
-  return table.concat(self.lines, "", first, self.sent)
+  if first > self.sent then return "" end
+  local mark = self.torn and "\n" or ""
+  self.torn = false
+  return mark .. table.concat(self.lines, "", first, self.sent)
+end
+
+--- What was taken since then has not arrived, or not all of it: it is sent again.
+---@param sent integer  what was sent before
+function Mirror:put_back(sent)
+  self.sent, self.torn = math.min(sent, self.sent), true
 end
 
 --- Returns when all that was written so far is on the disk. Tasks that write at the same time share one sync.

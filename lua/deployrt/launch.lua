@@ -31,7 +31,7 @@ end
 ---@return deployrt.Launch
 function launch.of(app, opened, force)
   local process, release = app.process, app.release or {}
-  if release.path then opened.archive = archive.open(release.path, opened.controller) end
+  if release.path then opened.archive = archive.open(app, opened.controller) end
   local sha256 = opened.archive and opened.archive.sha256
   local settings = settings_of(app, opened, sha256)
   return {

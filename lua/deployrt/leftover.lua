@@ -11,7 +11,16 @@ local function is_own(failure)
   return failure.entry ~= nil and not failure.entry.back and not failure.host
 end
 
+--- What is to be started again, and its release is no longer on the host.
+local function is_lost(failure)
+  local back = failure.entry and failure.entry.back or failure.label
+  return back == "instance.restore" and failure.error.code == "missing"
+end
+
 local function remedy(run, failure)
+  if is_lost(failure) then
+    return ("deploy again, or bring the release back to its place, then: deployrt abort %s"):format(run.app.file)
+  end
   if is_own(failure) then return ("by hand, then end the run: deployrt abort --force %s"):format(run.app.file) end
   return ("%sdeployrt abort %s"):format(errors.is_gone(failure.error) and ("once %s is back: "):format(failure.host or "it") or "", run.app.file)
 end

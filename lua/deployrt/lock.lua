@@ -11,6 +11,7 @@ local beat_every = 1   -- seconds
 local slowest_beat = 5 -- seconds: of a large fleet, where signs of life are work
 local beats_a_second = 1000
 lock.dead_after = 30   -- seconds without a sign of life
+lock.way_back = "rolling back" -- the step of a run that does
 
 ---@class deployrt.LockState
 ---@field run string
@@ -39,15 +40,21 @@ local function parse(host, text)
   }
 end
 
+local function read_once(host)
+  local ok, err = pcall(host.call, host, "lock_read")
+  if ok then return parse(host, err) end
+  if err.code == "locked" then return parse(host, err.message) end
+  return nil
+end
+
 --- Who holds the lock of a host; nil when nobody does.
 ---@async
 ---@param host deployrt.Connection
 ---@return deployrt.LockState?
 function lock.read(host)
-  local ok, err = pcall(host.call, host, "lock_read")
-  if ok then return parse(host, err) end
-  if err.code == "locked" then return parse(host, err.message) end
-  return nil
+  local state = read_once(host)
+  if state and state.dead then return read_once(host) end -- it may have let go and ended between the look at the lock and at its process
+  return state
 end
 
 --- Hosts in the order in which a run takes them.
@@ -59,7 +66,7 @@ end
 
 ---@class deployrt.Holder
 ---@field held deployrt.LockState
----@field line deployrt.Connection  the first of its hosts
+---@field lines deployrt.Connection[]  its hosts
 
 --- The runs that hold the lock of some of the hosts: those that are under way before those that were interrupted.
 ---@async
@@ -71,23 +78,25 @@ function lock.holders(connections, is_over)
   local states = fleet.together(sorted, lock.read)
   for i, line in ipairs(sorted) do
     local held = states[i]
-    if held and not seen[held.run] and not (is_over and is_over(held.run)) then
-      seen[held.run] = true
-      table.insert(held.dead and dead or live, { held = held, line = line })
+    local known = held and seen[held.run]
+    if known then
+      table.insert(known.lines, line)
+    elseif held and not (is_over and is_over(held.run)) then
+      seen[held.run] = { held = held, lines = { line } }
+      table.insert(held.dead and dead or live, seen[held.run])
     end
   end
   return table.move(dead, 1, #dead, #live + 1, live)
 end
 
---- The first of them, and its host.
+--- The first of them.
 ---@async
 ---@param connections deployrt.Connection[]
 ---@param is_over? fun(run: string): boolean
 ---@return deployrt.LockState? held  nil: nobody
----@return deployrt.Connection? line
 function lock.find(connections, is_over)
   local first = lock.holders(connections, is_over)[1]
-  if first then return first.held, first.line end
+  return first and first.held
 end
 
 --- What a lock tells of its run, and what may be done.
@@ -113,10 +122,10 @@ function lock.describe(state, file)
     return ("run %s of %s, begun %s, was interrupted%s and left the lock %s: finish it with `deployrt resume %s`, "
       .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, place, file, file)
   end
-  local waits, choice = waiting.is_so(state.step), waiting.choice(state.step)
+  local waits = waiting.is_so(state.step)
   return ("run %s of %s, begun %s, is under way%s (it holds the lock %s, last sign of life %ds ago): %s"):format(
     state.run, state.owner, since, waits and " and " .. state.step or step, place, state.age,
-    waits and ("`deployrt approve %s%s` lets it go on"):format(choice and choice .. " " or "", file) or "wait for it"), true
+    waits and waiting.command(file, waiting.places(state.step)) .. " lets it go on" or "wait for it"), true
 end
 
 --- What to say to somebody who finds the lock taken.
@@ -143,23 +152,22 @@ end
 local Lock = {}
 Lock.__index = Lock
 
---- Takes the lock of one host. What a run that has ended left there, because the host was away, is removed.
+--- Takes the lock of one host. What a run that has ended left there, because the host was away, is removed. The first life of a
+--- run begins the copy of its journal with it; a later one finds it, and adds to it with what it asks.
 local function take_one(self, host, is_over)
+  local text = self.epoch == 1 and host.mirror and host.mirror:take() or ""
   local function try()
-    local text = host.mirror and host.mirror:take() or ""
-    return pcall(host.call, host, "lock_take", { self.run, tostring(self.epoch), self.owner, self.life, text })
+    local ok, err = pcall(host.call, host, "lock_take", { self.run, tostring(self.epoch), self.owner, self.life, text })
+    return ok, err, not ok and err.code == "locked" and parse(host, err.message) or nil
   end
-  local ok, err = try()
-  local left = not ok and err.code == "locked" and parse(host, err.message)
-  if left and left.run ~= self.run and is_over(left.run) then
-    host:call("lock_break", { left.run })
-    host.last_run = left.run
-    ok, err = try()
+  local ok, err, held = try()
+  if held and held.dead then held = lock.read(host) end -- as there, it may have let go
+  if held and held.run ~= self.run and is_over(held.run) then
+    host:call("lock_release", { held.run })
+    host.last_run, held = held.run, nil
   end
-  if not ok and err.code == "locked" then
-    local found = parse(host, err.message)
-    errors.raise("locked", lock.refusal(found, self.file), { host = host.name, lock = found })
-  end
+  if not ok and err.code == "locked" and not held then ok, err, held = try() end
+  if held then errors.raise("locked", lock.refusal(held, self.file), { host = host.name, lock = held }) end
   if not ok then error(err, 0) end
   host.guard = { run = self.run, epoch = tostring(self.epoch) }
   return err
@@ -184,7 +192,7 @@ function lock.take(connections, opts)
   local me = core.whoami()
   local self = setmetatable({
     run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = life.of(),
-    connections = {}, step = "", told = core.event(), beaten = core.now(), confirmed = core.now(),
+    connections = {}, step = "", told = core.event(), heard = {}, beaten = core.now(), confirmed = core.now(),
   }, Lock)
   for _, host in ipairs(by_name(connections)) do
     local ok, err = pcall(take_one, self, host, opts.is_over)
@@ -219,10 +227,13 @@ local function beat_one(self, host, failures)
     if answer.code == "superseded" then failures[#failures + 1] = answer end
     return
   end
-  local word = answer:gsub("%s+$", "")
-  if word == "" or word == host.heard or not self.active then return end
-  host.heard = word
-  self.on_control(word)
+  for line in answer:gmatch("([^\n]+)\n") do
+    if not self.active then return end
+    if not self.heard[line] then
+      self.heard[line] = true
+      self.on_control(line)
+    end
+  end
 end
 
 local function beat_aside(self, host)
@@ -256,7 +267,7 @@ end
 
 --- Gives signs of life until stop().
 ---@param on_lost fun(err: deployrt.Error)    another controller has taken over
----@param on_control fun(word: string)        somebody asks something of the run
+---@param on_control fun(line: string)        somebody asks something of the run: each line once, in the order in which it was asked
 function Lock:keep(on_lost, on_control)
   self.on_lost, self.on_control = on_lost, on_control
   self.active = true -- a cancellation may be swallowed by the call that it interrupts

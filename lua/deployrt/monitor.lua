@@ -66,18 +66,28 @@ function monitor.shares(run)
   return sums
 end
 
-local function rates(run, stats, seconds)
+--- What balancers have counted by now; nil when there are none, or they do not say.
+local function counters(context)
+  local ok, stats = pcall(world_balancer.stats, context)
+  return ok and #context.drivers > 0 and stats or nil
+end
+
+--- What came and failed a second since the look before, by release; nil where that was no look at the same counters.
+---@param before? table<string, {requests: integer, errors: integer}>  by slot
+---@param stats table<string, {requests: integer, errors: integer}>
+---@param seconds number  between them
+---@return table<string, number>? requests
+---@return table<string, number>? failures
+local function rates(run, before, stats, seconds)
   local map, requests, failures = releases_by_slot(run), {}, {}
   for name, now in pairs(stats) do
-    local before = run.last_stats and run.last_stats[name]
-    local release = map[name]
-    if release and before and now.requests >= before.requests then
-      requests[release] = (requests[release] or 0) + (now.requests - before.requests) / seconds
-      failures[release] = (failures[release] or 0) + math.max(0, now.errors - before.errors) / seconds
+    local release, past = map[name], before and before[name]
+    if release and past and now.requests >= past.requests then
+      requests[release] = (requests[release] or 0) + (now.requests - past.requests) / seconds
+      failures[release] = (failures[release] or 0) + math.max(0, now.errors - past.errors) / seconds
     end
   end
-  run.last_stats = stats
-  return requests, failures
+  if next(requests) then return requests, failures end
 end
 
 local function tell_shares(run)
@@ -91,15 +101,32 @@ function monitor.report_traffic(run)
   if not run.shares_due then tell_shares(run) end
 end
 
---- What many changes at the same moment make of the traffic is told once, behind them.
+local function is_same(shares, before)
+  for release, share in pairs(shares) do
+    if before[release] ~= share then return false end
+  end
+  for release in pairs(before) do
+    if shares[release] == nil then return false end
+  end
+  return true
+end
+
+--- Tells each change of the shares at once; what tasks side by side make of them at the same moment is told once, behind them,
+--- with the time since when they are so.
 function monitor.tell_once(run)
-  local due, emit = nil, run.emit
-  run.report_traffic = function() due = run.world:now() end
+  local due, emit, told = nil, run.emit, {}
+  local function tell()
+    local shares, since = monitor.shares(run), due
+    due = nil
+    if is_same(shares, told) then return end
+    told = shares
+    emit({ event = "traffic", share = shares }, since)
+  end
+  run.report_traffic = function()
+    if core.locals().scope:is_beside_others() then due = run.world:now() else tell() end
+  end
   run.emit = function(event)
-    if due and (event.event ~= "op" or run.world:now() > due) then
-      due = nil
-      emit { event = "traffic", share = monitor.shares(run) }
-    end
+    if due and (event.event ~= "op" or run.world:now() > due) then tell() end
     emit(event)
   end
 end
@@ -126,16 +153,16 @@ end
 ---@async
 function monitor.watch(run, context)
   run.turns:await_live()
-  local reported = core.now()
+  local before, reported = counters(context), core.now()
   while not run.over and core.sleep(pause(run, look_every)) do
     monitor.snapshot(run)
-    if core.now() - reported >= report_every and #context.drivers > 0 then
-      local ok, stats = pcall(world_balancer.stats, context)
-      if ok then
-        local requests, failures = rates(run, stats, core.now() - reported)
+    if core.now() - reported >= report_every then
+      local stats = counters(context)
+      if stats then
+        local requests, failures = rates(run, before, stats, core.now() - reported)
         run.emit { event = "traffic", share = monitor.shares(run), requests = requests, errors = failures }
       end
-      reported = core.now()
+      before, reported = stats, core.now()
     end
   end
 end
@@ -151,6 +178,7 @@ function monitor.keep(run, context, ended)
     if #context.drivers > 0 then pcall(agreement.mend, context) end
     pcall(agreement.save, context)
   until is_over
+  agreement.conclude(context)
 end
 
 return monitor

@@ -2,6 +2,7 @@
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local journal = require "deployrt.journal"
+local slot_name = require "deployrt.slot_name"
 local trace = require "deployrt.trace"
 local turns = require "deployrt.turns"
 local undo = require "deployrt.undo"
@@ -37,15 +38,46 @@ end
 local always = core.event() -- whoever can wait gets past it at once; a coroutine of a script's own cannot
 always:set()
 
+local most_refusals = 10000 -- of one task
+
+--- Raises what says that a task is to do nothing more. A script that asks on and on, whatever it catches, waits for nothing meanwhile and
+--- lets nobody else have a turn: it has passed its limit of instructions then.
+local function refuse(err)
+  local locals = core.locals()
+  locals.refused = (rawget(locals, "refused") or 0) + 1
+  if locals.refused > most_refusals then
+    local before = core.exempt(false)
+    core.charge(math.huge)
+    core.exempt(before)
+  end
+  error(err, 0)
+end
+
+local hurried_undo = 10 -- seconds
+
+--- Raises when what a script has written itself to undo something has had its time, or somebody has asked for an end meanwhile.
+local function check_own_undo(run, own)
+  local now = run.world:now()
+  if run.hurried and now >= run.hurried_at + hurried_undo then refuse(run.hurried) end
+  if now >= own.till then refuse(errors.new("timeout", ("it took longer than %d s"):format(own.seconds))) end
+end
+
 --- Raises when the run is being stopped, or a sibling of this task failed. Each operation and each wait begins here.
 ---@async
 function operation.checkpoint()
   local run, scope = operation.current()
   always:wait()
-  if core.locals().undoing then return end
-  if run.stopping then error(run.stopping, 0) end
+  local locals = core.locals()
+  if locals.undoing then return locals.own_undo and check_own_undo(run, locals.own_undo) end
+  if run.stopping then refuse(run.stopping) end
   local sibling = scope:is_abandoned()
-  if sibling then errors.raise("abandoned", "given up because another one failed") end
+  if sibling then refuse(errors.new("abandoned", "given up because another one failed")) end
+end
+
+--- Has what this task does from now on end within a time: a script's own undo, which nothing else ends.
+---@param seconds number
+function operation.limit_own_undo(seconds)
+  core.locals().own_undo = { till = operation.current().world:now() + seconds, seconds = seconds }
 end
 
 --- Lets a function of this door work without the limits of the script that came to it.
@@ -65,8 +97,7 @@ end
 ---@async
 function operation.await_live()
   local run = operation.current()
-  run.turns:await_live()
-  operation.checkpoint()
+  if run.turns:await_live() then operation.checkpoint() end
   if run.turns.unwinding and not core.locals().undoing then errors.raise("unwinding", "the run was being rolled back already") end
 end
 
@@ -198,13 +229,13 @@ local function intend(run, spec, id)
   return intent
 end
 
---- Before what may have been done already is repeated or looked at; a person was asked before the run went live.
+--- Before what may have been done already is repeated or looked at; a person was asked before the run went live. On the way
+--- back nobody was asked.
 local function settle(run, spec, id)
   run.turns:await_live()
-  if run.stopping and not core.locals().undoing then
-    run.world:forsake(spec, id)
-    error(run.stopping, 0)
-  end
+  local undoing = core.locals().undoing
+  if undoing and spec.kind == "ask" or run.stopping and not undoing then run.world:forsake(spec, id) end
+  if run.stopping and not undoing then error(run.stopping, 0) end
 end
 
 --- What is left of a compensation that failed, and is tried again.
@@ -239,13 +270,15 @@ operation.effect = exempt(function(spec)
   return spec and act(run, spec, id) or {}
 end)
 
---- Waits, unless the run is stopped meanwhile.
+--- Waits, unless the run is stopped meanwhile; in a script's own undo, unless somebody asks for that again.
 local function rest(run, seconds)
-  local world = run.world
+  local world, locals = run.world, core.locals()
+  local own_undo = locals.undoing and locals.own_undo
   local deadline = world:now() + seconds
   repeat
     operation.checkpoint()
-    world:rest(math.max(0, deadline - world:now()), not core.locals().undoing and run.stop_event or nil)
+    if own_undo and run.hurried then refuse(run.hurried) end
+    world:rest(math.max(0, deadline - world:now()), not locals.undoing and run.stop_event or own_undo and run.hurry_event or nil)
   until world:now() >= deadline
 end
 
@@ -305,7 +338,7 @@ end
 --- A slot whose process could not be put back gets no traffic back either, until it is put back: that compensation fails, too.
 local function hold_back(run, entry, is_held)
   local context = run.world.context
-  if context and entry.instance then context.held_back[entry.instance:gsub(":(%d+)$", "-%1") .. ""] = is_held or nil end
+  if context and entry.instance then context.held_back[slot_name.of_label(entry.instance)] = is_held or nil end
 end
 
 --- What these have done stays. A run that fails later says what that was.

@@ -61,6 +61,7 @@ function preflight.look(self)
   local ok, err = pcall(script.call, self, "check")
   self.checking = false
   if not ok then error(err, 0) end
+  if self.check_first and #self.fleet.members == 0 and #self.fleet.exited == 0 then self.check_first(self.target.release) end
 end
 
 --- Whether all is as the run would leave it.

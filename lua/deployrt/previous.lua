@@ -1,4 +1,6 @@
 -- previous.lua -- What served before a run, and what a rollback of it goes back to.
+local forgotten = require "deployrt.forgotten"
+
 local previous = {}
 
 --- The last run before this one that deployed something; of its record only what a way back needs.
@@ -30,7 +32,7 @@ end
 --- Notes what the run found: what serves, what the balancer forgot, all releases that run, and what is current where.
 ---@param run table
 function previous.find(run)
-  run.forgotten = run.fleet:forgotten()
+  run.forgotten = forgotten.find(run)
   local old = run.fleet:old()[1] or run.forgotten[1]
   if old and run.fleet:is_target(old) then old = nil end
   run.previous = old and old.release

@@ -6,7 +6,7 @@ local waiting = require "deployrt.waiting"
 
 local request = {}
 
---- The runs that are under way, each with a host where it hears.
+--- The runs that are under way, each with the hosts where it hears.
 ---@async
 ---@param opened deployrt.Session
 ---@return deployrt.Holder[]
@@ -20,25 +20,23 @@ end
 
 --- The only one of some runs.
 ---@param runs deployrt.Holder[]
----@return deployrt.LockState held
----@return deployrt.Connection line
+---@return deployrt.Holder
 --- Raises deployrt.Error: "usage" when there are more, and a person must say which.
 function request.only(runs)
   if #runs > 1 then
     local names = {}
-    for i, each in ipairs(runs) do names[i] = ("%s on %s%s"):format(each.held.run, each.line.name, each.held.step ~= "" and (", at '%s'"):format(each.held.step) or "") end
+    for i, each in ipairs(runs) do names[i] = ("%s on %s%s"):format(each.held.run, each.lines[1].name, each.held.step ~= "" and (", at '%s'"):format(each.held.step) or "") end
     errors.raise("usage", ("%d runs are under way (%s): say which with --host and the name of one of its hosts"):format(#runs, table.concat(names, "; ")))
   end
-  return runs[1].held, runs[1].line
+  return runs[1]
 end
 
---- The run that is under way, and a host where it hears; without one it is an error. Of several it is the only one that waits for a
---- person, where such a one is preferred.
+--- The run that is under way; without one it is an error. Of several it is the only one that waits for a person, where such a one
+--- is preferred.
 ---@async
 ---@param opened deployrt.Session
 ---@param prefer_waiting? boolean
----@return deployrt.LockState held
----@return deployrt.Connection line
+---@return deployrt.Holder
 --- Raises deployrt.Error: "nothing"; "locked" when the run was interrupted; why a host is away, where no other one knows of a run;
 --- "usage" when there are several.
 function request.check_live(opened, prefer_waiting)
@@ -53,14 +51,22 @@ function request.check_live(opened, prefer_waiting)
   errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app))
 end
 
---- Asks.
+--- Asks, on the first of its hosts that takes it. Whatever was asked before is heard first; the number tells it from the same
+--- request made again.
 ---@async
----@param line deployrt.Connection
----@param held deployrt.LockState
+---@param run deployrt.Holder
 ---@param word "pause"|"approve"|"abort"
 ---@param answer? string
-function request.send(line, held, word, answer)
-  line:call("run_control", { held.run, ("%s %d %s"):format(word, math.floor(core.time() * 1000), answer or "") })
+--- Raises deployrt.Error: why the first host does not take it, where none does.
+function request.send(run, word, answer)
+  local text = ("%s %d %s"):format(word, math.floor(core.time() * 1000), ((answer or ""):gsub("%c", " ")))
+  local refusal
+  for _, line in ipairs(run.lines) do
+    local ok, err = pcall(line.call, line, "run_control", { run.held.run, text })
+    if ok then return end
+    refusal = refusal or err
+  end
+  error(refusal, 0)
 end
 
 return request

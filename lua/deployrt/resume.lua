@@ -7,6 +7,7 @@ local errors = require "deployrt.errors"
 local history = require "deployrt.history"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
+local keep = require "deployrt.config.keep"
 local leftover = require "deployrt.leftover"
 local library = require "deployrt.library"
 local life = require "deployrt.life"
@@ -14,7 +15,6 @@ local lock = require "deployrt.lock"
 local operation = require "deployrt.operation"
 local repair = require "deployrt.resume.repair"
 local schema = require "deployrt.schema"
-local secrets = require "deployrt.secrets"
 local session = require "deployrt.session"
 local strategy = require "deployrt.strategy"
 local undo = require "deployrt.undo"
@@ -40,11 +40,11 @@ local function is_unfinished(record)
   return not record.finished or leftover.is_open(record)
 end
 
---- The last run of this machine that did not end; nil when there is none.
+--- The last run of this machine's history, when it did not end; nil when it did.
 local function unfinished_here(state)
   local runs = state:runs()
   local last = runs[#runs]
-  return last and is_unfinished(last) and last.id or nil
+  return last and is_unfinished(last) and last or nil
 end
 
 --- The runs that hold the lock, of a team or of hosts.
@@ -59,16 +59,21 @@ local function holders(state, lines)
 end
 
 --- The run to take up: one that holds the lock, of several the one that is this machine's last; where none does that could go
---- on, this machine's last; else one whose lock has only to be removed.
+--- on, this machine's last; else the last of another one; else one whose lock has only to be removed. Hosts are asked for what
+--- this machine may not have heard: how a run ended, that it is not offered later, and which one needs attention.
 local function choose(state, lines)
   local here, holding, open = unfinished_here(state), holders(state, lines), nil
   for _, id in ipairs(holding) do
-    if id == here then return here end
+    if here and id == here.id then return id end
     local record = id ~= "?" and history.find(state, id)
     if id ~= "?" and not (record and not is_unfinished(record)) then open = open or id end
   end
-  if open and here then history.learn(state, lines) end -- what ended elsewhere is not to be offered later
-  return open or here or holding[1]
+  if open and here or not here or here.finished then
+    history.learn(state, lines)
+    local now = here and history.find(state, here.id)
+    here = now and is_unfinished(now) and now or unfinished_here(state)
+  end
+  return open or here and here.id or holding[1]
 end
 
 --- The run to take up, and the longest copy of its journal. Raises why a host is away when the others know of no run.
@@ -97,7 +102,7 @@ local function ending_of(state, id, records)
 end
 
 local function nothing(app, state, id)
-  local last = id and history.find(state, id) or table.remove(state:runs())
+  local last = id and history.find(state, id) or table.remove(history.all(state))
   errors.raise("nothing", ("%s: there is nothing to resume or abort%s"):format(
     id and ("run %s has ended"):format(id) or ("no run of %s was interrupted"):format(app.app), leftover.hint(last, app.file)))
 end
@@ -131,7 +136,7 @@ end
 ---@return {text: string, exit: integer, outcome: string}?  how the run ended; nil when no host was locked by it any more
 local function bury(app, state, id, ending)
   local record = history.find(state, id)
-  if record and not record.finished then
+  if record and is_unfinished(record) then
     for _, key in ipairs { "outcome", "exit", "finished", "failed", "settled", "error" } do record[key] = ending[key] end
     record.finished = record.finished or core.time()
     state:save(id, record)
@@ -266,30 +271,38 @@ local function go_live(past, options)
   end
 end
 
---- Secrets that stood in app.yml itself are not in the journal: they are taken from the file as it is now.
-local function restore_secrets(app, file)
-  local now
+--- Why a secret cannot be taken from what is there now; nil when it can. One that was set may have been set over another.
+local function lack_of(app, now, name)
+  local function is_set(where)
+    local _, mark = where.place("process.secrets." .. name)
+    return mark ~= nil and mark.file == "--set"
+  end
+  local is_there = (now.process.secrets or {})[name] ~= nil
+  if is_there and (is_set(now) or not is_set(app)) then return nil end
+  if is_set(app) then return "was given by --set: give it again, by" end
+  return ("stood in %s itself, or a part of it did, and it is there no more: put it back, or give it by"):format(now.file)
+end
+
+--- Secrets that stood in app.yml itself, or were set, are not in the journal: they are taken from what is there now.
+local function restore_secrets(app, now)
   for name, text in pairs(app.process.secrets or {}) do
-    if tostring(text):find(secrets.removed, 1, true) then
-      if now == nil then
-        local ok, found = pcall(config.load, file)
-        now = ok and found.process.secrets or false
+    if text == keep.removed then
+      local lack = lack_of(app, now, name)
+      if lack then
+        errors.raise("secret", ("process.secrets.%s %s `--set process.secrets.%s=...` (the journal keeps no secrets)"):format(name, lack, name))
       end
-      if not now or not now[name] then
-        errors.raise("secret", ("process.secrets.%s stood in %s itself, which has it no more; the journal does not keep secrets"):format(name, file))
-      end
-      app.process.secrets[name] = now[name]
+      app.process.secrets[name] = now.process.secrets[name]
     end
   end
 end
 
---- The application and the strategy as the run began with them.
-local function restore(header, state)
+--- The application and the strategy as the run began with them; `now`: app.yml as it is.
+local function restore(header, state, now)
   local flags = header.flags or {}
   local app = config.load(header.file, { kept = header.files, set = flags.set, release = flags.release, hosts = flags.host })
   if core.fs.stat(header.dir) then app.dir = header.dir end
   if header.inventory then inventory.restore(app, state, header.inventory) end
-  restore_secrets(app, header.file)
+  restore_secrets(app, now)
   if own_strategies[header.kind] then
     local own = require(own_strategies[header.kind])
     return app, { strategy = own, values = {}, proceed = own.proceed, hush = own.hush, by_hand = own.by_hand }
@@ -323,7 +336,7 @@ function resume.prepare(app, state, options)
     return nil, over
   end
   local header = table.remove(records, 1)
-  local then_app, found = (options.restore or restore)(header, state)
+  local then_app, found = (options.restore or restore)(header, state, app)
   if found.by_hand then options = undo_by_hand(id, options, app.file) end
   if alone.was_forced(records) then options = setmetatable({ abort = true, force = true }, { __index = options }) end
   local past = { id = id, path = path, header = header, records = records, abort = options.abort, force = options.force, state = state, file = app.file }

@@ -1,5 +1,6 @@
 -- rollback.lua -- Straight back to an earlier release: one switch where it still runs or has room, else in halves.
 local errors = require "deployrt.errors"
+local history = require "deployrt.history"
 local verbs = require "deployrt.verbs"
 
 local rollback = setmetatable({ name = "rollback", api = 1, options = {} }, { __index = verbs })
@@ -75,7 +76,7 @@ end
 ---@param version? string  --to
 ---@return table launch
 function rollback.target(state, version)
-  local runs = state:runs()
+  local runs = history.all(state)
   local last = last_change(runs)
   if not last then errors.raise("nothing", "there is no run to roll back: see `deployrt history`") end
   if not version then

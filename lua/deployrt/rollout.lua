@@ -2,6 +2,7 @@
 local fleet = require "deployrt.fleet"
 local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
+local slot_name = require "deployrt.slot_name"
 local verbs = require "deployrt.verbs"
 
 local rollout = {}
@@ -13,7 +14,7 @@ function rollout.revive(self, run)
   for _, member in ipairs(run.forgotten) do
     if member:is_healthy() then
       well[#well + 1] = member
-      changes[#changes + 1] = { slot = member.slot, state = "ready", weight = 100 }
+      changes[#changes + 1] = { slot = member.slot, state = "ready", weight = self.balancer.weights.full }
     end
   end
   if #well == 0 then return end
@@ -23,8 +24,8 @@ function rollout.revive(self, run)
   end)
 end
 
---- What app.yml does not name any more loses its traffic, and gets it back if the run fails: at once, where it is down or as many
---- others serve as are to; else when those do that come in its place.
+--- What app.yml does not name any more loses its traffic, and gets it back if the run fails: at once, where it is down, serves by
+--- another address, or as many others serve as are to; else when those do that come in its place.
 ---@async
 ---@param last? boolean  whoever serves by now
 function rollout.leave(self, last)
@@ -34,7 +35,9 @@ function rollout.leave(self, last)
   end
   local at_once = last or serving >= self.fleet:capacity()
   for name, slot in pairs(self.balancer.slots) do
-    local leaves = slot.left and slot.state == "ready" and (at_once or slot.up == false)
+    local successor = slot_name.successor(name)
+    local is_replaced = slot.up == false or successor and self.balancer:is_serving { slot = successor }
+    local leaves = slot.left and slot.state == "ready" and (at_once or is_replaced)
     if leaves then left[#left + 1] = { slot = name, label = name } end
   end
   if #left == 0 then return end
@@ -67,7 +70,7 @@ local function close_dead_slots(self)
   for _, member in ipairs(self.fleet.members) do running[member.slot] = true end
   for _, host in ipairs(self.fleet.hosts) do
     for _, port in ipairs(self.fleet.process.ports) do
-      local name = ("%s-%d"):format(host.name, port)
+      local name = slot_name.of(host.name, port)
       local slot = self.balancer.slots[name]
       if slot and slot.state ~= "maint" and not running[name] then changes[#changes + 1] = { slot = name, state = "maint" } end
     end
@@ -98,6 +101,18 @@ end
 function rollout.prepare(self)
   close_dead_slots(self)
   clear_idle(self)
+end
+
+--- What serves since before the run carries as much as all others, where a run that never ended had given it another weight.
+---@async
+function rollout.level(self)
+  local changes = {}
+  for _, member in ipairs(self.fleet.members) do
+    local slot, odd = self.balancer.slots[member.slot], self.balancer.weights.odd[member.slot]
+    local is_left_so = odd and slot and slot.state == "ready" and slot.weight == odd and self.fleet:is_target(member) and not self.fleet.given_up[member.host.name]
+    if is_left_so then changes[#changes + 1] = { slot = member.slot, state = "ready", weight = self.balancer.weights.full } end
+  end
+  self.balancer:set(changes, "the weight of all others")
 end
 
 --- What had crashed before the run is not shown any more, once others serve in its place.

@@ -5,6 +5,7 @@ local archive = require "deployrt.archive"
 local clock = require "deployrt.clock"
 local control = require "deployrt.control"
 local copy = require "deployrt.state.copy"
+local elsewhere = require "deployrt.elsewhere"
 local errors = require "deployrt.errors"
 local inventory = require "deployrt.inventory"
 local journal = require "deployrt.journal"
@@ -39,8 +40,8 @@ end
 local function proceed(self)
   adoption.take(self.script, self)
   self.balancer:adopt()
-  rollout.leave(self.script)
   rollout.revive(self.script, self)
+  rollout.leave(self.script)
   rollout.upload(self.script, self)
   self.script:hook("before")
   rollout.prepare(self.script)
@@ -48,6 +49,7 @@ local function proceed(self)
   script.call(self, "deploy")
   check_kept(self)
   self.script:fill()
+  rollout.level(self.script)
   rollout.leave(self.script, true)
   rollout.retire(self.script)
   rollout.activate(self.script, self)
@@ -77,17 +79,21 @@ local function roll_back(self, cause)
   self.turns:await_live()
   self.emit { event = "rollback.started", reason = errors.text(cause), host = cause.host, step = self.failed_step }
   self.undoing = true
+  self.tell()
   endure(self)
   if not self.turns.unwinding then self.journal:write { type = "ROLLBACK", reason = cause.message } end
   local locals = core.locals()
-  locals.scope, locals.undoing = undo.root("undo/end"), true
+  locals.scope, locals.undoing = undo.root("undo/failed"), true
+  local function look(path, action) -- each life of the run looks for itself at what is there
+    return leftover.describe(self, operation.within(undo.root(path .. self.lock.epoch), action, self))
+  end
   local left = leftover.describe(self, operation.unwind(self.root))
-  if #left == 0 and self.resumed then left = leftover.describe(self, leftover.take_back_unknown(self)) end
-  if #left == 0 and not self.committed then left = leftover.describe(self, operation.within(undo.root("undo/found"), leftover.revive, self)) end
+  if #left == 0 and self.resumed then left = look("undo/end", leftover.take_back_unknown) end
+  if #left == 0 and not self.committed then left = look("undo/found", leftover.revive) end
   for _, each in ipairs(leftover.committed(self)) do left[#left + 1] = each end
   self.emit { event = "rollback.finished", ok = #left == 0, left = left }
-  local hook_ok, hook_err = pcall(self.script.hook, self.script, "failed", { ERROR = cause.message })
-  if not hook_ok then self.emit { event = "warning", message = errors.text(errors.wrap(hook_err)) } end
+  local hook_ok, hook_err = pcall(self.script.hook, self.script, "failed", { ERROR = (cause.message:gsub("\0", "?")) })
+  if not (hook_ok or self.hurried) then self.emit { event = "warning", message = errors.text(errors.wrap(hook_err)) } end
   return left
 end
 
@@ -130,6 +136,7 @@ local function announce(self)
     previous = self.previous, hosts = #self.app.hosts, instances = self.fleet:capacity(),
   }
   for _, note in ipairs(self.notes) do self.emit { event = "warning", message = note } end
+  for _, event in ipairs(self.said) do self.emit(event) end
   monitor.snapshot(self)
 end
 
@@ -190,21 +197,21 @@ local function execute(self, options)
   if not ok then error(outcome, 0) end
   monitor.snapshot(self)
   conclude(self, outcome, exit, cause, left)
+  local serving = elsewhere.left(self.balancer)
   self.emit {
     event = "run.finished", outcome = outcome, exit = exit, seconds = core.now() - started,
     message = cause and errors.text(cause) or options.done, traceback = cause and cause.traceback,
-    left = #left > 0 and left or nil, without = self.concluded.failed, stranded = leftover.stranded(self), settled = self.concluded.settled, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
+    left = #left > 0 and left or nil, elsewhere = #serving > 0 and serving or nil, without = self.concluded.failed, stranded = leftover.stranded(self), settled = self.concluded.settled, release = self.target.release, previous = self.previous, instances = self.fleet:capacity(),
   }
   return exit
 end
 
 --- What a later life of the run needs: the texts that it was started from, and what was decided from them.
 local function header_of(self, options)
-  local texts, me = {}, core.whoami()
-  for path, text in pairs(self.app.files) do texts[path] = self.session.secrets:without_literals(text) end
+  local me = core.whoami()
   return {
     type = "HEADER", run = self.id, app = self.app.app, file = self.app.file, dir = self.app.dir, kind = self.kind, strategy = options.strategy.name,
-    given = options.strategy.given, files = texts, scripts = options.strategy.sources, flags = options.flags, launch = self.target,
+    given = options.strategy.given, files = self.app.files, scripts = options.strategy.sources, flags = options.flags, launch = self.target,
     last = self.last, archive = self.has_archive, inventory = inventory.keep(self.app), started = self.started_at, user = me.user, controller = me.host,
   }
 end
@@ -212,7 +219,7 @@ end
 --- The release's files, if they are still those that the run began with.
 local function reopen_archive(app, opened, header)
   if not header.archive then return end
-  local ok, found = pcall(archive.open, app.release.path, opened.controller)
+  local ok, found = pcall(archive.open, app, opened.controller)
   if ok and found.sha256 == header.launch.sha256 then opened.archive = found end
 end
 
@@ -222,7 +229,7 @@ local function open_journal(self, path, options)
   self.journal = journal.open(path .. "/journal", options.state.disk)
   if not options.past then self.journal:write(header_of(self, options)) end
   for i, line in ipairs(self.session:lines()) do
-    if i <= copies then line.mirror = self.journal:mirror() end
+    if i <= copies then line.mirror = self.journal:mirror(options.past ~= nil) end
   end
 end
 
@@ -243,13 +250,15 @@ local function new_run(opened, options)
   opened:deploys(target)
   local self = opened:new_run {
     id = id, session = opened, target = target, release = target.release, strategy = options.strategy, state = options.state, kind = options.kind,
+    check_first = options.check_first,
     resumed = past ~= nil, without_script = past and past.force, has_archive = past and past.header.archive or not past and opened.archive ~= nil, started_at = past and past.header.started or core.time(),
-    turns = turns.new(past and past.records), root = undo.root(), stop = stopping.stop, control = control.new(options.yes),
-    last = previous.last(options),
+    turns = turns.new(past and past.records), root = undo.root(), stop = stopping.stop, control = control.new(options.yes, options.choose),
+    last = previous.last(options), said = {},
   }
   open_journal(self, options.state:directory(id), options)
   self.emit = function(event) -- a run is heard of once it begins; what its checks find is an error, or nothing
     self.begun = self.begun or event.event == "run.started"
+    if self.checking and event.event == "log" then table.insert(self.said, event) end
     if event.event == "step.started" then
       self.step = event.step
       self.tell()
@@ -258,7 +267,7 @@ local function new_run(opened, options)
     if hear then hear(event, opened.secrets) end
   end
   self.tell = function(what)
-    local text = (what or self.step or ""):gsub("%c", " ")
+    local text = (self.control:step() or self.undoing and lock.way_back or what or self.step or ""):gsub("%c", " ")
     if self.lock then self.lock:tell(text) end
   end
   if not options.unwatched then self.report_traffic = function() monitor.report_traffic(self) end end
@@ -324,6 +333,7 @@ function run.rehearse(app, options)
   opened:deploys(target)
   local self = opened:new_run {
     id = "plan", rehearsing = true, session = opened, target = target, release = target.release, strategy = options.strategy, kind = options.kind,
+    check_first = options.check_first,
     has_archive = opened.archive ~= nil, turns = turns.new(), root = undo.root(), control = control.new(true), journal = options.journal, emit = options.emit,
     last = previous.last(options),
   }
@@ -413,7 +423,7 @@ end
 --- Connects, checks, locks and executes; or takes up a run that was interrupted.
 ---@async
 ---@param app deployrt.App
----@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, replayed?: fun(event: table), leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, proceed?: fun(run: table), unwatched?: boolean, past?: deployrt.Past}
+---@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, yes?: boolean, choose?: (fun(answers: string[]): string), replayed?: fun(event: table), leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, check_first?: fun(release: string), proceed?: fun(run: table), unwatched?: boolean, past?: deployrt.Past}
 ---@return integer exit
 function run.execute(app, options)
   local hangups <close> = (options.signals or core.signals)("HUP") -- losing the terminal stops nothing, at no time

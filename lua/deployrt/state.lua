@@ -3,6 +3,24 @@ local cjson = require "cjson"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 
+---@class deployrt.Run       what is remembered of one
+---@field id string
+---@field app string
+---@field strategy string
+---@field kind "deploy"|"rollback"|"stop"|"repl"
+---@field release string
+---@field previous? string   the release that served when it began
+---@field launch table       what it deployed, and how that is started
+---@field previous_launch? table
+---@field user string        who began it
+---@field controller string  the machine that he did so on
+---@field hosts integer      how many it had
+---@field failed? string[]   those that it went on without
+---@field started number     seconds since 1970
+---@field finished? number   nil: it has not ended
+---@field outcome string     "running", "succeeded", "rolled_back", ...
+---@field exit? integer
+
 ---@class deployrt.State
 local State = {}
 State.__index = State
@@ -32,6 +50,13 @@ end
 --- Whether it can be had: nobody needs to answer for a directory.
 function State:check() end
 
+--- What can be asked of it now.
+---@return deployrt.State
+---@return deployrt.Error? away  why that is not all
+function State:at_hand()
+  return self
+end
+
 --- The present, or a moment after the last run where the clock was set back: the newest run must sort last.
 local function moment(self)
   local now, names = core.time(), core.fs.list(self.path .. "/runs") or {}
@@ -58,6 +83,14 @@ function State:directory(id)
   local path = ("%s/runs/%s"):format(self.path, id)
   make_directories(path)
   return path
+end
+
+--- The path of a file about what this machine does for the application.
+---@param name string
+---@return string path
+function State:file(name)
+  make_directories(self.path)
+  return self.path .. "/" .. name
 end
 
 --- Writes what is known of a run, whole.
@@ -98,18 +131,28 @@ function State:groups()
   return list
 end
 
+local no_such_file = 2 -- ENOENT
+
+--- What is known of a run; nil and why not. One that is about to begin has no record yet, and one that is damaged is none.
 local function record(self, id)
-  local file <close> = io.open(("%s/runs/%s/run.json"):format(self.path, id))
-  local ok, found = pcall(json.decode, file and file:read("a") or "")
+  local file <close>, reason, number = io.open(("%s/runs/%s/run.json"):format(self.path, id))
+  if not file then return nil, number ~= no_such_file and reason or nil end
+  local ok, found = pcall(json.decode, file:read("a") or "")
   return ok and found or nil
 end
 
 --- All runs, oldest first.
----@return table[]
+---@return deployrt.Run[]
+---@return deployrt.Error? problem  why some may be missing
 function State:runs()
-  local list = {}
-  for _, id in ipairs(core.fs.list(self.path .. "/runs") or {}) do list[#list + 1] = record(self, id) end
-  return list
+  local list, why = {}, nil
+  local ids, err = core.fs.list(self.path .. "/runs")
+  if not ids and err.code ~= "missing" then why = err.message end
+  for _, id in ipairs(ids or {}) do
+    local found, reason = record(self, id)
+    list[#list + 1], why = found, why or reason
+  end
+  return list, why and errors.new("state", ("the history cannot be read: %s; let this user read it, or name another directory with --state"):format(why))
 end
 
 --- The same, by their ids.

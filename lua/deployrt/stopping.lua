@@ -5,10 +5,15 @@ local errors = require "deployrt.errors"
 
 local stopping = {}
 
---- Asks a run to stop: everything is rolled back.
+--- Asks a run to stop: everything is rolled back. One that is on its way back already goes on with it, and ends what may hold
+--- it up.
 ---@param run table
 ---@param err deployrt.Error  the reason
 function stopping.stop(run, err)
+  if run.undoing then
+    run.hurried, run.hurried_at = run.hurried or err, run.hurried_at or run.world:now()
+    return run.hurry_event:set()
+  end
   if run.stopping then return end
   if not run.turns.live then -- a replay goes to its end first
     run.stop_when_live = run.stop_when_live or err
@@ -33,12 +38,14 @@ end
 ---@return table task
 function stopping.listen(run, options)
   return core.spawn(function()
-    local signals <close> = (options.signals or core.signals)("INT", "TERM", "HUP")
+    local signals <close>, heard = (options.signals or core.signals)("INT", "TERM", "HUP"), false
     while true do
       local name = signals:next()
       if not name then return end
       if name ~= "HUP" then
-        if run.stopping or run.undoing or run.stop_when_live then options.leave() end
+        if heard then options.leave() end
+        heard = true
+        if run.stopping or run.undoing then run.emit { event = "log", message = "it is being rolled back already: once more leaves at once, and the run unfinished" } end
         stopping.stop(run, errors.new("interrupted", "interrupted by SIG" .. name))
       end
     end
@@ -53,7 +60,7 @@ end
 function stopping.limit(run, seconds)
   return core.spawn(function()
     run.turns:await_live()
-    if core.sleep(math.max(0, seconds - run.clock:now())) then
+    if core.sleep(math.max(0, seconds - run.clock:now())) and not run.undoing then
       stopping.stop(run, errors.new("timeout", ("the run took longer than its timeout of %gs"):format(seconds)))
     end
   end)

@@ -98,6 +98,14 @@ function Scope:beside()
   return list
 end
 
+--- Whether others run beside this scope, or may.
+---@return boolean
+function Scope:is_beside_others()
+  local scope = self
+  while scope and not scope.parallel do scope = scope.parent end
+  return scope ~= nil
+end
+
 --- Whether this scope or one above it was given up because a sibling failed.
 function Scope:is_abandoned()
   local scope = self
@@ -114,10 +122,12 @@ function Scope:mark(what)
   self[what] = self.parent.marks
 end
 
---- Children, the last to begin first, each with how many before it in this order began after it had ended.
+--- Children that did something, the last to begin first, each with how many before it in this order began after it had ended.
 local function latest_first(children)
-  local order, later = table.move(children, 1, #children, 1, {}), {}
-  for _, child in ipairs(order) do child.began = child.began or 0 end -- it was given up before it began
+  local order, later = {}, {}
+  for _, child in ipairs(children) do
+    if #child.entries > 0 then order[#order + 1] = child end
+  end
   table.sort(order, function(a, b) return a.began > b.began end)
   for i, child in ipairs(order) do
     local count = 0

@@ -9,6 +9,7 @@ local operation = require "deployrt.operation"
 local options = require "deployrt.options"
 local permission = require "deployrt.permission"
 local sandbox = require "deployrt.sandbox"
+local signature = require "deployrt.signature"
 local trace = require "deployrt.trace"
 local undo = require "deployrt.undo"
 local units = require "deployrt.units"
@@ -21,6 +22,16 @@ local vigil = require "deployrt.vigil"
 ---@field fleet deployrt.Fleet
 ---@field balancer deployrt.Balancer
 local verbs = {}
+
+local takes = signature.of {
+  step = "label: any, fn: fn", each = "list: list, fn: fn", batches = "list: list", successor = "old: instance",
+  observe = "seconds: any, instances: instances?", keep = "instances: instances", hook = "name: text", approve = "question: any, answers: answers?",
+}
+
+--- Refuses what a verb does not take.
+local function check(verb, ...)
+  signature.check(verb, takes[verb], ...)
+end
 
 --- What a script says, as a text.
 local function text_of(verb, value, default)
@@ -36,6 +47,7 @@ end
 ---@param ... any  for it
 ---@return any ...  what it returns
 function verbs:step(label, fn, ...)
+  check("step", label, fn)
   operation.checkpoint()
   label = text_of("step", label, "nil")
   local run, scope = operation.current()
@@ -125,9 +137,9 @@ end
 ---@param fn fun(self: deployrt.Strategy, item: any)
 ---@param opts? {max?: integer, tolerate?: integer|string}  max: at most so many at a time; tolerate: an amount of failures
 function verbs:each(list, fn, opts)
+  check("each", list, fn)
   opts = options.check("each", opts, each_takes)
   operation.checkpoint()
-  if type(list) ~= "table" then errors.raise("usage", ("each takes a list, not %s"):format(tostring(list))) end
   if opts.max ~= nil and not (math.tointeger(opts.max) and opts.max >= 1) then
     errors.raise("usage", ("each does at most `max` at a time: a whole number from 1 on, not %s"):format(tostring(opts.max)))
   end
@@ -153,9 +165,9 @@ end
 ---@param amount table|integer|string  2 or "25%"
 ---@return fun(): any[]?
 function verbs:batches(list, amount)
-  local known, problem = amount, "it has neither `count` nor `percent`"
-  if type(amount) ~= "table" then known, problem = units.amount(amount) end
-  if not (known and (known.count or known.percent)) then errors.raise("usage", "batches takes an amount: " .. problem) end
+  check("batches", list)
+  local known, problem = units.amount(amount)
+  if not known then errors.raise("usage", "batches takes an amount: " .. problem) end
   local size = units.resolve_amount(known, #list)
   local count, number = math.ceil(#list / math.max(size, 1)), 0
   return function()
@@ -171,6 +183,7 @@ end
 ---@param old deployrt.Instance
 ---@return deployrt.Instance
 function verbs:successor(old)
+  check("successor", old)
   return self.fleet:candidate(old.host) or self.fleet:candidate(old.host, old.port)
 end
 
@@ -230,6 +243,7 @@ end
 ---@param seconds number
 ---@param instances? deployrt.Instance[]  default: all of the new release that serve
 function verbs:observe(seconds, instances)
+  check("observe", seconds, instances)
   local run = operation.current()
   if run.rehearsing then return operation.sleep(check_seconds(seconds)) end -- there is nobody to ask
   local deadline, watch = operation.now() + check_seconds(seconds), vigil.new()
@@ -252,6 +266,7 @@ end
 --- Marks instances that stay up without traffic after the run, until the next one.
 ---@param instances deployrt.Instance[]
 function verbs:keep(instances)
+  check("keep", instances)
   self.fleet:keep(instances)
 end
 
@@ -260,6 +275,7 @@ end
 ---@param name string
 ---@param env? table<string,string>
 function verbs:hook(name, env)
+  check("hook", name)
   if env then permission.check "host.run" end -- a variable can make any program do anything
   env = hosts.environment(env)
   if name == "before_traffic" then hooks.once(name, env) else hooks.run(name, env) end
@@ -271,6 +287,7 @@ end
 ---@param answers? string[]  `deployrt approve ANSWER` gives one of them; --yes the first
 ---@return string? answer
 function verbs:approve(question, answers)
+  check("approve", question, answers)
   return operation.gate(text_of("approve", question, "a person must approve"), membrane.import(answers))
 end
 
@@ -281,21 +298,28 @@ function verbs:log(text)
   run.emit { event = "log", message = text_of("log", text, "nil") }
 end
 
+--- Why a script ends the run.
+local function reason_of(verb, value)
+  return errors.of_script(text_of(verb, value, "the strategy ended the run, and did not say why"))
+end
+
 --- Ends the run as failed; everything is rolled back.
 ---@param message string
 ---@param key? string  what of app.yml is to be changed, "process.ports": the message begins with its place
 function verbs:fail(message, key)
-  local text = text_of("fail", message, "the strategy ended the run, and did not say why")
+  local text = reason_of("fail", message)
   errors.raise("failed", key and ("%s: %s"):format(operation.current().app.place(text_of("fail", key)), text) or text)
 end
 
 --- Ends the run as decided otherwise, which is no failure: everything is rolled back, and the exit code is 0.
 ---@param message string
 function verbs:withdraw(message)
-  errors.raise("withdrawn", text_of("withdraw", message, "the strategy ended the run, and did not say why"))
+  errors.raise("withdrawn", reason_of("withdraw", message))
 end
 
---- Registers something of one's own to be done on rollback.
+local longest_undo = 600 -- seconds
+
+--- Registers something of one's own to be done on rollback. It has ten minutes: nobody else knows whether it would come to an end.
 ---@param fn fun()
 function verbs:undo(fn)
   if type(fn) ~= "function" then errors.raise("usage", ("undo takes a function, not a %s: self:undo(function() ... end)"):format(type(fn))) end
@@ -303,6 +327,7 @@ function verbs:undo(fn)
   local own, grant = undo.root("undo" .. scope:next_id()), core.locals().grant
   local function held()
     core.locals().grant = grant
+    operation.limit_own_undo(longest_undo)
     return fn()
   end
   scope:push { label = "the strategy's own undo", run = function() operation.within(own, sandbox.call, held) end }

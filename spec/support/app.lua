@@ -1,4 +1,5 @@
 -- app.lua -- An application on this machine, in a HOME of its own: what specs deploy.
+local assert = require "luassert"
 local cjson = require "cjson"
 local load = require "spec.support.load"
 local machine = require "spec.support.machine"
@@ -69,6 +70,25 @@ function App:deploy(strategy, version, release, flags)
   local argv = { strategy, "app.yml" }
   for _, flag in ipairs(flags or {}) do argv[#argv + 1] = flag end
   return self:command(argv)
+end
+
+--- Deploys a version with rolling, expects how that ends, and returns what was said.
+---@param version string
+---@param exit integer
+---@param release? {fault?: string, start_delay?: integer, path?: string}
+function App:roll(version, exit, release)
+  local run = self:deploy("rolling", version, release)
+  assert.equal(exit, run.exit, run.stdout .. run.stderr)
+  return run.stdout .. run.stderr
+end
+
+--- What a server gets of the traffic that app.yml does not name any more; nil: nothing.
+---@param server string
+---@return number?
+function App:left_share(server)
+  for _, each in ipairs(self:status().elsewhere or {}) do
+    if each.server == server then return each.left and each.share end
+  end
 end
 
 --- Starts an A/B test in the background, and waits until it asks what is to stay.
@@ -178,6 +198,15 @@ function App:leftovers()
     if machine.is_listened(port) then list[#list + 1] = "port " .. port end
   end
   return list
+end
+
+--- One whose release 1.0 serves, by one instance, and whose app.yml has 2.0: it is due to be deployed.
+---@return App
+function app.due()
+  local self = app.new { instances = 1, yaml = "strategy: {settle: 0}", health = "{http: /healthz, interval: 20ms, deadline: 4s}" }
+  self:roll("1.0", 0)
+  self:write(machine.release "2.0", "2.0")
+  return self
 end
 
 return app

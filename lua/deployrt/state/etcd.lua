@@ -34,6 +34,17 @@ function EtcdState:check()
   self.client:get(self.prefix .. "/lock")
 end
 
+--- What can be asked of it now: where the cluster does not answer, what this machine knows.
+---@async
+---@return deployrt.State
+---@return deployrt.Error? away  why that is not all
+function EtcdState:at_hand()
+  local ok, away = pcall(self.check, self)
+  if ok then return self end
+  away = errors.wrap(away)
+  return self.files, errors.new(away.code, away.message .. "; what is said of runs is what this machine knows", { detail = away.detail })
+end
+
 local function run_key(self, id)
   return ("%s/runs/%s"):format(self.prefix, id)
 end
@@ -59,6 +70,13 @@ end
 ---@return string path
 function EtcdState:directory(id)
   return self.files:directory(id)
+end
+
+--- The path of a file about what this machine does for the application.
+---@param name string
+---@return string path
+function EtcdState:file(name)
+  return self.files:file(name)
 end
 
 --- Writes what is known of a run, whole, here and in etcd.
@@ -204,10 +222,7 @@ local function is_ended(self, id)
   return self:is_over(id) or self.files:is_over(id)
 end
 
---- Who holds the lock of the application; nil when nobody does, or its holder gave no sign of life.
----@async
----@return deployrt.EtcdLockState?
-function EtcdState:read_lock()
+local function read_once(self)
   local text, _, lease = self.client:get(self.prefix .. "/lock")
   local holder = holder_of(text)
   if not holder then return nil end
@@ -215,6 +230,15 @@ function EtcdState:read_lock()
   holder.lease, holder.left, holder.age = lease, left or 0, life_time - (left or 0)
   holder.place, holder.host, holder.step, holder.since = "in etcd", "etcd", "", math.floor(holder.since)
   holder.dead, holder.over = life.is_gone(holder.life), is_ended(self, holder.run)
+  return holder
+end
+
+--- Who holds the lock of the application; nil when nobody does, or its holder gave no sign of life.
+---@async
+---@return deployrt.EtcdLockState?
+function EtcdState:read_lock()
+  local holder = read_once(self)
+  if holder and holder.dead then return read_once(self) end -- it may have let go and ended between the look at the lock and at its process
   return holder
 end
 

@@ -6,15 +6,11 @@ local session_command = require "deployrt.session_command"
 
 local host_room = {}
 
---- A secret that a command prints is no more to be read by a script than any other.
-local function mask(context, text)
-  return context.secrets and context.secrets:mask(text) or text
-end
-
---- Runs a command exactly once; a cut connection neither loses nor repeats it.
+--- Runs a command exactly once; a cut connection neither loses nor repeats it. A secret that it prints is no more to be read
+--- by a script than any other.
 function host_room.run(context, host, args, key)
   local result = host:execute_once(key, args.command, { timeout = args.timeout, stdin = args.stdin, env = args.env, cwd = args.cwd })
-  return { status = result.status, signal = result.signal, stdout = mask(context, result.stdout), stderr = mask(context, result.stderr) }
+  return { status = result.status, signal = result.signal, stdout = context.secrets:mask(result.stdout), stderr = context.secrets:mask(result.stderr) }
 end
 
 --- Ends a command that may be running still.
@@ -23,26 +19,22 @@ function host_room.stop(_, host, _, key)
   return {}
 end
 
-local longest = 3600 -- seconds of a hook on the way back: what stops a run does not stop that
+local longest = 3600 -- seconds of a hook on the way back, which has no other limit
 
---- Waits for a hook, and ends it when the run is to stop.
+--- Waits for a hook, and ends it when the run is to stop; on the way back, when somebody asks for that again.
 ---@return deployrt.ExecResult? result
 ---@return deployrt.Error? err
 ---@return "ended"|"left"|nil cut
 local function attend(context, name, action)
-  local working, watching = core.spawn(action), nil
-  if not core.locals().undoing then
-    watching = core.spawn(function()
-      if not context.stop_event:wait() then return end
-      context.warn(("hook '%s' is ended: %s"):format(name, context.why_stopped()))
-      working:cancel()
-    end)
-  end
+  local working, asked = core.spawn(action), core.locals().undoing and context.hurry_event or context.stop_event
+  local watching = core.spawn(function()
+    if not asked:wait() then return end
+    context.warn(("hook '%s' is ended: %s"):format(name, context.why_stopped()))
+    working:cancel()
+  end)
   local done = table.pack(working:wait())
-  if watching then
-    watching:cancel()
-    watching:wait()
-  end
+  watching:cancel()
+  watching:wait()
   if done[1] then return table.unpack(done, 2, done.n) end
   error(done[2], 0)
 end
@@ -70,9 +62,9 @@ function host_room.hook(context, _, args, _, id)
     error(err, 0)
   elseif result.status ~= 0 or result.signal then
     errors.raise("hook", ("hook '%s' failed with %s"):format(args.name, result.signal and "signal " .. result.signal or "status " .. result.status),
-      { detail = (result.stdout .. result.stderr):sub(-2000) })
+      { detail = context.secrets:mask(result.stdout .. result.stderr):sub(-2000) })
   end
-  return { output = mask(context, result.stdout) }
+  return { output = context.secrets:mask(result.stdout) }
 end
 
 --- Ends a hook that may be running still, since its controller died.

@@ -3,6 +3,7 @@ local cjson = require "cjson"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local health = require "deployrt.health"
+local slot_name = require "deployrt.slot_name"
 local template = require "deployrt.template"
 local variables = require "deployrt.variables"
 local world_balancer = require "deployrt.world.balancer"
@@ -14,11 +15,6 @@ local json = cjson.new()
 local function values_of(host, port, launch)
   local directory = launch.packed and ("%s/releases/%s"):format(host.root, launch.release) or host.root
   return { port = port, host = host.name, release = launch.release, dir = directory }
-end
-
---- What balancers call it.
-local function slot_of(host, port)
-  return ("%s-%d"):format(host.name, port)
 end
 
 local function parse(host, line)
@@ -114,6 +110,7 @@ local function pause_after(elapsed, settings)
   return math.min(math.max(0.005, elapsed / 10), settings.interval)
 end
 
+local last_probe = 0.5  -- seconds that a probe gets at least, also at the deadline
 local show_every = 0.02 -- seconds: looking whether the process lives costs as much as a probe
 
 --- Whether the process in a slot lives, asked while something else is waited for.
@@ -121,15 +118,23 @@ local function ask_aside(context, host, args)
   return core.spawn(function() return instance.show(context, host, args).state == "running" end)
 end
 
+--- Why it was not enough: what the last probe found, or how many of them succeeded, and what the one before those found.
+local function reason_of(successes, settings, why)
+  if successes == 0 then return why end
+  return ("%d of its probes succeeded in a row, and health.successes is %d, one each %gs%s"):format(successes, settings.successes,
+    settings.interval, why and "; before that: " .. why or "")
+end
+
 --- Waits until so many probes in a row succeed. A process that exits fails at once, with the end of its log; so does one that
 --- left behind what answers for it.
 function instance.await_healthy(context, host, args)
   local settings, launch = args.health, args.launch
   local values = values_of(host, args.port, launch)
-  local started, shown, successes, why = core.now(), 0, 0, "no probe yet"
+  local started, shown, successes, why = core.now(), 0, 0, nil
   while true do
+    local left = started + settings.deadline - core.now()
     local aside = successes > 0 and successes + 1 >= settings.successes and ask_aside(context, host, args) -- the last probe, perhaps
-    local healthy, reason = health.probe(host, args.port, settings, values)
+    local healthy, reason = health.probe(host, args.port, settings, values, context.secrets, math.max(left, last_probe))
     successes = healthy and successes + 1 or 0
     why = reason or why
     local enough = successes >= settings.successes
@@ -141,19 +146,19 @@ function instance.await_healthy(context, host, args)
     end
     if enough then return { seconds = core.now() - started } end
     local elapsed = core.now() - started
-    if elapsed > settings.deadline then
+    if elapsed >= settings.deadline then
       errors.raise("unhealthy", ("%s:%d: release %s is not healthy after %gs: %s"):format(
-        host.name, args.port, launch.release, settings.deadline, why), { host = host.name, detail = log_end(host, args.port) })
+        host.name, args.port, launch.release, settings.deadline, reason_of(successes, settings, why)), { host = host.name, detail = log_end(host, args.port) })
     end
     context.check_stop()
-    core.sleep(healthy and settings.interval or pause_after(elapsed, settings))
+    context.rest(math.min(healthy and settings.interval or pause_after(elapsed, settings), settings.deadline - elapsed))
   end
 end
 
 --- One look: {healthy, reason}.
 function instance.probe(context, host, args)
   if instance.show(context, host, args).state ~= "running" then return { healthy = false, reason = "it does not run" } end
-  local healthy, reason = health.probe(host, args.port, args.health, values_of(host, args.port, args.launch))
+  local healthy, reason = health.probe(host, args.port, args.health, values_of(host, args.port, args.launch), context.secrets)
   return { healthy = healthy, reason = reason }
 end
 
@@ -161,10 +166,12 @@ local function is_same(a, b)
   return a ~= nil and a.release == b.release and a.settings == b.settings
 end
 
---- The pid that is to end, and whether there is one: the run's own, or what the slot holds. What runs there instead is
---- left alone.
+--- The pid that is to end, and whether there is one: the run's own, or what was started in its place, or what the slot holds.
+--- What runs there instead is left alone.
 local function pid_to_stop(context, host, args)
-  if args.pid then return args.pid end
+  local successors, pid = context.successors[slot_name.of(host.name, args.port)] or {}, args.pid
+  while successors[pid] do pid = successors[pid] end
+  if pid then return pid end
   local found = instance.show(context, host, args)
   local another = args.settings and found.launch and not is_same(found.launch, args)
   return found.state ~= "none" and not another and found.pid or nil
@@ -197,7 +204,7 @@ end
 function instance.stop(context, host, args)
   local pid = pid_to_stop(context, host, args)
   if not pid then return { stopped = false } end
-  local slot = slot_of(host, args.port)
+  local slot = slot_name.of(host.name, args.port)
   if context.kept_open[slot] or context.kept_routed[slot] then
     errors.raise("serving", ("%s:%d still gets traffic, because what it replaced could not be put back"):format(host.name, args.port), { host = host.name })
   end
@@ -217,7 +224,7 @@ end
 --- Ends what stands in the way of what is put back: it was told to end already, or it is the run's own, and the copy of the
 --- journal that the run was taken up from does not know of it.
 local function make_room(context, host, port, found)
-  local slot = slot_of(host, port)
+  local slot = slot_name.of(host.name, port)
   local unknown = instance.is_own_start(context, found) and not (context.kept_open[slot] or context.kept_routed[slot])
   if not (found.ending or unknown) then return end
   if unknown then world_balancer.take_out(context, slot) end
@@ -235,20 +242,32 @@ function instance.end_own(context, host, version)
   end
 end
 
---- Puts back what was found in a slot: starts it again if it ran and runs no more, and waits for its health. A process that
---- was told to end, by a life of the run that ended first, does so, and is started anew.
+--- Starts it again; nil where the run itself had started it, and its release has been taken back meanwhile: it needs no place
+--- any more.
+local function start_again(context, host, args, key)
+  local ok, result = pcall(instance.start, context, host, args, key)
+  if not ok and not (args.own and result.code == "missing") then error(result, 0) end
+  context.gone[slot_name.of(host.name, args.port)] = not ok or nil
+  return ok and result or nil
+end
+
+--- Puts back what was found in a slot: starts it again if it ran and runs no more, and waits for its health, also where a
+--- life of the run that ended first had started it. A process that was told to end by one does so, and is started anew. One
+--- that was never stopped is as it was found: healthy or not.
 function instance.restore(context, host, args, key)
   local found = instance.show(context, host, args)
-  local slot = slot_of(host, args.port)
+  local slot = slot_name.of(host.name, args.port)
   context.gone[slot], context.closed[slot], context.new[slot] = nil, nil, nil
-  if found.state == "running" then
-    if not found.ending and is_same(found.launch, args.launch) then return { pid = found.pid } end
-    make_room(context, host, args.port, found)
+  local result = { pid = found.pid }
+  if found.state == "running" and not found.ending and found.pid == args.pid then return result end
+  if found.state ~= "running" or found.ending or not is_same(found.launch, args.launch) then
+    if found.state == "running" then make_room(context, host, args.port, found) end
+    if found.state == "exited" then host:call("process_forget", { tostring(args.port), tostring(found.pid) }) end
+    result = start_again(context, host, args, key)
   end
-  if found.state == "exited" then host:call("process_forget", { tostring(args.port), tostring(found.pid) }) end
-  local started = instance.start(context, host, args, key)
+  if not result then return {} end
   if args.health then instance.await_healthy(context, host, args) end
-  return started
+  return result
 end
 
 return instance

@@ -43,10 +43,10 @@ local function fetch(url, timeout)
   return response
 end
 
-local function decode(text, whose)
+local function decode(context, text, whose)
   local ok, document = pcall(cjson.decode, text)
   if ok and type(document) == "table" then return document end
-  fail("%s gives no JSON object: %s", whose, text:sub(1, 80):gsub("%c", " "))
+  fail("%s gives no JSON object: %s", whose, context.secrets:mask(text):sub(1, 80):gsub("%c", " "))
 end
 
 local function by_edge(a, b)
@@ -126,10 +126,10 @@ local function pick(document, asked, whose)
   return reading
 end
 
-function readers.http(_, asked)
+function readers.http(context, asked)
   local response = fetch(asked.url, asked.timeout)
   if response.status < 200 or response.status > 299 then fail("%s answers %d", asked.url, response.status) end
-  return pick(decode(response.body, asked.url), asked, asked.url)
+  return pick(decode(context, response.body, asked.url), asked, asked.url)
 end
 
 function readers.command(context, asked)
@@ -137,9 +137,9 @@ function readers.command(context, asked)
   local result = context.controller:execute(asked.command, { cwd = context.app.dir, timeout = asked.timeout,
     env = context.hook_environment { SIDE = asked.side } })
   if result.status ~= 0 or result.signal then
-    fail("%s ended with %s: %s", whose, result.signal and "signal " .. result.signal or "status " .. result.status, result.stderr:sub(-200))
+    fail("%s ended with %s: %s", whose, result.signal and "signal " .. result.signal or "status " .. result.status, context.secrets:mask(result.stderr):sub(-200))
   end
-  return pick(decode(result.stdout, whose), asked, whose)
+  return pick(decode(context, result.stdout, whose), asked, whose)
 end
 
 --- What may stand as ${...} in a metric: the side, its release, and its instances as a regular expression.
@@ -179,7 +179,7 @@ function metric.read(context, _, args)
       return readers[args.metric.source](context, fill_in(args.metric, variables(context, side, name)))
     end)
     if not ok and type(reading) == "table" and reading.code == "canceled" then error(reading, 0) end
-    if not ok then return { problem = errors.text(errors.wrap(reading)) } end
+    if not ok then return { problem = context.secrets:mask(errors.text(errors.wrap(reading))) } end
     found[name] = reading
   end
   return found

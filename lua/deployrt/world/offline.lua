@@ -1,6 +1,7 @@
 -- world/offline.lua -- An application of which nothing is looked at: no host is dialled, and some other release is taken to serve.
 -- Of hosts that nobody has made yet that holds in any case: they are empty.
 local driver = require "deployrt.balancer.driver"
+local slot_name = require "deployrt.slot_name"
 local ssh = require "deployrt.ssh"
 local world = require "deployrt.world"
 
@@ -74,7 +75,7 @@ function offline.assume(app)
     for i, port in ipairs(app.process.ports) do
       local serves = entry.group == group and not entry.imagined and i <= app.process.instances
       if serves then known.slots[i] = { host = entry.name, port = port, state = "running", pid = i, launch = launch } end
-      slots[("%s-%d"):format(entry.name, port)] = { state = serves and "ready" or "maint", weight = 100, up = serves, sessions = 0 }
+      slots[slot_name.of(entry.name, port)] = { state = serves and "ready" or "maint", weight = 100, up = serves, sessions = 0 }
     end
     hosts[entry.name] = known
   end

@@ -23,7 +23,7 @@ local function send(host, archive, call)
     }
   end))
   if result.from.status ~= 0 then
-    errors.raise("archive", ("cannot read %s: %s"):format(archive.path, result.from.output), { host = host.name })
+    errors.raise("archive", ("cannot read %s"):format(archive.path), { host = host.name, detail = result.from.output })
   end
   return result.to
 end
