@@ -1,7 +1,7 @@
 # Builds deployrt, its Lua module and its tests. `make help` lists the targets.
 BUILD   ?= build
 PREFIX  ?= /usr/local
-JOBS    ?= 4
+JOBS    ?= 5
 VERSION := 0.1.0
 
 PACKAGES := lua5.4 libuv libssh2 libcrypto yaml-0.1 lua5.4-cjson

@@ -8,12 +8,13 @@
  * GET /env?NAME    the value of an environment variable
  * GET /metrics     requests by status and how long they took, as Prometheus reads them
  *
- * --fault, or `fault=` in the file service.conf, makes it misbehave: dies, sick, flap, stubborn, errors or
- * slow.
+ * --fault, or `fault=` in the file service.conf, makes it misbehave: dies, sick, flap, stumbles (its third
+ * probe alone finds it sick), stubborn, errors or slow.
  * --start-delay 500ms, or `start_delay=`: it listens only then.
  * In service.conf also: `errors=1.5%` of the answers are failures, evenly spread, or by chance with `seed=7`;
- * `delay=10ms` is how long an answer takes on average, from half to one and a half of it; and while the file
- * of `outage=/path` exists, every answer is a failure. */
+ * `delay=10ms` is how long an answer takes on average, from half to one and a half of it; for `warm_up=2s`
+ * after the start it is sick, and every answer a failure, and so it is while the file of `outage=/path`
+ * exists. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -52,7 +53,7 @@ static double ended_at;
 static char version[64] = "unversioned", fault[32];
 static char outage[256];
 static long requests, probes, delayed;
-static double error_share, error_debt, usual_delay;
+static double error_share, error_debt, usual_delay, warm_at;
 static unsigned seed;
 
 /* What /metrics tells. */
@@ -115,6 +116,7 @@ static void answer_metrics(Client *c) {
 
 /* Whether this answer is one of those that fail: each in its turn, or by chance. */
 static bool fails_now(void) {
+  if (now() < warm_at) return true;
   if (outage[0] && access(outage, F_OK) == 0) return true;
   if (has_fault("errors") && ++requests % 3 == 0) return true;
   if (seed) return rand_r(&seed) < error_share * RAND_MAX;
@@ -133,7 +135,8 @@ static void answer(Client *c) {
   bool failed = !is_own(c) && strncmp(c->path, "/env?", 5) != 0 && fails_now();
   if (!is_own(c)) tally(c, failed);
   if (strcmp(c->path, "/healthz") == 0) {
-    bool sick = has_fault("sick") || (has_fault("flap") && probes++ % 2);
+    bool stumbles = ++probes % 2 == 0 ? has_fault("flap") : probes == 3 && has_fault("stumbles");
+    bool sick = has_fault("sick") || now() < warm_at || stumbles;
     respond(c, sick ? 503 : 200, sick ? "sick\n" : "ok\n");
   } else if (strncmp(c->path, "/env?", 5) == 0) {
     const char *value = getenv(c->path + 5);
@@ -281,6 +284,7 @@ static void read_files(double *delay) {
   while (f && fgets(line, sizeof line, f)) {
     sscanf(line, "fault=%31s", fault);
     if (strncmp(line, "start_delay=", 12) == 0) *delay = duration(line + 12);
+    if (strncmp(line, "warm_up=", 8) == 0) warm_at = now() + duration(line + 8);
     if (strncmp(line, "delay=", 6) == 0) usual_delay = duration(line + 6);
     if (sscanf(line, "errors=%lf", &error_share) == 1) error_share /= 100;
     sscanf(line, "seed=%u", &seed);
