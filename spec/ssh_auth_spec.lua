@@ -284,7 +284,7 @@ describe("logging in over SSH", function()
     local key = new_key("ed25519", "open sesame")
     local answer = run({ "setsid", "-w", table.unpack(new_app(", identity: " .. key)) })
     assert.equal(2, answer.exit)
-    fixture.contains(answer.stderr, ("web1: the key %s is encrypted, and there is nobody to ask for its passphrase: give it to an agent with 'ssh-add %s', "
+    fixture.contains(answer.stderr, ("web1 ! the key %s is encrypted, and there is nobody to ask for its passphrase: give it to an agent with 'ssh-add %s', "
       .. "or run this on a terminal"):format(key, key))
     assert.is_nil(answer.stderr:find("refuses", 1, true))
     fixture.sh(("mkdir -p %s/.ssh && cp %s %s/.ssh/id_ed25519 && ssh-keygen -q -t ecdsa -N '' -f %s/.ssh/id_ecdsa"):format(dir, key, dir, dir))
@@ -398,7 +398,7 @@ describe("logging in over SSH", function()
         local started = os.time()
         local answer = run { fixture.deployrt(), "exec", "app.yml", "--", "true" }
         assert.equal(2, answer.exit)
-        fixture.contains(answer.stderr, "web1: the jump hosts lead in a circle: " .. circle[1] .. ". Which one is reached directly? Have ~/.ssh/config say so "
+        fixture.contains(answer.stderr, "web1 ! the jump hosts lead in a circle: " .. circle[1] .. ". Which one is reached directly? Have ~/.ssh/config say so "
           .. "before all else, as: " .. circle[2] .. ", and below it: ProxyJump none")
         assert.is_true(os.time() - started <= 3)
       end
