@@ -144,33 +144,39 @@ strategy: {settle: 10s, batch: 50%}
     assert.equal(2, app:command({ "plan", "in_place", "app.yml", "--set", "strategy.batchh=1" }).exit)
   end)
 
-  it("tells each change of the shares that the run then makes", function()
-    fixture.write(app.dir .. "/own.lua", [[
-      local own = require("deployrt.strategy").define { name = "own", api = 1 }
-      function own:deploy()
-        local old, new = self.fleet:old(), {}
-        for i, each in ipairs(old) do
-          new[i] = self.fleet:candidate(each.host)
-          new[i]:start(); new[i]:await_healthy()
-        end
-        self.balancer:share(30, new, old)
-        self.balancer:share(70, new, old)
-        self.balancer:switch(old, new)
-      end
-      return own]])
-    local function shares_of(argv)
-      argv[#argv + 1] = "--json"
-      local list, found = {}, app:command(argv).stdout
-      for line in found:gmatch("[^\n]+") do
-        local event = cjson.decode(line)
-        local share = event.event == "traffic" and not event.requests and event.share["2.0"] or nil
-        list[#list + 1] = share ~= list[#list] and share or nil
-      end
-      return list, found
+  --- The shares of release 2.0 that a command tells, each once, and its output.
+  local function shares_of(argv)
+    argv[#argv + 1] = "--json"
+    local list, found = {}, app:command(argv).stdout
+    for line in found:gmatch("[^\n]+") do
+      local event = cjson.decode(line)
+      local share = event.event == "traffic" and not event.requests and event.share["2.0"] or nil
+      list[#list + 1] = share ~= list[#list] and share or nil
     end
-    local planned, found = shares_of { "plan", "./own.lua", "app.yml" }
-    assert.same({ 30, 70, 100 }, planned, found)
-    assert.same(planned, (shares_of { "./own.lua", "app.yml" }))
+    return list, found
+  end
+
+  it("tells each change of the shares that the run then makes; none changes while both sets overlap", function()
+    for _, how in ipairs { "{}", "{ sticky = true }" } do
+      app:deploy("rolling", "1.0")
+      app:write(fixture.release "2.0", "2.0")
+      fixture.write(app.dir .. "/own.lua", ([[
+        local own = require("deployrt.strategy").define { name = "own", api = 1 }
+        function own:deploy()
+          local old, new = self.fleet:old(), {}
+          for i, each in ipairs(old) do
+            new[i] = self.fleet:candidate(each.host)
+            new[i]:start(); new[i]:await_healthy()
+          end
+          self.balancer:share(30, new, old, HOW)
+          self.balancer:share(70, new, old, HOW)
+          self.balancer:switch(old, new, 0.1)
+        end
+        return own]]):gsub("HOW", how))
+      local planned, found = shares_of { "plan", "./own.lua", "app.yml" }
+      assert.same({ 30, 70, 100 }, planned, found)
+      assert.same(planned, (shares_of { "./own.lua", "app.yml" }))
+    end
   end)
 
   it("of a script that fails shows what comes before that", function()

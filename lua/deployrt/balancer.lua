@@ -342,16 +342,23 @@ end
 --- The same as drain.
 Balancer.detach = Balancer.drain
 
+local function all_serve(self, list)
+  for _, each in ipairs(list) do
+    if not self:is_serving(each) then return false end
+  end
+  return true
+end
+
 --- Replaces one instance, or a list of them, by others in one change, and drains the replaced ones.
 ---@async
 ---@param old deployrt.Instance|deployrt.Instance[]
 ---@param new deployrt.Instance|deployrt.Instance[]
----@param overlap? number  seconds in which both serve
+---@param overlap? number  seconds in which both serve, by the shares that they have, if they do so already
 function Balancer:switch(old, new, overlap)
   local out, into = as_list(old), as_list(new)
   ask_before_traffic(into)
   if overlap and overlap > 0 then
-    self:attach(into)
+    if not all_serve(self, into) then self:attach(into) end -- those that do keep their share
     operation.sleep(overlap)
   end
   move(self, out, into)
