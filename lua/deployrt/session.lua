@@ -166,6 +166,7 @@ function Session:new_run(fields)
     complaints = {}, -- by the balancer's place: looks in a row that it did not answer
     warn = function(message) run.emit { event = "warning", message = message } end,
     log = function(message) run.emit { event = "log", message = message } end,
+    wait_for = function(reason) run.emit { event = "waiting", reason = reason } end,
     successors = self.fleet.successors, connections = self.connections, controller = self.controller,
     archive = self.archive,
     check_lock = function()

@@ -5,6 +5,8 @@ local errors = require "deployrt.errors"
 
 local checks = {}
 
+local silent_for = 1 -- seconds of a wait before people are told of it
+
 local function gets_traffic(state, weight)
   return state == "ready" and weight ~= 0
 end
@@ -74,11 +76,14 @@ function checks.pass(context, changes, set)
   if #names == 0 then return end
   context.check_lock()
   local checked, seconds = begin(context, names, away, set), context.app.health.deadline
-  local deadline = core.now() + seconds
+  local began, told = core.now(), false
   while true do
     local problem = failing(context, names, checked, away)
     if not problem then return end
-    if core.now() >= deadline then
+    local waited = core.now() - began
+    if waited >= silent_for and not told then context.wait_for("before traffic: " .. problem) end
+    told = waited >= silent_for
+    if waited >= seconds then
       errors.raise("unhealthy", ("%s, after %gs: traffic stays where it is; if the balancer asks for more than app.yml's health does, see there, "
         .. "and if it checks seldom (inter, rise), give health.deadline more time"):format(problem, seconds))
     end
