@@ -59,6 +59,46 @@ describe("an own check of HAProxy's", function()
     end)
   end
 
+  --- Deploys a release that passes every check, and whose answers are failures from a second after its start.
+  local function deploy_fading(strategy)
+    return app:deploy(strategy, "2.0", { conf = "fades=1s" })
+  end
+
+  local answers = { "option httpchk GET /" }
+
+  it("that what serves fails later ends a run that watches it", function()
+    begin({ instances = 2, fall = 2 }, answers)
+    app.opts.yaml = "strategy: {settle: 5s}"
+    local run = deploy_fading "in_place"
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "release 2.0 did not stay healthy: balancer 1 (haproxy) finds it down by its own check, and sends it nothing")
+    assert.same({ "1.0", "1.0" }, app:serving())
+  end)
+
+  it("leaves the last that it finds up its traffic", function()
+    begin({ fall = 2 }, answers)
+    app.opts.yaml = "strategy: {settle: 0, overlap: 2s}"
+    local run = deploy_fading "blue_green"
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "it finds down all that would be left to serve (local-", "so traffic stays where it is")
+    assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("that all fail at the end is no success", function()
+    begin({ fall = 2 }, answers)
+    fixture.write(app.dir .. "/late.lua", [[
+      local late = require("deployrt.strategy").extend("rolling", { name = "late" })
+      function late:deploy()
+        self.super.deploy(self)
+        self:sleep(2)
+      end
+      return late]])
+    local run = deploy_fading "./late.lua"
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "finds it down by its own check, and sends it nothing, so that nothing would serve")
+    assert.same({ "1.0" }, app:serving())
+  end)
+
   it("that fails once, before there is traffic, is of no consequence", function()
     begin({}, { "option httpchk GET /healthz" })
     local run = under_load(function() return app:deploy("rolling", "2.0", { fault = "stumbles" }) end)

@@ -14,7 +14,7 @@
  * In service.conf also: `errors=1.5%` of the answers are failures, evenly spread, or by chance with `seed=7`;
  * `delay=10ms` is how long an answer takes on average, from half to one and a half of it; for `warm_up=2s`
  * after the start it is sick, and every answer a failure, and so it is while the file of `outage=/path`
- * exists. */
+ * exists. With `fades=1s` every answer is a failure from then on, and its health says nothing of that. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -53,7 +53,7 @@ static double ended_at;
 static char version[64] = "unversioned", fault[32];
 static char outage[256];
 static long requests, probes, delayed;
-static double error_share, error_debt, usual_delay, warm_at;
+static double error_share, error_debt, usual_delay, warm_at, fades_at;
 static unsigned seed;
 
 /* What /metrics tells. */
@@ -116,7 +116,7 @@ static void answer_metrics(Client *c) {
 
 /* Whether this answer is one of those that fail: each in its turn, or by chance. */
 static bool fails_now(void) {
-  if (now() < warm_at) return true;
+  if (now() < warm_at || (fades_at > 0 && now() > fades_at)) return true;
   if (outage[0] && access(outage, F_OK) == 0) return true;
   if (has_fault("errors") && ++requests % 3 == 0) return true;
   if (seed) return rand_r(&seed) < error_share * RAND_MAX;
@@ -285,6 +285,7 @@ static void read_files(double *delay) {
     sscanf(line, "fault=%31s", fault);
     if (strncmp(line, "start_delay=", 12) == 0) *delay = duration(line + 12);
     if (strncmp(line, "warm_up=", 8) == 0) warm_at = now() + duration(line + 8);
+    if (strncmp(line, "fades=", 6) == 0) fades_at = now() + duration(line + 6);
     if (strncmp(line, "delay=", 6) == 0) usual_delay = duration(line + 6);
     if (sscanf(line, "errors=%lf", &error_share) == 1) error_share /= 100;
     sscanf(line, "seed=%u", &seed);

@@ -101,6 +101,17 @@ function Balancer:agree()
   if self.configured then operation.observe { name = "balancer.agree", quiet = true, args = {} } end
 end
 
+--- Who of these is in service, and found down by a balancer: it gets nothing.
+---@async
+---@param instances deployrt.Instance[]
+---@return table<string, string> down  why, by slot
+function Balancer:down_among(instances)
+  local names = {}
+  for _, each in ipairs(instances) do names[#names + 1] = self:is_serving(each) and each.slot or nil end
+  if #names == 0 then return {} end
+  return operation.observe { name = "balancer.down", quiet = true, args = { slots = names } }
+end
+
 --- Whether there are balancers at all.
 ---@return boolean
 function Balancer:exists()
@@ -147,17 +158,22 @@ local function serves_after(self, changed)
   return false
 end
 
---- The last that serves keeps its traffic: unless it is broken, or the strategy's option `allow_gap` says otherwise. A rollback,
---- and what people do by hand, may leave nothing.
-local function check_last(self, changed)
+--- Whether a change may leave nothing that serves: where the strategy's option `allow_gap` says so, in a rollback, and in what
+--- people do by hand.
+local function may_leave_gap()
   local run = operation.current()
-  local allowed = run.script.options.allow_gap
-  if run.kind ~= "deploy" or allowed or operation.is_undoing() or serves_after(self, changed) then return end
+  return run.kind ~= "deploy" or run.script.options.allow_gap or operation.is_undoing()
+end
+
+--- The last that serves keeps its traffic, unless it is broken.
+local function check_last(self, changed)
+  if may_leave_gap() or serves_after(self, changed) then return end
+  local run = operation.current()
   for _, member in ipairs(run.fleet:instances()) do
     local change = changed[member.slot]
     if change and self:is_serving(member) and not is_open(change.state or "ready", change.weight or self.weights.full) and member:is_healthy() then
       errors.raise("capacity", ("%s is the last that serves: without its traffic nothing would; give process.ports a spare slot%s"):format(
-        member.label, allowed == false and ", or accept the gap with strategy.allow_gap: true" or ", or have the strategy give its new instances traffic first"),
+        member.label, run.script.options.allow_gap == false and ", or accept the gap with strategy.allow_gap: true" or ", or have the strategy give its new instances traffic first"),
         { host = member.host.name })
     end
   end
@@ -180,7 +196,7 @@ local function apply(self, changes, note, for_good, concerned)
   if not self.configured or #changes == 0 then return end
   local closing <close> = hold_leaving(self, changes)
   operation.effect {
-    name = "balancer.apply", kind = "repeat", args = { changes = changes, forward = not for_good or nil }, find = not for_good and "balancer.find" or nil, note = note,
+    name = "balancer.apply", kind = "repeat", args = { changes = changes, forward = not for_good and (may_leave_gap() and "gap" or "serve") or nil }, find = not for_good and "balancer.find" or nil, note = note,
     undo = not for_good and function(found)
       return { name = "balancer.restore", args = { changes = found, timeout = self.drain_timeout, long = self.drain_long }, note = concerned or note }
     end or nil,

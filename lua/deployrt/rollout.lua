@@ -1,4 +1,5 @@
 -- rollout.lua -- What the runtime does around a strategy: uploads, fills what is missing, retires what is surplus.
+local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
 local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
@@ -204,6 +205,25 @@ function rollout.examine(run)
     name = "balancer.examine", args = { strict = true }, undo = { name = "balancer.examine", args = { strict = false } },
     note = "the balancer, which checks health as the new release says from now on",
   }
+end
+
+--- A balancer that finds down all that it would send traffic to has a check of its own that the new release does not pass.
+---@async
+---@param run table
+--- Raises deployrt.Error: "unhealthy".
+function rollout.confirm(run)
+  local serving, down = {}, {}
+  for _, member in ipairs(run.fleet:instances()) do
+    if not run.fleet.given_up[member.host.name] and run.balancer:is_serving(member) then serving[#serving + 1] = member end
+  end
+  local reasons = run.balancer:down_among(serving)
+  for _, member in ipairs(serving) do down[#down + 1] = reasons[member.slot] and member or nil end
+  if #down == 0 then return end
+  local labels = {}
+  for i, member in ipairs(down) do labels[i] = member.label end
+  local message = ("%s: %s"):format(table.concat(labels, ", "), reasons[down[1].slot])
+  if #down == #serving and run.kind == "deploy" then errors.raise("unhealthy", message .. ", so that nothing would serve") end
+  run.emit { event = "warning", message = message }
 end
 
 --- Versions that may go: the oldest beyond `keep`, never one that runs, serves or can be rolled back to.

@@ -54,6 +54,7 @@ local function proceed(self)
   rollout.retire(self.script)
   rollout.activate(self.script, self)
   self.balancer:agree()
+  rollout.confirm(self)
   rollout.examine(self)
 end
 

@@ -1,5 +1,6 @@
 -- vigil.lua -- Instances that must stay healthy while something else is waited for.
 local errors = require "deployrt.errors"
+local operation = require "deployrt.operation"
 
 ---@class deployrt.Vigil
 ---@field strikes table<deployrt.Instance, integer>  probes that failed in a row
@@ -15,15 +16,16 @@ function vigil.new()
   return setmetatable({ strikes = {} }, Vigil)
 end
 
---- One probe of each.
+--- One probe of each, and one look at the balancer, which may have checks of its own.
 ---@async
 ---@param instances deployrt.Instance[]
 ---@return boolean well  false: one of them is in doubt
 --- Raises deployrt.Error: "unhealthy".
 function Vigil:look(instances)
-  local well = true
+  local well, down = true, operation.current().balancer:down_among(instances)
   for _, member in ipairs(instances) do
     local healthy, reason = member:is_healthy()
+    if healthy and down[member.slot] then healthy, reason = false, down[member.slot] end
     self.strikes[member] = healthy and 0 or (self.strikes[member] or 0) + 1
     well = well and healthy
     if self.strikes[member] >= allowed then

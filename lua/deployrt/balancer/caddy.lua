@@ -236,7 +236,7 @@ end
 --- Sets the upstreams in one request, and reads them back.
 ---@async
 ---@param changes deployrt.SlotChange[]
----@param forward? boolean  what gets traffic now must answer
+---@param forward? "serve"|"gap"  what gets traffic now must answer
 function Caddy:apply(changes, forward)
   local list, path = look(self)
   local states = states_of(self, list)

@@ -142,7 +142,7 @@ end
 --- Runs the command with all states, unless they are set already.
 ---@async
 ---@param changes deployrt.SlotChange[]
----@param forward? boolean  what gets traffic now must answer
+---@param forward? "serve"|"gap"  what gets traffic now must answer
 function Command:apply(changes, forward)
   local states = states_of(self)
   local wanted, changed = merge(self, states, changes)

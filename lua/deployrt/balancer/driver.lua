@@ -22,9 +22,9 @@ local route = require "deployrt.balancer.route"
 ---@field stopped? boolean   set by unprepare: the run had started it, and it has no part in the rest of the way back
 ---@field read fun(self, names?: string[]): {slots: table<string, deployrt.DriverSlot>, instance: string, others?: deployrt.OtherServer[]}  as the
 ---  balancer has it now; of the named ones at least
----@field apply fun(self, changes: deployrt.SlotChange[], forward?: boolean): table<string, deployrt.DriverSlot>?  returns when the balancer
+---@field apply fun(self, changes: deployrt.SlotChange[], forward?: "serve"|"gap"): table<string, deployrt.DriverSlot>?  returns when the balancer
 ---  does what was asked: it is read back; tells the slots as they were before, where it had to look; forward: nothing is put
----  back, so that what gets traffic must be in reach
+---  back, so that what gets traffic must be in reach; serve: somebody who is up must be left
 ---@field checked? fun(self, names: string[]): string[]  slots that are to get traffic, and are to pass a check of the balancer's own before,
 ---  which deployrt does not know
 ---@field pass_checks? fun(self, names: string[]): string?  has it check them, without traffic; tells why not all have passed by now

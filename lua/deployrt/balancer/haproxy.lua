@@ -264,7 +264,7 @@ end
 --- Raises deployrt.Error: "balancer", with the difference; and those of read.
 ---@async
 ---@param changes deployrt.SlotChange[]
----@param forward? boolean  what gets traffic now must answer
+---@param forward? "serve"|"gap"  what gets traffic now must answer
 ---@return table<string, {state: deployrt.SlotState}> found  the slots as they were
 function HAProxy:apply(changes, forward)
   local slots = look_for(self, changes)

@@ -414,7 +414,7 @@ end
 --- Raises deployrt.Error: "balancer"; "refused" when nginx does not run.
 ---@async
 ---@param changes deployrt.SlotChange[]
----@param forward? boolean  what gets traffic now must answer
+---@param forward? "serve"|"gap"  what gets traffic now must answer
 function Nginx:apply(changes, forward)
   local seen = look(self)
   local before = situation_of(self, seen)

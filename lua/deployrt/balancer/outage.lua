@@ -23,6 +23,26 @@ local function takes_traffic(slots, changes)
   return false
 end
 
+--- Why nobody of those that would go on serving gets requests: they are down for the balancer, whatever app.yml's health says. nil when one
+--- does; that none is to go on is another's to judge.
+local function only_down(slots, changes)
+  local after, down = {}, {}
+  for name, slot in pairs(slots) do after[name] = { state = slot.state, weight = slot.weight, up = slot.up } end
+  for _, change in ipairs(changes) do
+    local slot = after[change.slot]
+    slot.state, slot.weight = change.state or slot.state, change.weight or slot.weight
+  end
+  for name, slot in pairs(after) do
+    if slot.state == "ready" and slot.weight > 0 then
+      if slot.up ~= false then return nil end
+      down[#down + 1] = name
+    end
+  end
+  if #down == 0 then return nil end
+  table.sort(down)
+  return ("it finds down all that would be left to serve (%s), so traffic stays where it is: what do its own health checks ask for?"):format(table.concat(down, ", "))
+end
+
 local function slot_named(context, name)
   for _, slot in ipairs(context.slots) do
     if slot.name == name then return slot end
@@ -85,20 +105,22 @@ local function gap(context, names)
     table.concat(missing, ", "), context.host.name), text_of(why)
 end
 
---- Why a change would leave requests without an answer. On the way forward each one that is to get traffic must be reached;
---- when what was so is put back, it is enough that somebody is.
+--- Why a change would leave requests without an answer. On the way forward each one that is to get traffic must be reached, and
+--- one that the balancer finds up must be left, unless a gap is allowed; when what was so is put back, it is enough that somebody is
+--- reached.
 ---@async
 ---@param context deployrt.DriverContext
 ---@param slots table<string, {state: deployrt.SlotState, weight: integer, up?: boolean}>  before the changes
 ---@param changes deployrt.SlotChange[]
----@param forward? boolean
+---@param forward? "serve"|"gap"
 ---@return string? problem
 ---@return string? detail
 function outage.expected(context, slots, changes, forward)
-  local names = entering(slots, changes)
+  local names, takes = entering(slots, changes), takes_traffic(slots, changes)
+  local problem = forward == "serve" and takes and #names == 0 and only_down(slots, changes)
+  if problem then return problem end
   if forward then return gap(context, names) end
-  if not takes_traffic(slots, changes) then return nil end
-  return outage.silence(context, names)
+  return takes and outage.silence(context, names) or nil
 end
 
 return outage

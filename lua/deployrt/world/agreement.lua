@@ -6,7 +6,10 @@ local slot_name = require "deployrt.slot_name"
 
 local agreement = {}
 
-local function name_of(context, index)
+--- A balancer as people know it.
+---@param index integer  its place in app.yml
+---@return string
+function agreement.name_of(context, index)
   local entry = context.app.balancers[index]
   return ("balancer %d (%s%s)"):format(index, entry.type, entry.host and " on " .. entry.host or "")
 end
@@ -96,9 +99,9 @@ function agreement.read_all(context)
   if not best then error(problem, 0) end
   for index, seen in ipairs(all) do
     if not seen then
-      differ = differ or name_of(context, index) .. " is away"
+      differ = differ or agreement.name_of(context, index) .. " is away"
     elseif not is_alike(best, seen) then
-      differ = differ or name_of(context, index) .. " has other states"
+      differ = differ or agreement.name_of(context, index) .. " has other states"
     end
   end
   dispute(best, all)
@@ -206,7 +209,7 @@ local patience_beside, patience_at_end = 2, 15
 ---@return string  what people should know of it
 function agreement.leave_behind(context, index, err)
   context.behind[index] = err
-  return ("%s is away, and will be brought up to date when it returns: %s"):format(name_of(context, index), err.message)
+  return ("%s is away, and will be brought up to date when it returns: %s"):format(agreement.name_of(context, index), err.message)
 end
 
 --- Changes one balancer. One that is away while others are there stays behind, and is brought up to date when it returns.
@@ -320,7 +323,7 @@ end
 
 --- Says that a balancer was brought to the wanted states, and why it was not there.
 local function tell(context, index, count, rerouted)
-  local name, what = name_of(context, index), count == 1 and "1 slot" or count > 0 and count .. " slots" or rerouted and "its route"
+  local name, what = agreement.name_of(context, index), count == 1 and "1 slot" or count > 0 and count .. " slots" or rerouted and "its route"
   if context.begins then
     context.log(("%s gets the states of the others: %s"):format(name, what or "it was started"))
   elseif context.behind[index] then
@@ -376,7 +379,7 @@ local function complain(context, problems)
     local err, said = problems[index], context.complaints[index] or 0
     context.complaints[index] = err and not context.behind[index] and said + 1 or 0
     if context.complaints[index] == 4 then
-      context.warn(("%s does not answer, and is brought up to date when it returns: %s"):format(name_of(context, index), err.message))
+      context.warn(("%s does not answer, and is brought up to date when it returns: %s"):format(agreement.name_of(context, index), err.message))
     end
   end
 end
@@ -417,7 +420,7 @@ function agreement.reach(context, back)
   end
   for index, err in pairs(problems) do
     if not back or not same(context.has[index], context.wanted) then
-      errors.raise("balancer", ("%s does not have the states that the run wants: %s"):format(name_of(context, index), err.message),
+      errors.raise("balancer", ("%s does not have the states that the run wants: %s"):format(agreement.name_of(context, index), err.message),
         { host = err.host, detail = err.detail })
     end
   end

@@ -350,6 +350,21 @@ function balancer.restore(context, _, args)
   return {}
 end
 
+--- Slots in service, or routed, that a balancer finds down. One that is away does not know.
+---@return table<string, string> down  why, by slot
+function balancer.down(context, _, args)
+  local down = {}
+  for index, driver in ipairs(context.drivers) do
+    local ok, seen = pcall(driver.read, driver, args.slots)
+    if not ok and not errors.is_away(seen) then error(seen, 0) end
+    for _, name in ipairs(args.slots) do
+      local slot = ok and seen.slots[name]
+      if slot and slot.up == false then down[name] = agreement.name_of(context, index) .. " finds it down by its own check, and sends it nothing" end
+    end
+  end
+  return down
+end
+
 --- Whether what a driver counted are counts: one that reckons may give NaN or infinity.
 local function is_counted(slot)
   local sum = math.abs(slot.requests) + math.abs(slot.errors) + math.abs(slot.latency or 0) + math.abs(slot.seconds or 0)

@@ -242,7 +242,7 @@ function rooms.balancer:agree()
   return {}
 end
 
-for _, name in ipairs { "stop", "unprepare", "examine" } do rooms.balancer[name] = rooms.balancer.agree end
+for _, name in ipairs { "stop", "unprepare", "examine", "down" } do rooms.balancer[name] = rooms.balancer.agree end
 
 function rooms.stranger:look(_, args, spec)
   return look(self, { name = "stranger.look", host = spec.host, args = args }, nil)
