@@ -124,7 +124,7 @@ describe("the API reference", function()
   }
   local internal = { -- what the runtime itself calls on these objects
     fleet = { add = true, elsewhere = true, exchange = true, check_ports = true, discover_hosts = true, renew = true, forgotten = true, is_idle = true, forget = true, release_slots = true },
-    balancer = { settle = true, has_left = true, look = true }, instance = {}, host = {}, self = {},
+    balancer = { settle = true, has_left = true, look = true, down_among = true }, instance = {}, host = {}, self = {},
   }
 
   for _, module in ipairs(modules) do

@@ -162,17 +162,22 @@ describe("an own check of HAProxy's", function()
     end
   end)
 
-  it("of the server that another one tracks is waited for, too", function()
-    app = fixture.app { instances = 1, slots = 2, health = "{http: /healthz, interval: 50ms, timeout: 1s, deadline: 8s}", yaml = "strategy: {settle: 0}" }
-    local servers = {}
-    for i, port in ipairs(app.ports) do servers[i] = ("s%d 127.0.0.1:%d track probe/p%d"):format(i, port, i) end
-    local proxy = fixture.haproxy { servers = servers, after = { "backend probe", ("  server p1 127.0.0.1:%d check inter 1s fall 2 rise 1"):format(app.ports[1]),
-      ("  server p2 127.0.0.1:%d check inter 1s fall 2 rise 1"):format(app.ports[2]) } }
+  it("of the server that another one tracks is waited for, too, whatever that knows of the process before", function()
+    app = fixture.app { instances = 2, slots = 2, health = "{http: /healthz, interval: 50ms, timeout: 1s, deadline: 4s}", yaml = "strategy: {settle: 0}" }
+    local servers, after = {}, { "backend probe", "  option httpchk GET /", "  http-check expect ! rstring 2.0" }
+    for i, port in ipairs(app.ports) do
+      servers[i] = ("s%d 127.0.0.1:%d track probe/p%d"):format(i, port, i)
+      after[#after + 1] = ("  server p%d 127.0.0.1:%d check inter 500ms fall 4 rise 1"):format(i, port)
+    end
+    local proxy = fixture.haproxy { servers = servers, after = after }
     app.opts.balancer, app.port = ("{type: haproxy, socket: %s, backend: shop, drain: {timeout: 5s}}"):format(proxy.socket), proxy.port
     assert.equal(0, app:deploy("rolling", "1.0").exit)
-    local run = under_load(function() return app:deploy("rolling", "2.0") end)
+    local run = under_load(function() return app:deploy("in_place", "1.1") end)
     assert.equal(0, run.exit, run.stdout .. run.stderr)
-    assert.same({ "2.0" }, app:serving())
+    run = under_load(function() return app:deploy("in_place", "2.0") end)
+    assert.equal(1, run.exit, run.stdout .. run.stderr)
+    contains(run.stderr, "the server that it tracks is down")
+    assert.same({ "1.1", "1.1" }, app:serving())
   end)
 
   it("of a managed HAProxy that fails once, when there is traffic, takes it from nobody", function()

@@ -41,6 +41,10 @@ backend sidecar
     server web1-8080 127.0.0.1:%d disabled
     server web2-8080 localhost:%d disabled
     server web3-8080 127.0.0.2:%d disabled
+backend spare
+    server anything 127.0.0.1:%d backup
+backend agents
+    server anything 127.0.0.1:%d agent-check agent-port %d agent-inter 10s
 ]]
 
 describe("HAProxy of one's own", function()
@@ -58,7 +62,7 @@ describe("HAProxy of one's own", function()
     config = host.directory .. "/haproxy.cfg"
     local p = ports
     host:write(config, users_config:format(host.directory, host.directory, api_port, listen,
-      p[1], p[2], p[1], p[1], p[1], p[1], p[4], p[4], p[4]))
+      p[1], p[2], p[1], p[1], p[1], p[1], p[4], p[4], p[4], p[1], p[1], p[2]))
     local master = host:spawn { "haproxy", "-W", "-f", config }
     local socket = host.directory .. "/admin.sock"
     await("haproxy", function() return pcall(host.talk, host, socket, "show info\n") end)
@@ -340,12 +344,14 @@ describe("HAProxy of one's own", function()
       local driver = own(1, options)
       return refused("balancer", driver.check, driver).message
     end
-    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice, templated, sidecar",
+    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice, templated, sidecar, spare, agents",
       message { backend = "shp" })
     assert.matches("level operator.*level admin", message { socket = host.directory .. "/operator.sock" })
     assert.matches("static%-rr.*no weights at runtime", message { backend = "fixed" })
     assert.matches("balance source.*hash%-type consistent", message { backend = "hashed" })
     assert.matches("first and second.*same instance", message { backend = "twice" })
+    assert.matches("anything of backend 'spare' is `backup`.*take that off", message { backend = "spare" })
+    assert.matches("the agents %(`agent%-check`%) of anything of backend 'agents' may set weights.*`up` and `down`", own(1, { backend = "agents" }):check()[1])
   end))
 
   it("changes nothing when it is checked", inside(function()

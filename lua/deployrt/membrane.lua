@@ -19,7 +19,7 @@ local kinds = {
   instance = { fields = set "host port label slot release state pid", hidden = {} },
   host = { fields = set "name group current", hidden = {}, needs = "host.run" },
   fleet = { fields = set "hosts", hidden = set "add elsewhere exchange forget check_ports discover_hosts is_idle release_slots renew" },
-  balancer = { fields = set "slots", hidden = set "has_left look settle", needs = "balancer", looks = set "exists is_serving is_routed refresh stats" },
+  balancer = { fields = set "slots", hidden = set "down_among has_left look settle", needs = "balancer", looks = set "exists is_serving is_routed refresh stats" },
 }
 
 local deepest = 20

@@ -3,15 +3,14 @@ local entries = require "deployrt.balancer.haproxy_entry"
 local errors = require "deployrt.errors"
 local checks = require "deployrt.balancer.haproxy_checks"
 local config = require "deployrt.balancer.haproxy_config"
-local left = require "deployrt.balancer.left"
 local managed = require "deployrt.balancer.haproxy_managed"
 local outage = require "deployrt.balancer.outage"
+local own = require "deployrt.balancer.haproxy_own"
 local process = require "deployrt.balancer.haproxy_process"
 local routes = require "deployrt.balancer.haproxy_route"
 local route = require "deployrt.balancer.route"
 local runtime = require "deployrt.balancer.haproxy_runtime"
 local servers = require "deployrt.balancer.haproxy_servers"
-local suggest = require "deployrt.suggest"
 local workers = require "deployrt.balancer.haproxy_workers"
 
 ---@class deployrt.HAProxy: deployrt.Driver
@@ -74,7 +73,8 @@ function HAProxy:ask(commands)
     { host = self.host.name, detail = answer.message })
 end
 
-local function observations(self)
+---@package
+function HAProxy:observations()
   return { "show servers state " .. self.backend, ("show stat %s 6 -1"):format(self.backend), "show info" }
 end
 
@@ -87,7 +87,7 @@ end
 ---@package
 function HAProxy:look()
   if self.options.managed then managed.keep_left(self) end
-  local request = observations(self)
+  local request = self:observations()
   if self.map then table.move(routes.observations(self.backend, self.map), 1, 3, #request + 1, request) end
   local text = self:ask(request)
   local rows, pid = runtime.rows_of(text, self.backend), text:match("\nPid: (%d+)")
@@ -106,7 +106,8 @@ function HAProxy:look()
   }
 end
 
-local function look_at_backend(self)
+---@package
+function HAProxy:look_at_backend()
   local seen = self:look()
   if seen.exists then return seen end
   self:fail(("it has no backend '%s' (any more): see `deployrt check --connect`"):format(self.backend))
@@ -145,7 +146,7 @@ end
 ---@async
 ---@return {slots: table<string, deployrt.DriverSlot>, instance: string, down?: boolean, route?: deployrt.Route}  another instance: restarted, reloaded
 function HAProxy:read()
-  local ok, seen = pcall(look_at_backend, self)
+  local ok, seen = pcall(self.look_at_backend, self)
   local gone = not ok and (seen.code == "missing" or seen.code == "refused")
   if gone and self.options.managed then return nothing_runs(self) end
   if not ok then error(seen, 0) end
@@ -167,7 +168,7 @@ local window = 512 -- TIME_STATS_SAMPLES: the mean gives each request's time tha
 ---@return table<string, deployrt.SlotStats>
 function HAProxy:stats()
   local slots = {}
-  for name, row in pairs(look_at_backend(self).slots) do
+  for name, row in pairs(self:look_at_backend().slots) do
     local function number(column) return runtime.number(row.stat, column) end
     slots[name] = {
       requests = number("stot"), errors = number("hrsp_5xx") + number("econ") + number("eresp"),
@@ -248,12 +249,12 @@ end
 
 --- All slots of the changes, known to HAProxy, all rows, and who answered: one that forgot them (reload, restart) is prepared anew.
 local function look_for(self, changes)
-  local ok, seen = pcall(look_at_backend, self)
+  local ok, seen = pcall(self.look_at_backend, self)
   local gone = not ok and (seen.code == "missing" or seen.code == "refused")
   if not ok and not (gone and self.options.managed) then error(seen, 0) end
   if ok and all_known(seen.slots, changes) then return seen.slots, seen.rows, seen.instance end
   self:prepare()
-  seen = look_at_backend(self)
+  seen = self:look_at_backend()
   for _, change in ipairs(changes) do
     if not seen.slots[change.slot] then self:fail(describe(self, change) .. ": it is not in app.yml") end
   end
@@ -272,7 +273,7 @@ function HAProxy:apply(changes, forward)
   local problem, detail = outage.expected(self.context, slots, changes, forward)
   if problem then self:fail(problem, detail) end
   local request = all_commands(self, slots, changes)
-  table.move(observations(self), 1, 2, #request + 1, request)
+  table.move(self:observations(), 1, 2, #request + 1, request)
   verify(self, self:ask(request), changes)
   return slots
 end
@@ -304,90 +305,13 @@ function HAProxy:pass_checks(names)
   local request = {}
   for _, name in ipairs(names) do
     local begun = slots[name].state == "drain" and self.checking[name] == instance
-    for _, order in ipairs(begun and {} or checks.begin(slots[name])) do request[#request + 1] = set(self, slots[name], order[1], order[2]) end
+    local commands = begun and {} or checks.begin(slots[name], self.backend, function(...) return self:ask { ... } end)
+    table.move(commands, 1, #commands, #request + 1, request)
     self.checking[name] = instance
   end
   if #request > 0 then self:ask(request) end
   local problem = checks.first_problem(#request > 0 and look_for(self, drained(names)) or slots, names)
   return problem and ("HAProxy at %s, backend '%s': %s"):format(self.socket, self.backend, problem)
-end
-
-local function names_of_backends(stats)
-  local names = {}
-  for _, row in ipairs(stats) do
-    if row.svname == "BACKEND" then names[#names + 1] = row.pxname end
-  end
-  return names
-end
-
-local function check_level(self, text)
-  local level = text:match("^(%l+)\n")
-  if level == "admin" then return end
-  self:fail(("its socket allows no changes (level %s): write `level admin` on its `stats socket` line, and reload "
-    .. "it"):format(level or "unknown"))
-end
-
-local function check_backend(self, stats)
-  local names = names_of_backends(stats)
-  for _, row in ipairs(stats) do
-    if row.svname == "BACKEND" and row.pxname == self.backend then return row end
-  end
-  local close = suggest.closest(self.backend, names)
-  self:fail(("it has no backend '%s'%s; it has: %s"):format(self.backend,
-    close and (" (did you mean '%s'?)"):format(close) or "",
-    #names > 0 and table.concat(names, ", ") or "none"))
-end
-
---- HAProxy refuses an `add server` without an address: nothing is added, and the reason tells what it can do.
-local function check_weights(self, text, backend)
-  local is_static = text:find("must use a dynamic load balancing", 1, true) or backend.algo == "static-rr"
-  if not is_static then return end
-  self:fail(("backend '%s' uses `balance %s`, which takes no weights at runtime: use roundrobin, leastconn or "
-    .. "random, or `hash-type consistent` with a hash"):format(self.backend, backend.algo or "?"))
-end
-
---- Slots that cannot get a server.
-local function refuse_missing(self, slots, complaint)
-  local what, lines = servers.advice(self, slots)
-  self:fail(("backend '%s' has no server for %s (%s), and %s"):format(self.backend, slots[1].name, config.endpoint(slots[1]), what), complaint .. lines)
-end
-
-local function check_slots(self, rows, text)
-  local missing = servers.missing(self, servers.match(self, rows))
-  if #missing > 0 and not self.template and text:find("Unknown command", 1, true) then
-    self:fail(("backend '%s' has no server for %s, and adding one at runtime needs HAProxy 2.4: add the lines "
-      .. "below to it"):format(self.backend, missing[1].name), servers.lines(missing))
-  end
-  if servers.too_few(self, missing, rows) then refuse_missing(self, missing, "") end
-  local slot, first, second = servers.ambiguous(self, rows)
-  if slot then
-    self:fail(("servers %s and %s of backend '%s' are the same instance (%s): remove one of them"):format(
-      first.server, second.server, self.backend, first.endpoint))
-  end
-  local astray, server = servers.misplaced(self, rows)
-  if astray then
-    self:fail(("server %s of backend '%s' is at %s, and app.yml has that slot at %s: write the line below instead of its, and reload HAProxy; or give the host "
-      .. "the address that it has here, and what ssh needs instead in ~/.ssh/config (HostName)"):format(server.server, self.backend, server.endpoint,
-      config.endpoint(astray)), servers.lines { astray })
-  end
-end
-
---- With a map, one's own HAProxy has what tells requests apart.
-local function check_route(self)
-  if not self.map or look_at_backend(self).route then return end
-  self:fail(("it has no map %s, or no backend '%s' with these servers: it needs the lines below"):format(self.map,
-    routes.backend(self.backend)), routes.lines_for_own(self.backend, self.map))
-end
-
-local function check_own(self)
-  local text = self:ask({ "show cli level", "show stat", "show servers state " .. self.backend,
-    ("add server %s/deployrt-probe"):format(self.backend) })
-  check_level(self, text)
-  check_weights(self, text, check_backend(self, runtime.parse_stat(text)))
-  local rows = runtime.rows_of(text, self.backend)
-  check_slots(self, rows, text)
-  check_route(self)
-  return servers.at_other_ports(self, rows)
 end
 
 --- Whether HAProxy is there and will do what a run asks of it. Changes nothing.
@@ -396,20 +320,7 @@ end
 ---@return string[]? notes  what people should know
 function HAProxy:check()
   if self.options.managed then return managed.check(self) end
-  return check_own(self)
-end
-
---- Slots that the user's HAProxy does not know get a server, in maintenance.
-local function add_missing(self, wanted)
-  local seen = look_at_backend(self)
-  if wanted then left.forget(self, seen.slots, wanted) end
-  local missing = servers.missing(self, seen.slots)
-  if #missing == 0 then return end
-  local request = servers.commands(self, missing, seen.rows, seen.version)
-  table.move(observations(self), 1, 2, #request + 1, request)
-  local text = self:ask(request)
-  local refused = servers.missing(self, servers.match(self, runtime.rows_of(text, self.backend)))
-  if #refused > 0 then refuse_missing(self, refused, runtime.complaint(text) .. "\n") end
+  return own.check(self)
 end
 
 --- Controllers that run on different hosts at the same time have one HAProxy: each sees it as the others have left it.
@@ -423,7 +334,7 @@ end
 ---@param run? string  that may want back the configuration which it finds
 ---@param wanted? table<string, table>  slots that the run has in hand
 function HAProxy:prepare(run, wanted)
-  if self.options.managed then set_up(self, managed.prepare, run, wanted) else add_missing(self, wanted) end
+  if self.options.managed then set_up(self, managed.prepare, run, wanted) else own.prepare(self, wanted) end
 end
 
 --- Managed: the configuration that the run found is put back, if prepare() changed it.
@@ -444,9 +355,9 @@ end
 
 --- Brings the routed servers and the percentage to what is wanted, and reads them back.
 local function set_route(self, wanted)
-  local seen = look_at_backend(self)
+  local seen = self:look_at_backend()
   self:ask(routes.commands(self.backend, self.map, seen.routed, wanted))
-  local now = look_at_backend(self).route
+  local now = self:look_at_backend().route
   if route.is_same(now, wanted) then return end
   self:fail(("%g%% of the requests should be routed to %s, and %s are: does somebody else change it too?"):format(wanted.percent,
     table.concat(wanted.slots, ", "), now and ("%g%% to %s"):format(now.percent, table.concat(now.slots, ", ")) or "none"))
@@ -481,7 +392,7 @@ end
 ---@async
 ---@param wanted table<string, {state?: deployrt.SlotState, weight?: integer}>  by slot
 function HAProxy:conclude(wanted)
-  if self.template then servers.note_given(self, look_at_backend(self).slots, wanted) end
+  if self.template then servers.note_given(self, self:look_at_backend().slots, wanted) end
 end
 
 --- Managed: ends HAProxy once its requests are done, and removes its files. One's own is left alone.

@@ -1,5 +1,7 @@
 -- haproxy_checks.lua -- HAProxy's own health checks: who is to get traffic passes one before.
-local number = require("deployrt.balancer.haproxy_runtime").number
+local runtime = require "deployrt.balancer.haproxy_runtime"
+
+local number = runtime.number
 
 local haproxy_checks = {}
 
@@ -30,15 +32,29 @@ function haproxy_checks.of(slots, rows, names)
   return list
 end
 
+--- What a server tracks, where that is the same instance: its check is of no other. nil: it is another's, or has none.
+---@return string?  "backend/server"
+local function own_tracked(row, ask)
+  local backend, name = (row.stat.tracked or ""):match("^([^/]+)/(.+)$")
+  if not backend then return nil end
+  for _, other in ipairs(runtime.rows_of(ask("show servers state " .. backend), backend)) do
+    if other.server == name and other.checked and other.endpoint == row.endpoint then return backend .. "/" .. name end
+  end
+end
+
 --- Has HAProxy check a server anew, without traffic, whatever it knew of what was there before. One that comes out of maintenance
 --- counts as up until its first check, and is down after the first failure; that it has passed shows by its health, which is full
---- then. Where a single failure is enough, full is all that there is, so that it begins down.
+--- then. Where a single failure is enough, full is all that there is, so that it begins down; so does what a server tracks.
 ---@param row deployrt.HAProxyServer
----@return {[1]: string, [2]: string}[]  what is set, and to what
-function haproxy_checks.begin(row)
-  local orders = { { "state", "maint" }, { "state", "drain" } }
-  if row.checked and number(row.stat, "check_fall") <= 1 then orders[3] = { "health", "down" } end
-  return orders
+---@param backend string
+---@param ask fun(command: string): string  HAProxy's answer
+---@return string[] commands
+function haproxy_checks.begin(row, backend, ask)
+  local where = backend .. "/" .. row.server
+  local commands = { ("set server %s state maint"):format(where), ("set server %s state drain"):format(where) }
+  local begins_down = row.checked and number(row.stat, "check_fall") <= 1 and where or own_tracked(row, ask)
+  if begins_down then commands[3] = ("set server %s health down"):format(begins_down) end
+  return commands
 end
 
 --- Why a server is not known to pass; nil when it is.

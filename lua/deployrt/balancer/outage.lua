@@ -120,7 +120,8 @@ function outage.expected(context, slots, changes, forward)
   local problem = forward == "serve" and takes and #names == 0 and only_down(slots, changes)
   if problem then return problem end
   if forward then return gap(context, names) end
-  return takes and outage.silence(context, names) or nil
+  if not takes then return nil end
+  return outage.silence(context, names)
 end
 
 return outage

@@ -85,7 +85,7 @@ function checks.pass(context, changes, set)
     told = waited >= silent_for
     if waited >= seconds then
       errors.raise("unhealthy", ("%s, after %gs: traffic stays where it is; if the balancer asks for more than app.yml's health does, see there, "
-        .. "and if it checks seldom (inter, rise), give health.deadline more time"):format(problem, seconds))
+        .. "and if it checks seldom (inter, downinter, rise), give health.deadline more time"):format(problem, seconds))
     end
     context.check_stop()
     core.sleep(0.05)
