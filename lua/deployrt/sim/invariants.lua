@@ -188,6 +188,12 @@ local function take_verdict(world, leaves)
   return verdict
 end
 
+--- Whether nothing of the old release ran when the run began: the new one has nobody to be compared with.
+local function is_without_old(world)
+  local broken = world.faults:of("old-broken")[1]
+  return broken ~= nil and broken.dead
+end
+
 --- Each rise of the new release's share above what it had is preceded by a verdict that allows it. Where old instances are
 --- replaced, or somebody else changes something, the others get more by themselves. A verdict that passes what is known to be bad
 --- was not about that, or had no limits.
@@ -205,7 +211,7 @@ checks["no promotion without evidence"] = { on = { traffic = true, analysis = tr
   end
   world.judged_share = now
   if before == 0 or not world.judges or world.backwards or event.by ~= "run" or world.balancer.dirty or world.hurt then return end
-  if is_replacement(world, event) then return end
+  if is_without_old(world) or is_replacement(world, event) then return end
   local verdict = take_verdict(world, leaves)
   local rise = ("the new release's share rises from %.0f%% to %.0f%%, and the last verdict is '%s'"):format(before, now, verdict or "none")
   if not world.judges.verdicts[verdict] then return rise end
