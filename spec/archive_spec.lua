@@ -27,6 +27,17 @@ describe("an archive", function()
     refused(app:deploy("rolling", "2.0", { path = path }), "not a readable tar archive")
   end)
 
+  it("that was cut off between two of its files is refused, compressed or not; tar itself is content with it", function()
+    local path = fixture.dir()
+    fixture.sh(("cd %s && touch a b && tar -cf full.tar a b && head -c 512 full.tar > cut.tar && gzip -k cut.tar && tar -tf cut.tar && cp full.tar lone.tar && truncate -s 1536 lone.tar"):format(path))
+    for _, name in ipairs { "cut.tar", "cut.tar.gz" } do
+      local run = app:command { "check", "app.yml", "--set", ("release.path=%s/%s"):format(path, name) }
+      assert.equal(2, run.exit, run.stdout .. run.stderr)
+      contains(run.stderr, ("release.path: %s/%s has no end: it was cut off between two of its files"):format(path, name), "pack or copy it again")
+    end
+    assert.equal(0, app:command({ "check", "app.yml", "--set", ("release.path=%s/lone.tar"):format(path) }).exit)
+  end)
+
   it("with paths that leave its directory, or absolute ones, is refused", function()
     local path = fixture.dir()
     fixture.write(path .. "/x/file", "content")

@@ -64,14 +64,26 @@ local function link_above(name, links)
   end
 end
 
---- Refuses what would be unpacked outside of its directory, also through a link of its own, and what cannot be read.
-local function check_names(self)
-  local result = self.controller:execute({ "tar", "-tvf", self.path }, { timeout = 600 })
+local end_mark = "\nblock %d+: %*%* Block of NULs %*%*\n$" -- what tar says where it finds the end of an archive, and not only that of the file
+
+--- What GNU tar lists, an entry a line, behind its block, in words that no language changes. It has no complaint about an archive
+--- that was cut off between two of them.
+local function list_entries(self)
+  local result = self.controller:execute({ "tar", "-tvRf", self.path }, { timeout = 600, env = { LC_ALL = "C" } })
   if result.status ~= 0 then
     refuse(self, "archive", self.path .. " is not a readable tar archive; pack it again", { detail = result.stderr:sub(1, 500) })
   end
+  local first = ("\n" .. result.stdout):find(end_mark)
+  if not first then
+    refuse(self, "archive", self.path .. " has no end: it was cut off between two of its files, as by a full disk or a copy that did not finish; pack or copy it again")
+  end
+  return result.stdout:sub(1, first - 1)
+end
+
+--- Refuses what would be unpacked outside of its directory, also through a link of its own, and what cannot be read.
+local function check_names(self)
   local links = {} -- that lead out of it
-  for line in result.stdout:gmatch("[^\n]+") do
+  for line in list_entries(self):gmatch("block %d+: ([^\n]+)") do
     local name, target = entry_of(line)
     local plain = name:gsub("^%./", ""):gsub("/$", "")
     local link = link_above(plain, links)
