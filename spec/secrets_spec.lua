@@ -62,6 +62,7 @@ describe("a secret", function()
     B: "${env:NOT_THERE}"
     C: "${command:set -x; test hunter2-traced = ''}"
     D: "${file:token}"
+    E: "pg://${command:printf 'hunter2\\000nul'}@db"
   stop: {timeout: 3s}]]
     app:write(fixture.release("1.0"), "1.0")
     local run = app:command { "rolling", "app.yml" }
@@ -71,6 +72,7 @@ describe("a secret", function()
     assert.matches("^deployrt: app.yml:9:5: process%.secrets%.A: the command '.*' failed with status 3: %(secret%) of %(secret%)$", lines[1])
     assert.equal("app.yml:10:5: process.secrets.B: the environment variable NOT_THERE is not set", lines[2])
     assert.matches("^app.yml:11:5: process%.secrets%.C: the command '.*' failed with status 1$", lines[3])
-    assert.equal(3, #lines, run.stderr)
+    assert.equal("app.yml:13:5: process.secrets.E: it holds a NUL byte, which no environment variable can: give the secret without it, or in another form, such as base64", lines[4])
+    assert.equal(4, #lines, run.stderr)
   end)
 end)

@@ -89,6 +89,8 @@ local function refuse(self, problems, place)
   errors.raise("secret", table.concat(lines, "\n"), { problems = lines })
 end
 
+local no_nul = "it holds a NUL byte, which no environment variable can: give the secret without it, or in another form, such as base64"
+
 --- Reads all secrets of app.yml once, so that a missing one is an error before anything is touched.
 ---@async
 ---@param values table<string,string>  as written: "${env:DB_URL}", or the secret itself
@@ -105,6 +107,7 @@ function secrets.read(values, directory, here, place, unread)
     local text = tostring(values[name])
     local value, why, said = text, nil, nil
     if not unread then value, why, said = resolve(self, text) end
+    if value and value:find("\0", 1, true) then value, why = nil, no_nul end
     if not value then problems[#problems + 1] = { name = name, why = why, said = said } end
     self.values[name] = value
     if value == "" and text ~= "" then self.empty[#self.empty + 1] = name end
