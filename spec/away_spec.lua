@@ -129,9 +129,12 @@ describe("while a host is away, a run", function()
   it("that needs it is not taken up, unless it is to be undone on the others", function()
     begin()
     kill()
+    local function told() return bed:exec(2, "cd /home/deploy/.deployrt/shop && cut -f1,4 lock && cat runs/*/step") end
+    local before = told()
     for _, verb in ipairs { "resume", "abort" } do
       ends(2, { verb, "app.yml" }, bed.hosts[1].name, "goes on when it is back", "`deployrt abort --force app.yml`")
     end
+    assert.equal(before, told())
     ends(3, { "abort", "--force", "app.yml" }, bed.hosts[1].name)
     for _, verb in ipairs { "pause", "approve" } do ends(2, { verb, "app.yml" }, bed.hosts[1].name) end
     bed:mend(1)

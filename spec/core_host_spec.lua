@@ -346,17 +346,17 @@ for _, candidate in ipairs(shells) do
 
     it("gives the lock to one of many, and only its owner releases it", with_link(function()
       local tasks, taken = {}, 0
-      for i = 1, 6 do tasks[i] = core.spawn(call, "lock_take", "run" .. i, "1", "me", "life" .. i, "") end
+      for i = 1, 6 do tasks[i] = core.spawn(call, "lock_take", "run" .. i, "1", "me", "5", "life" .. i, "") end
       local winner
       for i = 1, 6 do
         local _, text, status = tasks[i]:wait()
         if status == 0 then taken, winner = taken + 1, i
-        else assert.matches("^locked: run%d\t1\tme\t%d+\tlife%d\t%d+\t%d+\t\n$", text) end
+        else assert.matches("^locked: run%d\t1\tme\t5\tlife%d\t%d+\t%d+\t\n$", text) end
       end
       assert.equal(1, taken)
       winner = tostring(winner)
-      assert.equal(0, select(2, call("lock_take", "run" .. winner, "1", "me", "life" .. winner, "")))
-      assert.equal(1, select(2, call("lock_take", "run" .. winner, "1", "me", "another", "")))
+      assert.equal(0, select(2, call("lock_take", "run" .. winner, "1", "me", "5", "life" .. winner, "")))
+      assert.equal(1, select(2, call("lock_take", "run" .. winner, "1", "me", "5", "another", "")))
       assert.matches("^superseded: ", (call("lock_beat", "other", "1", "")))
       call("lock_release", "other", "1")
       assert.equal(0, select(2, call("lock_beat", "run" .. winner, "1", "step")))
@@ -365,7 +365,7 @@ for _, candidate in ipairs(shells) do
     end))
 
     it("tells who reads the lock a step as it was or as it is, and never none, while the holder tells another one", with_link(function()
-      call("lock_take", "run", "1", "me", "one", "")
+      call("lock_take", "run", "1", "me", "5", "one", "")
       call("lock_beat", "run", "1", "one")
       link:exec { "ln", root .. "/runs/run/step", root .. "/held" } -- as who has it open while another is written
       call("lock_beat", "run", "1", "two")
@@ -376,13 +376,17 @@ for _, candidate in ipairs(shells) do
       assert.equal(before, link:exec({ "stat", "-c", "%i", root .. "/runs/run/step" }).stdout)
       call("lock_beat", "run", "1", "")
       assert.matches("\t\n$", (call "lock_read"))
+      call("lock_beat", "run", "1", "three")
+      call("lock_take", "run", "2", "you", "5", "another", "")
+      call("lock_beat", "run", "2")
+      assert.matches("^locked: run\t2\tyou\t5\tanother\t[^\n]*\tthree\n$", (call "lock_read"))
     end))
 
     it("lets a later epoch of the same run take the lock over, and does not hear the earlier one any more", with_link(function()
-      assert.equal(0, select(2, call("lock_take", "run", "1", "me", "one", "")))
+      assert.equal(0, select(2, call("lock_take", "run", "1", "me", "5", "one", "")))
       assert.equal("done\n", (call("as", "run", "1", "first\n", "echo", "done")))
       local tasks, taken = {}, 0
-      for i = 1, 4 do tasks[i] = core.spawn(call, "lock_take", "run", "2", "me", "life" .. i, "") end
+      for i = 1, 4 do tasks[i] = core.spawn(call, "lock_take", "run", "2", "me", "5", "life" .. i, "") end
       for i = 1, 4 do
         local _, _, status = tasks[i]:wait()
         taken = taken + (status == 0 and 1 or 0)
@@ -394,12 +398,12 @@ for _, candidate in ipairs(shells) do
       call("lock_release", "run", "1")
       assert.equal(0, select(2, call("lock_beat", "run", "2", "")))
       call("lock_release", "run", "2")
-      assert.matches("^superseded: ", (call("lock_take", "run", "1", "me", "one", "")))
+      assert.matches("^superseded: ", (call("lock_take", "run", "1", "me", "5", "one", "")))
       assert.equal(1, select(2, call "lock_read"))
     end))
 
     it("does what the holder of a lock asks also where the copy of the journal cannot be written, and tells it by the status", with_link(function()
-      call("lock_take", "run", "1", "me", "one", "")
+      call("lock_take", "run", "1", "me", "5", "one", "")
       for _, name in ipairs { "journal", "step.part" } do link:exec { "ln", "-sf", "/dev/full", root .. "/runs/run/" .. name } end
       assert.same({ "done\n", 64 }, { call("as", "run", "1", "first\n", "echo", "done") })
       assert.same({ "", 64 }, { call("as", "run", "1", "first\n", "lock_beat", "run", "1", "step") })
@@ -411,24 +415,24 @@ for _, candidate in ipairs(shells) do
     end))
 
     it("answers the holder of a lock with all that was asked of its run, and a later one with nothing of that", with_link(function()
-      call("lock_take", "run", "1", "me", "one", "")
+      call("lock_take", "run", "1", "me", "5", "one", "")
       assert.same({ "", 0 }, { call("lock_beat", "run", "1", "") })
       for _, line in ipairs { "pause 1", "approve 2 yes" } do assert.same({ "", 0 }, { call("run_control", "run", line) }) end
       for _ = 1, 2 do assert.same({ "pause 1\napprove 2 yes\n", 0 }, { call("lock_beat", "run", "1", "") }) end
-      call("lock_take", "run", "2", "me", "two", "")
+      call("lock_take", "run", "2", "me", "5", "two", "")
       assert.same({ "", 0 }, { call("lock_beat", "run", "2", "") })
     end))
 
     it("tells who takes the lock which run held it before", with_link(function()
       local function last() return (call "facts"):match("([^\t]*)\n$") end
-      call("lock_take", "before", "3", "me", "one", "")
+      call("lock_take", "before", "3", "me", "5", "one", "")
       call("lock_release", "before", "3")
       assert.equal("before", last())
-      assert.same({ "before", 0 }, { call("lock_take", "after", "1", "me", "two", "") })
+      assert.same({ "before", 0 }, { call("lock_take", "after", "1", "me", "5", "two", "") })
       assert.equal("before", last())
       call("lock_release", "after", "1")
       assert.equal("after", last())
-      assert.matches("^superseded: ", (call("lock_take", "before", "2", "me", "one", "")))
+      assert.matches("^superseded: ", (call("lock_take", "before", "2", "me", "5", "one", "")))
     end))
 
     it("takes a release whole or not at all, and switches to it", with_link(function()

@@ -17,7 +17,7 @@ describe("the lock of hosts", function()
   local function take(epoch, fails)
     asked = {}
     local ok, result = core.run(function()
-      return pcall(lock.take, { host("a"), host("b", fails), host("c") }, { run = "r", epoch = epoch, file = "app.yml", is_over = function() return false end })
+      return pcall(lock.take, { host("a"), host("b", fails), host("c") }, { run = "r", epoch = epoch, file = "app.yml", since = 0, is_over = function() return false end })
     end)
     assert.is_true(ok)
     assert.is_false(result)
@@ -71,9 +71,32 @@ describe("the lock of hosts", function()
       if tried == 1 then error({ code = "locked", message = gone }, 0) end
       return ""
     end }
-    local ok, err = core.run(function() return lock.take({ there }, { run = "r", epoch = 1, file = "app.yml", is_over = function() return false end }) end)
+    local ok, err = core.run(function() return lock.take({ there }, { run = "r", epoch = 1, file = "app.yml", since = 0, is_over = function() return false end }) end)
     assert.is_true(ok, err)
     assert.equal(2, tried)
+  end)
+
+  it("tells the step that the run was at until a later life of it tells another, and when the run began", function()
+    local given = {}
+    local there = { name = "a", call = function(_, what, words)
+      given[what] = words
+      return ""
+    end }
+    local ok, err = core.run(function()
+      local taken = lock.take({ there }, { run = "r", epoch = 2, file = "app.yml", since = 1700000000.5, is_over = function() return false end })
+      local function fail() error("not to be called") end
+      taken.beaten = 0
+      taken:keep(fail, fail)
+      taken.told:set()
+      core.sleep(0.1)
+      local first = given.lock_beat
+      taken:tell("rolling back")
+      core.sleep(0.1)
+      taken:stop()
+      return { first, given.lock_beat, given.lock_take[4] }
+    end)
+    assert.is_true(ok, err)
+    assert.same({ { "r", "2" }, { "r", "2", "rolling back" }, "1700000000" }, err)
   end)
 
   it("stays with an interrupted run that could not be taken up", function()

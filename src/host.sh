@@ -59,19 +59,19 @@ file_read() { # path
 
 # The first of its epoch gets it, if there was no later one. Prints the run that held it before; text begins the copy of the
 # journal. What starts need when the disk is full is kept aside; a later life goes on without, where there is no room.
-lock_take() { # run epoch owner life text
+lock_take() { # run epoch owner since life text
   layout && mkdir -p "$root/runs/$1" || return 1
   for e in "$root/runs/$1"/epoch.*; do
     [ "$e" = "$root/runs/$1/epoch.*" ] || [ "${e##*.}" -le "$2" ] || { superseded "$1"; return 1; }
   done
-  mine=$root/.lock.$$ note=$1$tab$2$tab$3$tab$(date +%s)$tab$4
-  message=$({ printf '%s\n' "$note" > "$mine" && printf '%s%65536s' "$5" '' > "$root/.reserve"; } 2>&1) ||
+  mine=$root/.lock.$$ note=$1$tab$2$tab$3$tab$4$tab$5
+  message=$({ printf '%s\n' "$note" > "$mine" && printf '%s%65536s' "$6" '' > "$root/.reserve"; } 2>&1) ||
     { [ "$2" -gt 1 ] && rm -f "$root/.reserve" && printf '%s\n' "$note" > "$mine"; } 2>/dev/null ||
     { unwritten "$root/lock" "$message"; rm -f "$mine"; return 1; }
-  lock_get "$1" "$2" "$4" || { lock_read || fail system "cannot make $root/lock"; rm -f "$mine"; return 1; }
+  lock_get "$1" "$2" "$5" || { lock_read || fail system "cannot make $root/lock"; rm -f "$mine"; return 1; }
   rm -f "$mine" "$root/runs/$1/control"
   [ "$2" -eq 1 ] || [ -e "$root/runs/$1/epoch.$2" ] || : > "$root/runs/$1/epoch.$2"
-  [ -z "$5" ] || message=$({ printf '%s' "$5" >> "$root/runs/$1/journal"; } 2>&1) ||
+  [ -z "$6" ] || message=$({ printf '%s' "$6" >> "$root/runs/$1/journal"; } 2>&1) ||
     { unwritten "$root/runs/$1/journal" "$message"; return 1; }
   lock_last
 }
@@ -101,11 +101,11 @@ lock_read() { # -- locked: run epoch owner since life, beat, now, step; fails wh
   printf 'locked: %s\t%s\t%s\t%s\n' "$lock_text" "$lock_beaten" "$(date +%s)" "$lock_step"
 }
 
-lock_beat() { # run epoch step -- a sign of life; answers all that was asked of the run, a line each
+lock_beat() { # run epoch, and step if it may be another -- a sign of life; answers all that was asked of the run, a line each
   lock_held_by "$1" "$2" || { superseded "$1"; return 1; }
   touch "$root/lock"
   beat=$root/runs/$1/step # whole at any time for who reads the lock, and written only where it is another
-  { { IFS= read -r beaten < "$beat" && [ "$beaten" = "$3" ]; } || { printf '%s\n' "$3" > "$beat.part" && mv -f "$beat.part" "$beat"; }; } 2>/dev/null
+  { [ $# -lt 3 ] || { IFS= read -r beaten < "$beat" && [ "$beaten" = "$3" ]; } || { printf '%s\n' "$3" > "$beat.part" && mv -f "$beat.part" "$beat"; }; } 2>/dev/null
   [ ! -e "$root/runs/$1/control" ] || cat "$root/runs/$1/control" 2>/dev/null || :
 }
 

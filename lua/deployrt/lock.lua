@@ -17,7 +17,7 @@ lock.way_back = "rolling back" -- the step of a run that does
 ---@field run string
 ---@field epoch integer
 ---@field owner string   who started it, where
----@field since integer  seconds since the epoch
+---@field since integer  when the run began, in seconds since the epoch
 ---@field age number     seconds since its last sign of life
 ---@field dead boolean   nobody works on it any more
 ---@field step string    what it did last
@@ -157,7 +157,7 @@ Lock.__index = Lock
 local function take_one(self, host, is_over)
   local text = self.epoch == 1 and host.mirror and host.mirror:take() or ""
   local function try()
-    local ok, err = pcall(host.call, host, "lock_take", { self.run, tostring(self.epoch), self.owner, self.life, text })
+    local ok, err = pcall(host.call, host, "lock_take", { self.run, tostring(self.epoch), self.owner, tostring(self.since), self.life, text })
     return ok, err, not ok and err.code == "locked" and parse(host, err.message) or nil
   end
   local ok, err, held = try()
@@ -184,15 +184,15 @@ end
 --- got by then, and what it has not: the run is still to be finished, and nobody else may begin.
 ---@async
 ---@param connections deployrt.Connection[]
----@param opts {run: string, epoch: integer, file: string, is_over: fun(run: string): boolean, looked?: boolean}  looked: what is
----  there was looked at since the hosts were connected
+---@param opts {run: string, epoch: integer, since: number, file: string, is_over: fun(run: string): boolean, looked?: boolean}
+---  since: when the run began; looked: what is there was looked at since the hosts were connected
 ---@return deployrt.Lock
 --- Raises deployrt.Error: "locked" with what is known of the holder.
 function lock.take(connections, opts)
   local me = core.whoami()
   local self = setmetatable({
-    run = opts.run, epoch = opts.epoch, file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = life.of(),
-    connections = {}, step = "", told = core.event(), heard = {}, beaten = core.now(), confirmed = core.now(),
+    run = opts.run, epoch = opts.epoch, since = math.floor(opts.since), file = opts.file, owner = ("%s@%s"):format(me.user, me.host), life = life.of(),
+    connections = {}, step = opts.epoch == 1 and "" or nil, told = core.event(), heard = {}, beaten = core.now(), confirmed = core.now(),
   }, Lock)
   for _, host in ipairs(by_name(connections)) do
     local ok, err = pcall(take_one, self, host, opts.is_over)
@@ -212,7 +212,7 @@ function lock.take(connections, opts)
   error(err, 0)
 end
 
---- A sign of life to a host. What it confirms was so when it was asked, however late its answer is read.
+--- A sign of life to a host. A later life of a run leaves the step that hosts have, until it tells one. What it confirms was so when it was asked, however late its answer is read.
 local function ask(self, host)
   local asked = core.now()
   local ok, answer = pcall(host.call, host, "lock_beat", { self.run, tostring(self.epoch), self.step })

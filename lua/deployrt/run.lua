@@ -267,9 +267,9 @@ local function new_run(opened, options)
     local hear = self.begun and options.emit or options.replayed
     if hear then hear(event, opened.secrets) end
   end
-  self.tell = function(what)
+  self.tell = function(what) -- a replay tells what was so
     local text = (self.control:step() or self.undoing and lock.way_back or what or self.step or ""):gsub("%c", " ")
-    if self.lock then self.lock:tell(text) end
+    if self.lock and self.turns.live then self.lock:tell(text) end
   end
   if not options.unwatched then self.report_traffic = function() monitor.report_traffic(self) end end
   self.leave = function(err)
@@ -290,10 +290,10 @@ local function take_lock(self, epoch)
   if self.state.take_lock then
     local me = core.whoami()
     self.team_lock = self.state:take_lock {
-      run = self.id, epoch = epoch, owner = ("%s@%s"):format(me.user, me.host), life = life.of(), lost = self.leave,
+      run = self.id, epoch = epoch, since = self.started_at, owner = ("%s@%s"):format(me.user, me.host), life = life.of(), lost = self.leave,
     }
   end
-  self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, file = self.app.file, is_over = is_over(self), looked = not self.resumed })
+  self.lock = lock.take(self.session:lines(), { run = self.id, epoch = epoch, since = self.started_at, file = self.app.file, is_over = is_over(self), looked = not self.resumed })
   self.lock:keep(self.leave, function(word)
     if self.control:hear(word) == "abort" then self:stop(errors.new("interrupted", "aborted by `deployrt abort`")) end
   end)
@@ -382,7 +382,10 @@ local function begin(self, options)
   self.serving = core.spawn(self.turns.serve, self.turns, {
     signal = function(record) stopping.stop_again(self, record) end,
     mended = function(intent, done) self.fleet:renew(intent.instance, done.result.pid) end,
-    live = function() past.go_live(self) end,
+    live = function()
+      past.go_live(self)
+      self.tell()
+    end,
   })
   local fit, problem = pcall(preflight.look, self)
   if not fit then

@@ -231,14 +231,14 @@ function functions.lock_read(self)
 end
 
 function functions.lock_take(self, words)
-  local run, epoch, life, text = words[1], words[2], words[4], words[5]
+  local run, epoch, since, life, text = words[1], words[2], words[4], words[5], words[6]
   if self.full then return refuse("system", "cannot make the lock: No space left on device") end
   local entry = run_of(self, run)
   if tonumber(epoch) < (entry.latest or 1) then return superseded(self, run) end
   local takes_over = holds(self, run) and tonumber(epoch) > tonumber(self.lock.epoch) and not entry.epochs[epoch]
   if not self.lock or takes_over then
     entry.epochs[epoch], entry.latest = true, tonumber(epoch)
-    self.lock = { run = run, epoch = epoch, owner = words[3], life = life, since = core.time(), beat = core.time() }
+    self.lock = { run = run, epoch = epoch, owner = words[3], life = life, since = tonumber(since), beat = core.time() }
   elseif not (holds(self, run, epoch) and self.lock.life == life) then
     return (functions.lock_read(self)), 1
   end
@@ -249,7 +249,7 @@ end
 function functions.lock_beat(self, words)
   if not holds(self, words[1], words[2]) then return superseded(self, words[1]) end
   self.lock.beat = core.time()
-  run_of(self, words[1]).step = words[3]
+  run_of(self, words[1]).step = words[3] or run_of(self, words[1]).step
   return "", 0
 end
 

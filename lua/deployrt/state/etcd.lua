@@ -323,7 +323,7 @@ end
 --- over from an earlier one; nobody else does while the holder lives. It is kept by a child of the calling task: when
 --- that raises or is canceled, keeping ends, and the lock goes with its lease.
 ---@async
----@param options {run: string, epoch: integer, owner: string, life: string, lost?: fun(err: deployrt.Error), ttl?: integer, beat?: number}  lost: called once, from a task; ttl, beat: seconds, default 30 and 5
+---@param options {run: string, epoch: integer, since?: number, owner: string, life: string, lost?: fun(err: deployrt.Error), ttl?: integer, beat?: number}  since: when the run began, default now; lost: called once, from a task; ttl, beat: seconds, default 30 and 5
 ---@return deployrt.EtcdLock
 --- Raises deployrt.Error: "locked" (its field lock: the holder), "etcd".
 function EtcdState:take_lock(options)
@@ -331,7 +331,7 @@ function EtcdState:take_lock(options)
   local key, asked = self.prefix .. "/lock", core.now()
   local lease = self.client:lease(settings.ttl)
   local value = json.encode {
-    run = options.run, epoch = options.epoch, owner = options.owner, life = options.life, since = core.time(), token = etcd.token(),
+    run = options.run, epoch = options.epoch, owner = options.owner, life = options.life, since = options.since or core.time(), token = etcd.token(),
   }
   local ok, err = pcall(seize, self, key, value, options, lease)
   if not ok then
