@@ -1,6 +1,7 @@
 -- lock_spec.lua -- The lock of hosts that are only pretended: what is asked of each when not all give theirs.
 local core = require "deployrt.core"
 local lock = require "deployrt.lock"
+local request = require "deployrt.request"
 
 describe("the lock of hosts", function()
   local asked
@@ -51,7 +52,7 @@ describe("the lock of hosts", function()
     local function letting_go(looks)
       return { name = "a", call = function()
         looks = looks - 1
-        if looks < 0 then error({ code = "not_found", message = "no lock" }, 0) end
+        if looks < 0 then error({ code = "host", message = "no lock" }, 0) end
         return gone
       end }
     end
@@ -66,7 +67,7 @@ describe("the lock of hosts", function()
     local now, tried = os.time(), 0
     local gone = ("locked: ended\t1\tme@here\t%d\t%s 0 1 2\t%d\t%d\t\n"):format(now, core.whoami().host, now, now)
     local there = { name = "a", call = function(_, what)
-      if what == "lock_read" then error({ code = "not_found", message = "no lock" }, 0) end
+      if what == "lock_read" then error({ code = "host", message = "no lock" }, 0) end
       tried = tried + (what == "lock_take" and 1 or 0)
       if tried == 1 then error({ code = "locked", message = gone }, 0) end
       return ""
@@ -74,6 +75,38 @@ describe("the lock of hosts", function()
     local ok, err = core.run(function() return lock.take({ there }, { run = "r", epoch = 1, file = "app.yml", since = 0, is_over = function() return false end }) end)
     assert.is_true(ok, err)
     assert.equal(2, tried)
+  end)
+
+  it("is not said to be let go of where the hosts that may have it are away", function()
+    local now = os.time()
+    local here = { alive = ("r\t1\tme@here\t%d\tx y 1 2\t%d\t%d\t\n"):format(now, now, now), dead = ("r\t1\tme@here\t%d\tx y 1 2\t%d\t%d\t\n"):format(now, now - 100, now) }
+    local function end_of(...)
+      local lines = {}
+      for i, looks in ipairs { ... } do
+        lines[i] = { name = "web" .. i, call = function()
+          local look = #looks > 1 and table.remove(looks, 1) or looks[1]
+          return here[look] or error({ code = look, message = "no lock" }, 0)
+        end }
+      end
+      local ok, ending = core.run(function() return request.await_end { held = { run = "r" }, lines = lines } end)
+      assert.is_true(ok, ending)
+      return ending
+    end
+    assert.equal("over", end_of({ "alive", "host" }, { "unreachable" }))
+    assert.equal("over", end_of({ "alive", "unreachable" }, { "alive", "host" }))
+    assert.equal("over", end_of({ "dead" }, { "alive", "host" }))
+    assert.equal("dead", end_of({ "unreachable" }, { "alive", "dead" }, { "dead" }))
+    assert.equal("unknown", end_of({ "alive", "unreachable" }, { "timeout" }))
+  end)
+
+  it("is that of a run under way as long as one host hears it", function()
+    local now = os.time()
+    local function locked(name, beat)
+      return { name = name, call = function() return ("r\t1\tme@here\t%d\tx y 1 2\t%d\t%d\t\n"):format(now, beat, now) end }
+    end
+    local ok, held = core.run(function() return lock.find { locked("a", now - 100), locked("b", now) } end)
+    assert.is_true(ok)
+    assert.same({ false, "b" }, { held.dead, held.host })
   end)
 
   it("tells the step that the run was at until a later life of it tells another, and when the run began", function()

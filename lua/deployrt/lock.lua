@@ -44,7 +44,7 @@ local function read_once(host)
   local ok, err = pcall(host.call, host, "lock_read")
   if ok then return parse(host, err) end
   if err.code == "locked" then return parse(host, err.message) end
-  return nil
+  return nil, err.code ~= "host" and err or nil
 end
 
 --- Who holds the lock of a host; nil when nobody does.
@@ -52,9 +52,10 @@ end
 ---@param host deployrt.Connection
 ---@return deployrt.LockState?
 function lock.read(host)
-  local state = read_once(host)
+---@return deployrt.Error? away  why the host does not say
+  local state, away = read_once(host)
   if state and state.dead then return read_once(host) end -- it may have let go and ended between the look at the lock and at its process
-  return state
+  return state, away
 end
 
 --- Hosts in the order in which a run takes them.
@@ -68,13 +69,14 @@ end
 ---@field held deployrt.LockState
 ---@field lines deployrt.Connection[]  its hosts
 
---- The runs that hold the lock of some of the hosts: those that are under way before those that were interrupted.
+--- The runs that hold the lock of some of the hosts: those that are under way before those that were interrupted. One that any host
+--- hears is under way, though others have not heard of it for long.
 ---@async
 ---@param connections deployrt.Connection[]
 ---@param is_over? fun(run: string): boolean  locks of such runs do not count
 ---@return deployrt.Holder[]
 function lock.holders(connections, is_over)
-  local sorted, live, dead, seen = by_name(connections), {}, {}, {}
+  local sorted, all, seen = by_name(connections), {}, {}
   local states = fleet.together(sorted, lock.read)
   for i, line in ipairs(sorted) do
     local held = states[i]
@@ -82,11 +84,14 @@ function lock.holders(connections, is_over)
     if known then
       table.insert(known.lines, line)
     elseif held and not (is_over and is_over(held.run)) then
+      if known.held.dead then known.held = held end
       seen[held.run] = { held = held, lines = { line } }
-      table.insert(held.dead and dead or live, seen[held.run])
+      table.insert(all, seen[held.run])
     end
   end
   return table.move(dead, 1, #dead, #live + 1, live)
+  local live, dead = {}, {}
+  for _, each in ipairs(all) do table.insert(each.held.dead and dead or live, each) end
 end
 
 --- The first of them.

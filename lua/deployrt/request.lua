@@ -69,4 +69,33 @@ function request.send(run, word, answer)
   error(refusal, 0)
 end
 
+--- What one host after the other has of a run, until one knows; whoever does not know comes last from then on.
+---@return "under way"|"over"|"dead"|"unknown"
+local function look(lines, id)
+  local silent = false
+  for _ = 1, #lines do
+    local held, away = lock.read(lines[1])
+    local is_its = held ~= nil and held.run == id
+    if not (away or is_its) then return "over" end
+    if is_its and not held.dead then return "under way" end
+    silent = silent or is_its
+    table.insert(lines, table.remove(lines, 1))
+  end
+  return silent and "dead" or "unknown"
+end
+
+--- Waits until a run has let go of its hosts.
+---@async
+---@param run deployrt.Holder
+---@return "over"|"dead"|"unknown"  dead: its controller died; unknown: none of its hosts can be asked any more
+function request.await_end(run)
+  local lines = table.move(run.lines, 1, #run.lines, 1, {})
+  local seen
+  repeat
+    core.sleep(0.2)
+    seen = look(lines, run.held.run)
+  until seen ~= "under way"
+  return seen
+end
+
 return request

@@ -1,19 +1,22 @@
 -- cli/abort.lua -- deployrt abort APP.yml: rolls back a run that was interrupted, or is under way.
 local common = require "deployrt.cli.common"
-local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local history = require "deployrt.history"
-local lock = require "deployrt.lock"
 local request = require "deployrt.request"
 local resume = require "deployrt.cli.resume"
 
+local unheard = {
+  over = "run %s has let go of its lock, and did not say how it ended: see `deployrt status %s`",
+  unknown = "run %s was asked to roll back, and none of its hosts can be asked any more: once one is back, `deployrt status %s` tells how it ended, or that it goes on",
+}
+
 --- How a run ended that was asked to roll back.
-local function ending_of(command, opened, id)
+local function ending_of(command, opened, id, seen)
   local state = common.state(command, opened.app)
   history.learn(state, opened:lines())
   local run = history.find(state, id)
   if run and run.finished then return run end
-  errors.raise("unfinished", ("run %s has let go of its lock, and did not say how it ended: see `deployrt status %s`"):format(id, opened.app.file))
+  errors.raise("unfinished", unheard[seen]:format(id, opened.app.file))
 end
 
 --- Asks the run that is under way to roll back, and waits until it has.
@@ -28,12 +31,8 @@ local function ask(command, opened)
   local id = run.held.run
   request.send(run, "abort")
   command.write_error(("run %s is under way: it was asked to roll back\n"):format(id))
-  repeat
-    core.sleep(0.2)
-    local held = lock.read(run.lines[1])
-    if held and held.run == id and held.dead then return nil end
-  until not held or held.run ~= id
-  return ending_of(command, opened, id)
+  local seen = request.await_end(run)
+  return seen ~= "dead" and ending_of(command, opened, id, seen) or nil
 end
 
 return function(command)
