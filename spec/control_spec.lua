@@ -293,6 +293,23 @@ describe("a run on some of the hosts", function()
     assert.same({ "1.0", "1.0" }, app:serving())
   end)
 
+  it("hears what was asked of it also where the first of its hosts goes away with that", function()
+    app:extend_rolling "self:approve('now?') self:step('behind it', function() self:log('went on') end) self.super.deploy(self)"
+    local log = app.dir .. "/log"
+    pid = app:begin({ "./own.lua", "app.yml" }, log)
+    fixture.eventually(function() return app:status().lock.step == "waits for approval: now?" end, 8, "the gate")
+    fixture.signal(pid, "STOP")
+    assert.equal(0, app:command({ "pause", "app.yml" }).exit)
+    bed:exec(1, "for run in /home/deploy/.deployrt/shop/runs/*; do rm -f $run/control && mkdir $run/control; done")
+    assert.equal(0, app:command({ "approve", "app.yml" }).exit)
+    fixture.signal(pid, "CONT")
+    fixture.eventually(function() return app:status().lock.step:find("paused before 'behind it'", 1, true) end, 8, "the pause")
+    assert.falsy(fixture.read(log):find("went on", 1, true))
+    contains(app:command({ "approve", "app.yml" }).stdout, "goes on")
+    app:await_end(pid)
+    assert.same({ "2.0", "2.0" }, app:serving())
+  end)
+
   it("lets another one change other hosts meanwhile, and has them back, too, once the balancer has forgotten them", function()
     local proxy, log = fixture.haproxy { servers = {} }, app.dir .. "/log"
     app:stop()

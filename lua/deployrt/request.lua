@@ -1,6 +1,7 @@
 -- request.lua -- What somebody asks of a run that is under way: its controller reads it on its hosts, with its next sign of life.
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
+local fleet = require "deployrt.fleet"
 local lock = require "deployrt.lock"
 local waiting = require "deployrt.waiting"
 
@@ -51,8 +52,8 @@ function request.check_live(opened, prefer_waiting)
   errors.raise("nothing", ("no run of %s is under way"):format(opened.app.app))
 end
 
---- Asks, on the first of its hosts that takes it. Whatever was asked before is heard first; the number tells it from the same
---- request made again.
+--- Asks, on all of its hosts: any of them may go away before the controller has heard there. It hears each request once, whatever
+--- was asked before first; the number tells it from the same request made again.
 ---@async
 ---@param run deployrt.Holder
 ---@param word "pause"|"approve"|"abort"
@@ -60,13 +61,14 @@ end
 --- Raises deployrt.Error: why the first host does not take it, where none does.
 function request.send(run, word, answer)
   local text = ("%s %d %s"):format(word, math.floor(core.time() * 1000), ((answer or ""):gsub("%c", " ")))
-  local refusal
-  for _, line in ipairs(run.lines) do
+  local refusals = fleet.together(run.lines, function(line)
     local ok, err = pcall(line.call, line, "run_control", { run.held.run, text })
-    if ok then return end
-    refusal = refusal or err
+    return not ok and err
+  end)
+  for i = 1, #run.lines do
+    if not refusals[i] then return end
   end
-  error(refusal, 0)
+  error(refusals[1], 0)
 end
 
 --- What one host after the other has of a run, until one knows; whoever does not know comes last from then on.
