@@ -263,7 +263,7 @@ describe("what goes wrong in a run", function()
       self:fail("now")
     end]]):format(lock, lock))
     assert.equal(3, app:deploy("./own.lua", "2.0").exit)
-    local words = "needs attention: `deployrt abort app.yml` goes on with its rollback"
+    local words = ("needs attention: `deployrt abort app.yml --run %s` goes on with its rollback"):format(app:status().run.id)
     contains(app:command({ "status", "app.yml" }).stdout, "own of 2.0: " .. words)
     fixture.sh(("mv %s.kept %s"):format(lock, lock))
     local status = app:command({ "status", "app.yml" }).stdout

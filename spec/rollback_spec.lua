@@ -36,7 +36,7 @@ describe("rollback", function()
       fixture.eventually(function() return table.concat(app:serving(), " ") == "3.0 3.0" end, 20, "3.0")
       fixture.signal(pid, "KILL")
       local said = ok(app:command { "unlock", "app.yml" }).stdout
-      assert.truthy(said:find("is unfinished: `deployrt resume app.yml` carries on", 1, true), said)
+      assert.truthy(said:find("is unfinished: `deployrt resume app.yml --run ", 1, true), said)
       app:write(fixture.release "3.0", "3.0")
       ok(app:command { "rolling", "app.yml" })
       local current = fixture.sh(("readlink %s/home/.deployrt/shop/current"):format(app.dir))

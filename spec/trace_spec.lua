@@ -144,7 +144,7 @@ describe("an error in a script", function()
     local exit, said = run "undo"
     assert.equal(3, exit)
     assert.truthy(said:find("the strategy's own undo: " .. first, 1, true), said)
-    assert.truthy(said:find("to mend it: by hand, then end the run: deployrt abort --force", 1, true), said)
+    assert.truthy(said:find("to mend it: by hand, then end the run: deployrt abort app.yml --run " .. app:status().run.id .. " --force\n", 1, true), said)
     assert.truthy(said:find(frame("self:undo(", ("in function <strategies/own.lua:%d>"):format(at "self:undo(")), 1, true), said)
     assert.is_nil(said:find("deployrt/[%w_]+%.lua:%d"), said)
     assert.equal(0, app:command({ "abort", "app.yml", "--force" }).exit)

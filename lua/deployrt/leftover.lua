@@ -1,4 +1,5 @@
 -- leftover.lua -- What a rollback leaves: in words, with what mends it; and what nobody knew of.
+local advice = require "deployrt.advice"
 local errors = require "deployrt.errors"
 local launch = require "deployrt.launch"
 local operation = require "deployrt.operation"
@@ -19,10 +20,10 @@ end
 
 local function remedy(run, failure)
   if is_lost(failure) then
-    return ("deploy again, or bring the release back to its place, then: deployrt abort %s"):format(run.app.file)
+    return ("deploy again, or bring the release back to its place, then: %s"):format(advice.abort(run.app.file, run.id))
   end
-  if is_own(failure) then return ("by hand, then end the run: deployrt abort --force %s"):format(run.app.file) end
-  return ("%sdeployrt abort %s"):format(errors.is_gone(failure.error) and ("once %s is back: "):format(failure.host or "it") or "", run.app.file)
+  if is_own(failure) then return ("by hand, then end the run: %s --force"):format(advice.abort(run.app.file, run.id)) end
+  return (errors.is_gone(failure.error) and ("once %s is back: "):format(failure.host or "it") or "") .. advice.abort(run.app.file, run.id)
 end
 
 --- What is left when compensations failed, host by host, with what mends it.

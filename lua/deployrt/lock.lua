@@ -1,4 +1,5 @@
 -- lock.lua -- One run at a time: a lock on every host of the application, with an epoch and signs of life.
+local advice = require "deployrt.advice"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local fleet = require "deployrt.fleet"
@@ -51,8 +52,8 @@ end
 ---@async
 ---@param host deployrt.Connection
 ---@return deployrt.LockState?
-function lock.read(host)
 ---@return deployrt.Error? away  why the host does not say
+function lock.read(host)
   local state, away = read_once(host)
   if state and state.dead then return read_once(host) end -- it may have let go and ended between the look at the lock and at its process
   return state, away
@@ -83,15 +84,15 @@ function lock.holders(connections, is_over)
     local known = held and seen[held.run]
     if known then
       table.insert(known.lines, line)
-    elseif held and not (is_over and is_over(held.run)) then
       if known.held.dead then known.held = held end
+    elseif held and not (is_over and is_over(held.run)) then
       seen[held.run] = { held = held, lines = { line } }
       table.insert(all, seen[held.run])
     end
   end
-  return table.move(dead, 1, #dead, #live + 1, live)
   local live, dead = {}, {}
   for _, each in ipairs(all) do table.insert(each.held.dead and dead or live, each) end
+  return table.move(dead, 1, #dead, #live + 1, live)
 end
 
 --- The first of them.
@@ -112,20 +113,21 @@ end
 function lock.describe(state, file)
   local since, step = os.date("%Y-%m-%d %H:%M:%S", state.since), state.step ~= "" and (", at '%s'"):format(state.step) or ""
   local place = state.place or "on " .. state.host
+  local to_resume, to_abort = advice.resume(file, state.run), advice.abort(file, state.run)
   if state.over and state.left then
     return ("run %s of %s, begun %s, has ended, and its lock is still %s: it goes by itself within %ds"):format(state.run, state.owner, since, place, state.left)
   elseif state.needs_attention then
-    return ("run %s of %s, begun %s, needs attention: `deployrt abort %s` goes on with its rollback, and removes the lock %s"):format(
-      state.run, state.owner, since, file, place)
+    return ("run %s of %s, begun %s, needs attention: `%s` goes on with its rollback, and removes the lock %s"):format(
+      state.run, state.owner, since, to_abort, place)
   elseif state.over and state.away then
-    return ("run %s of %s, begun %s, has ended while %s was away: `deployrt resume %s`, or the next run, removes the lock that it has left there"):format(
-      state.run, state.owner, since, state.host, file)
+    return ("run %s of %s, begun %s, has ended while %s was away: `%s`, or the next run, removes the lock that it has left there"):format(
+      state.run, state.owner, since, state.host, to_resume)
   elseif state.over and state.dead then
-    return ("run %s of %s, begun %s, has ended, and its controller died: `deployrt resume %s` does what it had left to do, and removes the lock %s"):format(
-      state.run, state.owner, since, file, place)
+    return ("run %s of %s, begun %s, has ended, and its controller died: `%s` does what it had left to do, and removes the lock %s"):format(
+      state.run, state.owner, since, to_resume, place)
   elseif state.dead then
-    return ("run %s of %s, begun %s, was interrupted%s and left the lock %s: finish it with `deployrt resume %s`, "
-      .. "or roll it back with `deployrt abort %s`"):format(state.run, state.owner, since, step, place, file, file)
+    return ("run %s of %s, begun %s, was interrupted%s and left the lock %s: finish it with `%s`, or roll it back with `%s`"):format(
+      state.run, state.owner, since, step, place, to_resume, to_abort)
   end
   local waits = waiting.is_so(state.step)
   return ("run %s of %s, begun %s, is under way%s (it holds the lock %s, last sign of life %ds ago): %s"):format(

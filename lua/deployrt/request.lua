@@ -19,17 +19,23 @@ function request.live_runs(opened)
   return live
 end
 
+local function name_of(run)
+  local held = run.held
+  return ("%s on %s%s%s"):format(held.run, run.lines[1].name, held.dead and ", interrupted" or "", held.step ~= "" and (", at '%s'"):format(held.step) or "")
+end
+
 --- The only one of some runs.
 ---@param runs deployrt.Holder[]
 ---@return deployrt.Holder
 --- Raises deployrt.Error: "usage" when there are more, and a person must say which.
 function request.only(runs)
-  if #runs > 1 then
-    local names = {}
-    for i, each in ipairs(runs) do names[i] = ("%s on %s%s"):format(each.held.run, each.lines[1].name, each.held.step ~= "" and (", at '%s'"):format(each.held.step) or "") end
-    errors.raise("usage", ("%d runs are under way (%s): say which with --host and the name of one of its hosts"):format(#runs, table.concat(names, "; ")))
+  local names, what = {}, "are under way"
+  for i, each in ipairs(runs) do
+    names[i] = name_of(each)
+    if each.held.dead then what = "have not ended" end
   end
-  return runs[1]
+  if #runs == 1 then return runs[1] end
+  errors.raise("usage", ("%d runs %s (%s): say which with --host and the name of one of its hosts"):format(#runs, what, table.concat(names, "; ")))
 end
 
 --- The run that is under way; without one it is an error. Of several it is the only one that waits for a person, where such a one

@@ -2,6 +2,8 @@
 local common = require "deployrt.cli.common"
 local errors = require "deployrt.errors"
 local history = require "deployrt.history"
+local leftover = require "deployrt.leftover"
+local lock = require "deployrt.lock"
 local request = require "deployrt.request"
 local resume = require "deployrt.cli.resume"
 
@@ -19,15 +21,26 @@ local function ending_of(command, opened, id, seen)
   errors.raise("unfinished", unheard[seen]:format(id, opened.app.file))
 end
 
---- Asks the run that is under way to roll back, and waits until it has.
+--- Those of some runs that there may be something to roll back of.
+local function unfinished(command, opened, runs)
+  local state, open = common.state(command, opened.app):at_hand(), {}
+  history.learn(state, opened:lines())
+  for _, each in ipairs(runs) do
+    local record = each.held.dead and history.find(state, each.held.run)
+    if not (record and record.finished and not leftover.is_open(record)) then open[#open + 1] = each end
+  end
+  return open
+end
+
+--- Asks the run that is under way to roll back, and waits until it has. Beside one that was interrupted a person says which.
 ---@return deployrt.Run? ended  nil: none is under way, or its controller died meanwhile
 local function ask(command, opened)
   local runs = {}
-  for _, each in ipairs(request.live_runs(opened)) do
+  for _, each in ipairs(lock.holders(opened:lines())) do
     if not command.flags.run or command.flags.run == each.held.run then runs[#runs + 1] = each end
   end
-  if #runs == 0 then return nil end
-  local run = request.only(runs)
+  if #runs == 0 or runs[1].held.dead then return nil end
+  local run = request.only(unfinished(command, opened, runs))
   local id = run.held.run
   request.send(run, "abort")
   command.write_error(("run %s is under way: it was asked to roll back\n"):format(id))

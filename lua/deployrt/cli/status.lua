@@ -1,4 +1,5 @@
 -- cli/status.lua -- deployrt status APP.yml
+local advice = require "deployrt.advice"
 local cjson = require "cjson"
 local common = require "deployrt.cli.common"
 local driver = require "deployrt.balancer.driver"
@@ -199,7 +200,7 @@ local function table_of(rows)
 end
 
 local outcomes = {
-  running = "under way", unfinished = "UNFINISHED: its controller died", needs_attention = "needs attention: `deployrt abort %s` goes on with its rollback",
+  running = "under way", unfinished = "UNFINISHED: its controller died", needs_attention = "needs attention: `%s` goes on with its rollback",
 }
 
 --- What serves, as far as it could be seen.
@@ -227,7 +228,7 @@ local function show(found)
   for _, row in ipairs(found.elsewhere) do lines[#lines + 1] = "  " .. row.text end
   if found.run then
     lines[#lines + 1] = ("last run: %s, %s%s: %s"):format(found.run.id, found.run.strategy, found.run.release and " of " .. found.run.release or "",
-      found.settled and "all that is left of it was committed: " .. found.settled or (outcomes[found.run.outcome] or found.run.outcome):format(found.file))
+      found.settled and "all that is left of it was committed: " .. found.settled or (outcomes[found.run.outcome] or found.run.outcome):format(advice.abort(found.file, found.run.id)))
   end
   for _, each in ipairs(found.locks) do lines[#lines + 1] = lock.describe(each, found.file) end
   for i, line in ipairs(lines) do lines[i] = text.line(line) end

@@ -1,4 +1,5 @@
 -- cli/unlock.lua -- deployrt unlock APP.yml: removes a dead run's lock.
+local advice = require "deployrt.advice"
 local common = require "deployrt.cli.common"
 local errors = require "deployrt.errors"
 local lock = require "deployrt.lock"
@@ -47,8 +48,8 @@ return function(command)
       command.say("unlocked", "there is no lock" .. (all and "" or " on the hosts that could be asked"))
     end
     if dead and not state:is_over(dead) then
-      command.say("log", ("run %s is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(
-        dead, opened.app.file, opened.app.file), { run = dead })
+      command.say("log", ("run %s is unfinished: `%s` carries on, `%s` rolls back"):format(
+        dead, advice.resume(opened.app.file, dead), advice.abort(opened.app.file, dead)), { run = dead })
     end
     return problem
   end)
