@@ -45,7 +45,7 @@ local function read_once(host)
   local ok, err = pcall(host.call, host, "lock_read")
   if ok then return parse(host, err) end
   if err.code == "locked" then return parse(host, err.message) end
-  return nil, err.code ~= "host" and err or nil
+  return nil, err.code ~= "host" and err or nil -- a host where nobody holds it answers no more than that
 end
 
 --- Who holds the lock of a host; nil when nobody does.

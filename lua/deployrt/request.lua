@@ -11,7 +11,7 @@ local request = {}
 ---@async
 ---@param opened deployrt.Session
 ---@return deployrt.Holder[]
-function request.live_runs(opened)
+local function live_runs(opened)
   local live = {}
   for _, each in ipairs(lock.holders(opened:lines())) do
     if not each.held.dead then live[#live + 1] = each end
@@ -47,7 +47,7 @@ end
 --- Raises deployrt.Error: "nothing"; "locked" when the run was interrupted; why a host is away, where no other one knows of a run;
 --- "usage" when there are several.
 function request.check_live(opened, prefer_waiting)
-  local live, waits = request.live_runs(opened), {}
+  local live, waits = live_runs(opened), {}
   for _, each in ipairs(prefer_waiting and live or {}) do
     if waiting.is_so(each.held.step) then waits[#waits + 1] = each end
   end
