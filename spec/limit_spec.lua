@@ -33,6 +33,24 @@ describe("tasks with limits", function()
     end
   end))
 
+  it("end with those that wait for what they were yet to do", run(function()
+    local freed = core.event()
+    local task = core.spawn(function()
+      core.confine { instructions = 1e6 }
+      core.spawn(function()
+        core.spawn(function()
+          for _ = 1, math.huge do end
+          freed:set()
+        end)
+        freed:wait()
+      end):wait()
+      freed:set()
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit" }, { ok, err and err.code })
+    assert.is_false(freed:is_set())
+  end))
+
   it("that used up their memory end with all their children, whatever it costs to look for more", run(function()
     local ballast = {}
     for i = 1, 1000000 do ballast[i] = { i } end

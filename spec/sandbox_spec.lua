@@ -276,6 +276,45 @@ describe("a command with an attacking script", function()
   end)
 end)
 
+describe("a strategy that waits for nothing", function()
+  after_each(fixture.cleanup)
+
+  local loops = {
+    { "begins tasks that begin tasks", "local function f() self:each({ 1, 2 }, f) end f()", "used more than 256 MB of memory" },
+    { "does so again and again", "while true do self:each({ 1 }, function() end) end", "used more than 256 MB of memory" },
+    { "does too much at once", "local list = {} for i = 1, 200000 do list[i] = i end self:each(list, function() end)", "used more than 256 MB of memory" },
+    { "goes too far while others wait for a place beside it", 'self:each({ 1, 2 }, function() return ("x"):rep(1e9) end, { max = 1 })', "used more than 256 MB of memory" },
+    { "sleeps for no time", "while true do self:sleep(0) end", "is there a loop that waits for nothing?" },
+  }
+
+  for _, loop in ipairs(loops) do
+    it("ends in a simulation, in a plan and in a run when it " .. loop[1], function()
+      local app = fixture.app { instances = 1, yaml = "strategy: {timeout: 4s}" }
+      app:extend_rolling(loop[2])
+      app:write(fixture.release("1.0"), "1.0")
+      for _, words in ipairs { { "test", "./own.lua", "--seeds=1" }, { "plan", "./own.lua", "app.yml", "--offline" } } do
+        local run = app:command(words, { timeout = 60 })
+        assert.equal(2, run.exit, run.stdout)
+        local slow = run.stderr:find("ran for 5 s without waiting", 1, true) -- a machine, or a build, that is slow comes to that limit first
+        assert.truthy(slow or run.stderr:find(loop[3], 1, true), run.stderr)
+      end
+      local run = app:command({ "./own.lua", "app.yml" }, { timeout = 60 })
+      assert.equal(1, run.exit, run.stdout .. run.stderr)
+      assert.truthy(run.stderr:find(loop[3], 1, true) or run.stderr:find("took longer than its timeout of 4s", 1, true), run.stderr)
+      app:stop()
+    end)
+  end
+
+  it("takes no longer in a plan than its timeout", function()
+    local app = fixture.app { instances = 1, yaml = "strategy: {timeout: 4s}" }
+    app:extend_rolling "while true do self:sleep(1) end"
+    app:write(fixture.release("1.0"), "1.0")
+    local run = app:command({ "plan", "./own.lua", "app.yml", "--offline" }, { timeout = 20 })
+    assert.equal(2, run.exit)
+    assert.truthy(run.stderr:find("the run would take longer than its timeout of 4s", 1, true), run.stderr)
+  end)
+end)
+
 describe("a script in mid-run", function()
   local app
 

@@ -339,7 +339,8 @@ void check_allowance_confine(lua_State *L, Allowance *allowance, lua_State *co) 
   push_limit_release(L, before);
 }
 
-int push_confined_call(lua_State *L) {
+/* confined(limits, function, ...): true and the function's results, or false and why. It cannot wait. */
+static int l_confined(lua_State *L) {
   luaL_checktype(L, 2, LUA_TFUNCTION);
   Limit *limit = check_limit(L, 1), *before = current;
   push_limit_leave(L, before);
@@ -379,6 +380,6 @@ static int l_charge(lua_State *L) {
 }
 
 void push_limit_functions(lua_State *L) {
-  static const luaL_Reg functions[] = {{"charge", l_charge}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"charge", l_charge}, {"confined", l_confined}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -33,10 +33,6 @@ Allowance push_allowance_inherit(lua_State *co, const Allowance *parent);
  * table); each may be absent. */
 void check_allowance_confine(lua_State *L, Allowance *allowance, lua_State *co);
 
-/* Calls the function at index 2 with what lies above it, held to the table at index 1; returns how many
- * results are on the stack: true and the function's own, or false and why. It cannot wait. */
-int push_confined_call(lua_State *L);
-
 /* Has the limit rest, or not any more; returns what was before. What was used is not forgotten, unless the
  * task waits. */
 bool push_allowance_exempt(lua_State *L, Allowance *allowance, bool exempt);

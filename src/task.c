@@ -240,8 +240,7 @@ static void ready_remove(Task *t) {
   if (ready_last == t) ready_last = before;
 }
 
-/* Ends a task and all below it as a process dies: nothing of them runs any more, no handler and no __close.
- */
+/* Ends a task and all below it as a process dies: nothing of them runs, no handler and no __close. */
 static void abandon(Task *t) {
   if (t->waiter) t->waiter->task = NULL;
   t->waiter = NULL;
@@ -252,6 +251,13 @@ static void abandon(Task *t) {
   task_finish(t);
 }
 
+/* Past a limit none that is held to it runs on: those above wait perhaps for what is done no more. */
+static void wake_confined(Task *t) {
+  for (Task *up = t->parent; up && up->allowance.limit == t->allowance.limit; up = up->parent) {
+    if (up->state == TASK_WAITING && up->waiter != &up->joining) wake(up, WAKE_CANCEL);
+  }
+}
+
 static int task_body_step(lua_State *L, int status, lua_KContext ctx) {
   Task *t = (Task *)ctx;
   push_allowance_rest(L, &t->allowance);
@@ -260,6 +266,7 @@ static int task_body_step(lua_State *L, int status, lua_KContext ctx) {
   if (verdict) t->failed = true;
   if (verdict) lua_settop(L, 1);
   if (verdict) push_verdict_as_error(L, verdict);
+  if (verdict) wake_confined(t);
   keep_results(t, t->failed ? 1 : lua_gettop(L) - 1); /* the handler lies below them */
   if (t->failed) cancel_children(t);
   return join_children_step(L, 0, ctx);
@@ -422,8 +429,7 @@ static int l_task_wait(lua_State *L) {
 }
 
 static int l_task_cancel(lua_State *L) {
-  Task *t = check_task(L);
-  cancel(t);
+  cancel(check_task(L));
   return 0;
 }
 
@@ -455,10 +461,6 @@ static int l_confine(lua_State *L) {
   return 0;
 }
 
-static int l_confined(lua_State *L) {
-  return push_confined_call(L);
-}
-
 static int l_exempt(lua_State *L) {
   bool exempt = lua_toboolean(L, 1);
   lua_pushboolean(L, running && push_allowance_exempt(L, &running->allowance, exempt));
@@ -475,7 +477,6 @@ void push_task_functions(lua_State *L) {
                                        {"spawn", l_spawn},
                                        {"locals", l_locals},
                                        {"confine", l_confine},
-                                       {"confined", l_confined},
                                        {"exempt", l_exempt},
                                        {"set_traceback", l_set_traceback},
                                        {"live_tasks", l_live_tasks},

@@ -80,8 +80,10 @@ function operation.limit_own_undo(seconds)
   core.locals().own_undo = { till = operation.current().world:now() + seconds, seconds = seconds }
 end
 
---- Lets a function of this door work without the limits of the script that came to it.
-local function exempt(fn)
+--- Lets what the runtime does for a script work without that script's limits: it comes to its end, though the script has passed them.
+---@param fn fun(...): ...
+---@return fun(...): ...
+function operation.exempt(fn)
   local function leave(before, ok, ...)
     core.exempt(before)
     if not ok then error(..., 0) end
@@ -170,7 +172,7 @@ end
 --- Looks at the world; the answer is journaled.
 ---@async
 ---@param spec deployrt.Operation
-operation.observe = exempt(function(spec)
+operation.observe = operation.exempt(function(spec)
   operation.checkpoint()
   local run, scope = operation.current()
   spec.observes = true
@@ -248,7 +250,7 @@ end
 --- Changes the world. The way back is registered before the effect.
 ---@async
 ---@param spec deployrt.Operation
-operation.effect = exempt(function(spec)
+operation.effect = operation.exempt(function(spec)
   operation.checkpoint()
   local run, scope = operation.current()
   refuse_in_check(run, spec.name)
@@ -308,7 +310,7 @@ end
 --- Waits until a moment that the journal keeps, unless the run is stopped meanwhile.
 ---@async
 ---@param seconds number
-operation.sleep = exempt(function(seconds)
+operation.sleep = operation.exempt(function(seconds)
   local run = operation.current()
   if core.locals().undoing then return rest(run, seconds) end
   pass("sleep", { till = run.world:wall() + seconds }, function(_, begun)
@@ -322,7 +324,7 @@ end)
 ---@param question string
 ---@param answers? string[]  those that let it through; default: any approval
 ---@return string? answer
-operation.gate = exempt(function(question, answers)
+operation.gate = operation.exempt(function(question, answers)
   refuse_in_check(operation.current(), "approve")
   local answer = pass("gate", { question = question }, function(run) return run.control:gate(run, question, answers) end)
   operation.checkpoint()
@@ -351,7 +353,7 @@ end
 
 --- Forgets how to undo what was done so far.
 ---@async
-operation.commit = exempt(function()
+operation.commit = operation.exempt(function()
   local run, scope = operation.current()
   refuse_in_check(run, "commit")
   pass("commit", {}, function() return { beside = scope:beside() } end)

@@ -49,7 +49,7 @@ function core.locals() end
 
 --- Limits what the running task, and every task that it spawns from now on, may use between two waits: instructions (about; allocation and
 --- charge() count too), `seconds` of processor time, bytes of `memory` above what was in use, bytes of one `text`. Past it none of them runs on,
---- whatever they catch: the error has the code "limit". `strings` is where methods of strings are found meanwhile. What is absent is not limited.
+--- whatever they catch, and those above wait no longer: the error has the code "limit". `strings` is where methods of strings are found meanwhile. What is absent is not limited.
 ---@param limits {instructions?: number, seconds?: number, memory?: integer, text?: integer, strings?: table}
 function core.confine(limits) end
 

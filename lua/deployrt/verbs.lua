@@ -73,7 +73,7 @@ local function tolerated(value, count)
 end
 
 --- Undoes what a child did, at once. What cannot be undone now is tried again if the run is rolled back.
-local function take_back(run, scope)
+local take_back = operation.exempt(function(run, scope)
   local failures = operation.unwind(scope)
   for i = #failures, 1, -1 do
     local failure = failures[i]
@@ -81,7 +81,7 @@ local function take_back(run, scope)
     scope:push(failure.entry)
     if failure.host then run.fleet.stranded[failure.host] = true end
   end
-end
+end)
 
 --- The host that an item of `each` is, or is on.
 ---@return string? name
