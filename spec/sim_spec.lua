@@ -259,6 +259,22 @@ strategy: {settle: 1s}
     end)
   end
 
+  for what, code in pairs {
+    ["once all is new"] = { "self.super.deploy(self) self:commit() self:sleep(10)", "needs_attention" },
+    ["before it begins"] = { "self:commit() self.super.deploy(self)", "rolled_back" },
+  } do
+    it("lets a strategy commit " .. what, function()
+      local file = script(('local own = require("deployrt.strategy").extend("rolling", { name = "own" })\nfunction own:deploy() %s end\nreturn own\n'):format(code[1]))
+      local ends = 0
+      for fault, first in pairs { ["host-off"] = 1, crash = 15 } do
+        local summary = inside(function() return sim.test(file, { first = first, seeds = 20, fault = fault }) end)
+        assert.equal("", text_of(summary))
+        ends = ends + (summary.outcomes[code[2]] or 0)
+      end
+      assert.is_true(ends > 0)
+    end)
+  end
+
   it("holds a strategy to the capacity that it declares, and says how that is done", function()
     local one_by_one = [[
       local strategy = require "deployrt.strategy"

@@ -53,28 +53,50 @@ local function kept(world, without)
   return list
 end
 
---- Why the world is not all-new; nil when it is. `spared` are hosts that faults took instances of.
+--- Why what serves on a host is not the new release, all of it and well; nil when it is.
+local function not_serving(world, host, wanted, spared)
+  local serving = 0
+  for _, port in ipairs(world.ports) do
+    local slot = world.balancer.named[slot_name.of(host.name, port)]
+    local release, fed, process = fingerprint(world, slot)
+    if fed and release ~= world.target.release and not spared[host.name] then return ("%s gets traffic and runs %s"):format(slot.name, release) end
+    if fed then serving = serving + 1 end
+    local well = not process or process.hurt or spared[host.name] or machine.is_healthy(process, core.now())
+    if fed and not well then return slot.name .. " gets traffic and is not healthy" end
+  end
+  if serving ~= wanted and not spared[host.name] then
+    return ("%d instances serve on %s, and app.yml says %d"):format(serving, host.name, wanted)
+  end
+end
+
+--- Why what serves is not the new release, everywhere; nil when it is. `spared` are hosts that faults took instances of.
 ---@param world deployrt.sim.World
 ---@param spared table<string, boolean>
 ---@param without? string[]  hosts that the run says it went on without
 ---@return string?
-function ending.not_new(world, spared, without)
+function ending.not_taken_over(world, spared, without)
   if world.balancer.route then return "requests are still told apart" end
   local taken_over = is_taken_over(world)
   for _, host in ipairs(kept(world, without)) do
-    local serving = 0
+    local wanted = (not world.grouped or host.standby == taken_over) and world.app.process.instances or 0
+    local why = not_serving(world, host, wanted, spared)
+    if why then return why end
+  end
+end
+
+--- Why the world is not all-new; nil when it is: nothing of the old release is left beside what serves.
+---@param world deployrt.sim.World
+---@param spared table<string, boolean>
+---@param without? string[]
+---@return string?
+function ending.not_new(world, spared, without)
+  local why = ending.not_taken_over(world, spared, without)
+  if why then return why end
+  for _, host in ipairs(kept(world, without)) do
     for _, port in ipairs(world.ports) do
       local slot = world.balancer.named[slot_name.of(host.name, port)]
       local release, fed, process = fingerprint(world, slot)
-      if fed and release ~= world.target.release and not spared[host.name] then return ("%s gets traffic and runs %s"):format(slot.name, release) end
       if process and not fed and not world.keeps_old and not spared[host.name] then return ("%s runs %s and gets no traffic"):format(slot.name, release) end
-      if fed then serving = serving + 1 end
-      local well = not process or process.hurt or spared[host.name] or machine.is_healthy(process, core.now())
-      if fed and not well then return slot.name .. " gets traffic and is not healthy" end
-    end
-    local wanted = (not world.grouped or host.standby == taken_over) and world.app.process.instances or 0
-    if serving ~= wanted and not spared[host.name] then
-      return ("%d instances serve on %s, and app.yml says %d"):format(serving, host.name, wanted)
     end
     if host.current ~= world.target.release then return ("current points to %s on %s"):format(tostring(host.current), host.name) end
   end
@@ -92,7 +114,7 @@ local function difference(world, slot)
   end
 end
 
---- Hosts that are not as they were before the run, each with why.
+--- Hosts that are not as they were before the run, each with why. Files of a release that were committed harm nobody.
 ---@param world deployrt.sim.World
 ---@param spared table<string, boolean>
 ---@return {host: string, why: string}[]
@@ -103,7 +125,7 @@ function ending.not_old(world, spared)
       local why
       for _, port in ipairs(world.ports) do why = why or difference(world, world.balancer.named[slot_name.of(host.name, port)]) end
       if host.current ~= host.current_before then why = why or ("current points to %s on %s"):format(tostring(host.current), host.name) end
-      if host.releases[world.target.release] then why = why or ("release %s is still on %s"):format(world.target.release, host.name) end
+      if host.releases[world.target.release] and not world.committed then why = why or ("release %s is still on %s"):format(world.target.release, host.name) end
       if why then list[#list + 1] = { host = host.name, why = why } end
     end
   end

@@ -132,13 +132,13 @@ local function hear(world, life)
     elseif event.event == "analysis" then
       world:note("analysis", { verdict = event.verdict, text = event.reason })
     elseif event.event == "rollback.started" then
-      life.rolled_back_at, world.reason = core.now(), event.reason
+      life.rolled_back_at, world.reason, world.committed = core.now(), event.reason, core.locals().run.committed ~= nil
       if life.asked_at and core.now() - life.asked_at > abort_within then
         world:violate("an abort is honoured in time", ("it was asked for %.0f seconds before the way back began"):format(core.now() - life.asked_at))
       end
       world:note("rollback", { text = event.reason, overtaken = life.overtaken })
     elseif event.event == "run.finished" then
-      life.outcome, life.left, life.without = event.outcome, event.left, event.without
+      life.outcome, life.left, life.without, life.settled = event.outcome, event.left, event.without, event.settled
       world.outcome = event.outcome
       world:note("finished", { text = ("%s, exit %d"):format(event.outcome, event.exit), left = event.left })
     elseif event.event == "warning" then
@@ -223,7 +223,7 @@ local function take_up(world, plan, app, state, verb)
     })
     if not then_app then
       world:note("finished", { text = options.text })
-      life.outcome = options.outcome
+      life.outcome, life.settled = options.outcome, options.exit == 3 -- what is left of a run that nobody can take up was committed
       return options.exit
     end
     for key, value in pairs(options_of(world, plan, life, state)) do options[key] = options[key] or value end
@@ -245,15 +245,21 @@ end
 --- Exit 3 names every host that is not as it was.
 local function check_left(world, life)
   local named = {}
-  for _, each in ipairs(life.left or {}) do
-    named[each.host] = true
-    if each.committed then world:violate("the end is all-new or all-old", ("it failed, and on %s %s"):format(each.host, each.message)) end
-  end
+  for _, each in ipairs(life.left) do named[each.host] = true end
   for _, each in ipairs(ending.not_old(world, spared(world))) do
     if not named[each.host] and not named.balancer then
       world:violate("exit 3 tells the truth", ("what is left does not name %s: %s"):format(each.host, each.why))
     end
   end
+end
+
+--- What was committed before a run failed stays: then the new release has taken over, everywhere. A commit in between would have
+--- every failure end half-way.
+local function check_committed(world, life)
+  local why = ending.not_taken_over(world, spared(world), life.without)
+  local first = life.left and life.left[1]
+  local said = first and (", and on %s %s"):format(first.host, first.message) or " after a commit"
+  if why then world:violate("the end is all-new or all-old", ("it failed%s, but %s"):format(said, why)) end
 end
 
 local function check_locks(world)
@@ -267,10 +273,12 @@ end
 --- All-new or all-old, as the last life says.
 local function check_end(world, life)
   local outcome, unheard = life.outcome, life.error and life.error.code == "nothing"
-  if unheard and not ending.not_new(world, spared(world)) then return end -- it had ended, and died before it said so
+  if unheard and not ending.not_taken_over(world, spared(world)) then return end -- it had ended, and died before it said so
   if outcome == "succeeded" then
     local why = ending.not_new(world, spared(world), life.without)
     if why then world:violate("the end is all-new or all-old", "it succeeded, but " .. why) end
+  elseif life.settled then
+    check_committed(world, life)
   else
     local first = ending.not_old(world, spared(world))[1]
     if first then world:violate("the end is all-new or all-old", ("it ended '%s', but %s"):format(outcome or "refused", first.why)) end
@@ -279,7 +287,7 @@ local function check_end(world, life)
 end
 
 local function ended(life)
-  return life.finished and (life.exit == 0 or life.exit == 1 or life.exit == 130)
+  return life.finished and (life.exit == 0 or life.exit == 1 or life.exit == 130 or life.settled)
 end
 
 --- When no fault goes on any more.
@@ -294,8 +302,8 @@ end
 --- What an operator does about a run that did not end: first what the fault says, in the end an abort.
 local function see_through(world, plan, app, life, state)
   for i = 1, attempts do
+    if life.finished and life.left then check_left(world, life) end
     if world.violation or ended(life) or life.overtaken then return life end
-    if life.finished and life.exit == 3 then check_left(world, life) end
     if life.error and (life.error.code == "nothing" or not life.resumed and i == 1) then return life end
     local crash = life.why == "crash" and world.crash
     local wait = crash and crash.pause or 40

@@ -28,6 +28,7 @@ local tally = require "deployrt.sim.tally"
 ---@field answer? string      what was decided there last
 ---@field outcome? string     of the run that ended last
 ---@field grouped? boolean    one group of hosts serves, and the other one takes over
+---@field committed? boolean  the strategy of the run that is rolled back, or was last, had committed something
 ---@field crippled? boolean   something could not be put back: less can serve than before
 ---@field violation? {invariant: string, message: string, at: number}  the first one
 local World = {}
