@@ -383,6 +383,20 @@ strategy: {settle: 1s}
     end
   end)
 
+  it("says what is wrong with a script's own undo, and where", function()
+    local own = script [[
+      local own = require("deployrt.strategy").extend("rolling", { name = "own" })
+      function own:deploy()
+        self:undo(function() error "my undo is broken" end)
+        self.super.deploy(self)
+      end
+      return own]]
+    local summary = inside(function() return sim.test(own, { seeds = 20, fault = "host-cut" }) end)
+    local words = "; left: strategy: the strategy's own undo: " .. own .. ":3: my undo is broken"
+    fixture.contains(summary.violation.violation.message, "after 6 attempts: needs_attention" .. words)
+    fixture.contains(text_of(summary), "finished needs_attention, exit 3" .. words)
+  end)
+
   it("says what is wrong with a script that does not work at all", function()
     local broken = script [[
       local strategy = require "deployrt.strategy"

@@ -116,6 +116,16 @@ local function check_alone(world, life)
   life.began = true
 end
 
+local most = 5 -- of what is left is told
+
+--- What a run has left, on a line; empty where that is nothing. Where a script's own undo fails, its message has the line.
+local function left_text(left)
+  if not left then return "" end
+  local parts = {}
+  for i, each in ipairs(left) do parts[i] = ("%s: %s"):format(each.host, (each.message:gsub("\n.*", ""))) end
+  return ("; left: %s%s"):format(table.concat(parts, "; ", 1, math.min(#parts, most)), #parts > most and (" and %d more"):format(#parts - most) or "")
+end
+
 --- What people and invariants learn of a run.
 local function hear(world, life)
   return function(event)
@@ -140,7 +150,7 @@ local function hear(world, life)
     elseif event.event == "run.finished" then
       life.outcome, life.left, life.without, life.settled = event.outcome, event.left, event.without, event.settled
       world.outcome = event.outcome
-      world:note("finished", { text = ("%s, exit %d"):format(event.outcome, event.exit), left = event.left })
+      world:note("finished", { text = ("%s, exit %d%s"):format(event.outcome, event.exit, left_text(event.left)) })
     elseif event.event == "warning" then
       world:note("warning", { text = event.message })
     end
@@ -314,8 +324,8 @@ local function see_through(world, plan, app, life, state)
     life.resumed = true
   end
   if not ended(life) then
-    world:violate("all converges once the faults are over", ("after %d attempts: %s"):format(attempts,
-      life.error and errors.text(life.error) or life.outcome or tostring(life.why)))
+    world:violate("all converges once the faults are over", ("after %d attempts: %s%s"):format(attempts,
+      life.error and errors.text(life.error) or life.outcome or tostring(life.why), left_text(life.left)))
   end
   return life
 end
