@@ -109,6 +109,17 @@ strategy: {settle: 10s, batch: 50%}
     for _, part in ipairs { "from what serves now to 2.0", "batch 2 of 2", "= 2.0 50%, what serves now 50%", "start       web2:8082  2.0", "at least 24.0s of waiting" } do
       assert.truthy(run.stdout:find(part, 1, true), part .. " in:\n" .. run.stdout)
     end
+    fixture.write(dir .. "/own.lua", [[
+      local own = require("deployrt.strategy").extend("rolling", { name = "own" })
+      function own:deploy() self:each(self.fleet:old(), self.replace) end
+      return own]])
+    local function plan_own(...)
+      return fixture.run({ fixture.deployrt(), "plan", "./own.lua", "app.yml", "--offline", "--set", "process.ports=8080-8083", ... }, { cwd = dir, timeout = 20 }).stdout
+    end
+    assert.truthy(plan_own():find("= 2.0 100%%\n[^\n]* a failure up to here undoes: start again web2:8081, traffic back, [^\n]*stop 192.0.2.1:8082\n17 changes"), plan_own())
+    local finished = cjson.decode(plan_own("--json"):match("[^\n]*\n$"))
+    assert.same({ "plan.finished", "start again web2:8081", 9 }, { finished.event, finished.undo[1], finished.undo_count })
+    os.remove(dir .. "/own.lua")
     run = fixture.run({ fixture.deployrt(), "plan", "blue_green", "app.yml", "--offline", "--set", "strategy={settle: 1s}" }, { cwd = dir, timeout = 20 })
     assert.equal(2, run.exit)
     assert.truthy(run.stderr:find("needs a full second set", 1, true), run.stderr)

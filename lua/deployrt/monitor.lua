@@ -126,7 +126,8 @@ function monitor.tell_once(run)
     if core.locals().scope:is_beside_others() then due = run.world:now() else tell() end
   end
   run.emit = function(event)
-    if due and (event.event ~= "op" or run.world:now() > due) then tell() end
+    local is_behind = due and (event.event ~= "op" or run.world:now() > due or not core.locals().scope:is_beside_others())
+    if is_behind then tell() end
     emit(event)
   end
 end

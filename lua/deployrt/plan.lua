@@ -51,6 +51,14 @@ local function undo_of(scope, found)
   return found
 end
 
+--- What a failure would undo by now, in words; as a list in the event.
+local function tell_undo(root, event)
+  local back = undo_of(root, { known = {}, count = 0 })
+  event.undo, event.undo_count = table.move(back, 1, #back, 1, {}), back.count
+  local rest = back.count > most and (" and %d more"):format(back.count - most) or ""
+  return back.count > 0 and "a failure up to here undoes: " .. table.concat(back, ", ") .. rest or "nothing to undo up to here"
+end
+
 local function has_build(app)
   return app.hooks and app.hooks.build
 end
@@ -100,10 +108,12 @@ function plan.check_first(app, options, release)
 end
 
 ---@class deployrt.Plan
----@field lines {at: number, text: string, event: table}[]
+---@field lines {at: number, text: string, event?: table}[]
 ---@field seconds number     that it waits at least
 ---@field effects integer
 ---@field records table[]    INTENT of each effect, as the journal of the run would have them
+---@field undo? string[]        what a failure at the end would undo, the last first; undo_count: how much that is in all
+---@field undo_count? integer
 ---@field failure? deployrt.Error  of the script: what comes before it is planned
 
 --- Rehearses a run.
@@ -122,11 +132,15 @@ function plan.make(app, options)
   end
   local show = {}
   show["step.started"] = function(event) add(0, "== " .. event.step, event) end
+  local told = 0 -- so many effects come before the last word on what would be undone
   show["step.finished"] = function(event)
-    local back = undo_of(rehearsal.root, { known = {}, count = 0 })
-    event.undo, event.undo_count = table.move(back, 1, #back, 1, {}), back.count
-    local rest = back.count > most and (" and %d more"):format(back.count - most) or ""
-    add(1, back.count > 0 and "a failure up to here undoes: " .. table.concat(back, ", ") .. rest or "nothing to undo up to here", event)
+    add(1, tell_undo(rehearsal.root, event), event)
+    told = found.effects
+  end
+  show["plan.finished"] = function(event) -- a strategy may do all of it outside of steps
+    local back = tell_undo(rehearsal.root, event)
+    found.undo, found.undo_count = event.undo, event.undo_count
+    if found.effects > told then add(1, back) end
   end
   show.op = function(event)
     if not event.effect then return end
@@ -157,6 +171,7 @@ function plan.make(app, options)
   local ok, err = pcall(rehearse, app, options)
   if not ok and not (rehearsal and found.lines[1]) then error(err, 0) end
   found.failure = not ok and err or nil
+  if ok and not rehearsal.unchanged then rehearsal.emit { event = "plan.finished" } end
   found.seconds, found.records = rehearsal.world:now(), log.records
   found.release, found.previous, found.unchanged = rehearsal.target.release, rehearsal.previous, rehearsal.unchanged
   found.made = core.time()

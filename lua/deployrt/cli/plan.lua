@@ -22,12 +22,14 @@ local function encode(command, app, strategy, found)
     now = function() return 0 end }
   view:emit { event = "run.started", app = app.app, strategy = strategy.name, release = found.release, previous = found.previous, hosts = #app.hosts }
   for _, line in ipairs(found.lines) do
-    line.event.seconds = line.at
-    view:emit(line.event)
+    if line.event then
+      line.event.seconds = line.at
+      view:emit(line.event)
+    end
   end
   if not found.failure then
     view:emit { event = "plan.finished", seconds = found.seconds, changes = found.effects, unchanged = found.unchanged or false, release = found.release,
-      previous = found.previous }
+      previous = found.previous, undo = found.undo, undo_count = found.undo_count }
   end
   view:close()
 end
