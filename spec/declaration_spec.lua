@@ -37,6 +37,24 @@ describe("what a script declares", function()
     assert.same({ true, 1, 5 }, { option.required, option.min, option.max })
   end)
 
+  it("lets an amount be none where `min` says so, and `tolerate` anyway", function()
+    local run = help [[options = { tolerate = { type = "amount", default = 0, doc = "some" }, few = { type = "amount", default = 0, min = 0, max = 3, doc = "more" } }]]
+    assert.matches("\n  few        amount    default 0 +more %(from 0 to 3%)\n", run.stdout)
+    assert.matches("\n  tolerate   amount    default 0 +some %(from 0%)\n", run.stdout)
+    refused("the default of option 'few': expected an amount such as 2 or 25%, got '0'", "options = { few = { type = 'amount', default = 0 } }")
+    local function test(set)
+      return fixture.run({ fixture.deployrt(), "test", "./own.lua", "--seeds=1", "--fault=none", "--set", set }, { cwd = dir })
+    end
+    help("", "own = strategy.extend('rolling', { name = 'own', options = { tolerate = { type = 'amount', default = 1 }, few = { type = 'amount', min = 0, max = 3 } } })\n"
+      .. "function own:deploy() self:each(self.fleet:old(), self.replace, { max = 1, tolerate = self.options.tolerate }) self:each({ 1 }, print, { tolerate = self.options.few }) end\n"
+      .. "do return own end --")
+    for set, said in pairs { ["strategy.batch=0"] = "strategy.batch: expected an amount such as 2 or 25%, got '0'",
+      ["strategy.few=4"] = "strategy.few: expected from 0 to 3, got 4" } do
+      assert.equal(("deployrt: own: %s\n"):format(said), test(set).stderr)
+    end
+    assert.same({ 0, 0 }, { test("strategy.tolerate=0").exit, test("strategy.few=0%").exit })
+  end)
+
   it("does nothing to a terminal", function()
     local run = help([[options = { a = { type = "string", default = "\27[31mx", doc = "one\27[2J\ntwo", values = { "\27[31mx" } } },
       summary = "\27]0;title\7 of\r\n  two lines"]], [[print("\27[2Jsaid", "more\nand more")]])

@@ -40,6 +40,13 @@ describe("an amount", function()
     end
   end)
 
+  it("may be none where that is allowed", function()
+    for _, value in ipairs { 0, "0", "0%" } do assert.same({ count = 0 }, units.amount(value, true)) end
+    assert.same({ count = 2 }, units.amount(2, true))
+    assert.is_nil((units.amount(-1, true)))
+    assert.equal(0, units.resolve_amount({ count = 0 }, 5))
+  end)
+
   it("of a total is rounded down, at least 1 and at most all", function()
     assert.equal(2, units.resolve_amount({ percent = 25 }, 11))
     assert.equal(1, units.resolve_amount({ percent = 25 }, 3))

@@ -27,7 +27,7 @@ local schema = {}
 ---@field least? integer    items of a list
 ---@field rising? boolean   no item of a list of numbers is less than the one before it
 ---@field longest? integer  bytes of a text
----@field min? number
+---@field min? number       of an amount: of its count; 0 allows none
 ---@field max? number
 ---@field lowest? integer   of ports and statuses
 ---@field highest? integer

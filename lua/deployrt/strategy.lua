@@ -269,7 +269,7 @@ local function functions_of(value)
   return found
 end
 
-local heeded = { tolerate = { type = "amount" } } -- options that the runtime goes by where a strategy has them
+local heeded = { tolerate = { type = "amount", min = 0 } } -- options that the runtime goes by where a strategy has them
 
 --- Options that the runtime itself looks at: a strategy may declare them with another default, and not as something else.
 local function keep_own(options, name, place)
@@ -280,7 +280,7 @@ local function keep_own(options, name, place)
     if type(option) == "table" and option.type ~= spec.type then
       declaration.refuse(name, ("option '%s' is the runtime's own, of type %s: it may have another default, but no other type"):format(key, spec.type), place)
     end
-    if type(option) == "table" then option.of = spec.of end
+    if type(option) == "table" then option.of, option.min = spec.of, option.min or spec.min end
   end
 end
 

@@ -39,10 +39,10 @@ local function told(value)
 end
 
 --- What is wrong with an amount in parts; nil when nothing is.
-local function problem_of(amount)
+local function problem_of(amount, least)
   local count, percent = amount.count, amount.percent
-  if count ~= nil and not (math.type(count) == "integer" and count > 0) then
-    return ("its `count` is a whole number from 1 on, not %s"):format(told(count))
+  if count ~= nil and not (math.type(count) == "integer" and count >= least) then
+    return ("its `count` is a whole number from %d on, not %s"):format(least, told(count))
   elseif percent ~= nil and not is_between(percent, 0, 100) then
     return ("its `percent` is a number above 0 and at most 100, not %s"):format(told(percent))
   end
@@ -50,17 +50,19 @@ end
 
 --- 2 or "25%", or one of these in parts.
 ---@param value any
+---@param may_be_none? boolean  0 and "0%" are amounts, too
 ---@return deployrt.Amount? amount
 ---@return string? message
-function units.amount(value)
+function units.amount(value, may_be_none)
+  local least = may_be_none and 0 or 1
   if type(value) == "table" and (value.count or value.percent) then
-    local problem = problem_of(value)
+    local problem = problem_of(value, least)
     return not problem and value or nil, problem
   end
   local percent = percentage(value)
   if percent and percent > 0 and percent <= 100 then return { percent = percent } end
-  local count = type(value) ~= "table" and math.tointeger(tonumber(value))
-  if count and count > 0 then return { count = count } end
+  local count = percent == 0 and 0 or type(value) ~= "table" and math.tointeger(tonumber(value))
+  if count and count >= least then return { count = count } end
   return nil, ("expected an amount such as 2 or 25%%, got %s"):format(shown(value))
 end
 
@@ -74,11 +76,12 @@ function units.percent(value)
   return nil, ("expected a percentage such as 5%%, got %s"):format(shown(value))
 end
 
---- How many of `total` an amount is: rounded down, at least 1, at most all.
+--- How many of `total` an amount is: rounded down, at least 1, at most all; none of none.
 ---@param amount deployrt.Amount
 ---@param total integer
 ---@return integer
 function units.resolve_amount(amount, total)
+  if amount.count == 0 then return 0 end
   local count = amount.count or math.floor(total * amount.percent / 100)
   return math.max(1, math.min(count, math.max(total, 1)))
 end

@@ -66,8 +66,8 @@ local each_takes = { max = true, tolerate = true }
 
 --- How many of so many may fail.
 local function tolerated(value, count)
-  if value == nil or value == 0 then return 0 end
-  local amount, problem = units.amount(value)
+  if value == nil then return 0 end
+  local amount, problem = units.amount(value, true)
   if not amount then errors.raise("usage", "each tolerates an amount of failures: " .. problem) end
   return units.resolve_amount(amount, count)
 end

@@ -97,17 +97,19 @@ function types.string(value, spec, at, path)
   return value
 end
 
-local function measured(convert)
+--- Of an amount its count is held to the limits, and not a share.
+local function measured(convert, unit)
   return function(value, spec, at, path)
-    local result, message = convert(value)
+    local result, message = convert(value, spec)
     if result == nil then return at.fail(("%s: %s"):format(path, value == at.null and "nothing is given" or message)) end
-    if type(result) ~= "number" or in_range(result, spec, at, path, spec.type == "duration" and "s" or "%") then return result end
+    local size = type(result) == "table" and result.count or result
+    if type(size) ~= "number" or in_range(size, spec, at, path, unit) then return result end
   end
 end
 
-types.duration = measured(units.duration)
-types.amount = measured(units.amount)
-types.percent = measured(units.percent)
+types.duration = measured(units.duration, "s")
+types.amount = measured(function(value, spec) return units.amount(value, spec.min == 0) end)
+types.percent = measured(units.percent, "%")
 
 local function declared(of)
   return type(of) == "string" and { type = of } or of

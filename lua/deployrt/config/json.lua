@@ -29,8 +29,8 @@ function shapes.boolean() return { type = "boolean" } end
 function shapes.any() return {} end
 function shapes.duration() return { anyOf = table.move(duration.anyOf, 1, 2, 1, {}) } end
 
-function shapes.amount()
-  return { anyOf = { { type = "integer", minimum = 1 }, { type = "string", pattern = percent } } }
+function shapes.amount(spec)
+  return { anyOf = { { type = "integer", minimum = spec.min or 1, maximum = spec.max }, { type = "string", pattern = percent } } }
 end
 
 function shapes.percent()
