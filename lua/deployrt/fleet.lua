@@ -26,6 +26,7 @@ local fleet = {}
 --- Does `action(item)` for all items side by side and raises what went wrong, together.
 ---@async
 function fleet.together(list, action)
+  operation.check_can_wait()
   local tasks, failures, results = {}, {}, {}
   for i, item in ipairs(list) do tasks[i] = core.spawn(action, item) end
   for i, task in ipairs(tasks) do

@@ -25,6 +25,7 @@ function hooks.once(name, env)
   local run = operation.current()
   if not (run.app.hooks and run.app.hooks[name]) then return end
   local asked = run.asked[name]
+  operation.check_can_wait()
   if asked then
     asked.done:wait()
   else

@@ -35,8 +35,17 @@ function operation.is_undoing()
   return core.locals().undoing == true
 end
 
-local always = core.event() -- whoever can wait gets past it at once; a coroutine of a script's own cannot
+local always = core.event() -- whoever can wait gets past it at once
 always:set()
+
+--- Raises where nobody can wait, such as a coroutine of a script's own: that is at the script's line, whoever catches it.
+---@async
+function operation.check_can_wait()
+  local ok, problem = pcall(always.wait, always)
+  if ok then return end
+  local place = type(problem) == "string" and trace.place()
+  error(place and ("%s: %s"):format(place, problem) or problem, 0)
+end
 
 local most_refusals = 10000 -- of one task
 
@@ -66,7 +75,7 @@ end
 ---@async
 function operation.checkpoint()
   local run, scope = operation.current()
-  always:wait()
+  operation.check_can_wait()
   local locals = core.locals()
   if locals.undoing then return locals.own_undo and check_own_undo(run, locals.own_undo) end
   if run.stopping then refuse(run.stopping) end
