@@ -65,6 +65,7 @@ describe("the command line", function()
       { { "test", "rolling", "--seed", "1", "--time", "5s" }, "--time would change nothing: --seed plays one" },
       { { "test", "rolling", "--fault", "crash", "--fault", "frozen" }, "--fault takes one value, and is given 'crash' and 'frozen'" },
       { { "new", "strategy", "own", "--host", "web1" }, "`deployrt new` has no option --host; nothing was done" },
+      { { "repl", "app.yml", "--json" }, "`deployrt repl` has no option --json; nothing was done" },
       { { "plan" }, "which app.yml? For example: deployrt plan rolling app.yml" },
       { { "plan", "canary" }, "which app.yml? For example: deployrt plan canary app.yml" },
       { { "plan", "app.yml" }, "which strategy? For example: deployrt plan rolling app.yml" },
@@ -80,6 +81,7 @@ describe("the command line", function()
     assert.same(before, app:status().instances)
     local help = app:command { "help", "logs" }
     assert.truthy(help.stdout:find("--follow", 1, true) and not help.stdout:find("--seeds", 1, true), help.stdout)
+    assert.is_nil(app:command({ "help", "repl" }).stdout:find("--json", 1, true))
     help = app:command { "help", "test" }
     assert.truthy(help.stdout:find("--fault NAME +only faults of this kind, or none %(abort, [%l, -]*stubborn%)\n"), help.stdout)
     for _, name in ipairs { "schema", "new", "help", "lib" } do

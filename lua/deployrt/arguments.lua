@@ -22,7 +22,7 @@ arguments.flags = {
   set = { value = "KEY=VALUE", list = true, except = no_file, doc = "override a key of app.yml, dotted; the value is YAML where it is a word, quoted, [a list] or {a: mapping}, else the text" },
   release = { value = "VERSION", except = no_host, instead = { rollback = "--to VERSION" }, doc = "override release.version" },
   host = { value = "NAME", list = true, except = no_host, doc = "limit to this host" },
-  json = { doc = "one JSON object a line on standard output" },
+  json = { except = { "repl" }, doc = "one JSON object a line on standard output" },
   quiet = { doc = "say only what went wrong" },
   verbose = { doc = "show observations too, and all frames of a script's mistake" },
   ["no-color"] = { doc = "no colours (also: NO_COLOR)" },

@@ -1,7 +1,6 @@
 -- cli/repl.lua -- deployrt repl APP.yml: verbs by hand, from a terminal or a pipe.
 local common = require "deployrt.cli.common"
 local core = require "deployrt.core"
-local errors = require "deployrt.errors"
 local repl = require "deployrt.repl"
 
 --- Reads on while a line is executed: what was typed meanwhile is next.
@@ -47,7 +46,6 @@ local function filtered(hear)
 end
 
 return function(command)
-  if command.flags.json then errors.raise("usage", "repl is for people: it has no --json") end
   local app = common.app(command)
   local editor <close> = core.editor()
   local lines <close> = not editor and core.lines(0) or nil
