@@ -1,4 +1,5 @@
 -- sandbox_spec.lua -- Scripts that attack the runtime: each ends with one clear error, in bounded memory, within seconds.
+-- weight: 20
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
 local fixture = require "spec.support.fixture"

@@ -1,4 +1,5 @@
 -- sim_spec.lua -- The simulator: shipped strategies hold, broken ones are caught, and a seed is always the same.
+-- weight: 25
 local config = require "deployrt.config"
 local core = require "deployrt.core"
 local errors = require "deployrt.errors"
