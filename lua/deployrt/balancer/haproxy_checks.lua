@@ -5,12 +5,17 @@ local number = runtime.number
 
 local haproxy_checks = {}
 
+--- What a server tracks, whose health is its own: "backend/server"; nil for nothing.
+local function tracked_by(row)
+  return row.stat.tracked ~= "" and row.stat.tracked or nil
+end
+
 --- Whether the backend's check is a connection and no more, as it was for those that have been checked: deployrt makes one itself.
 local function only_connects(rows)
   local connects = false
   for _, row in ipairs(rows) do
     local layer = row.checked and (row.stat.check_status or ""):match("L(%d)")
-    if layer and layer ~= "4" or row.checks_elsewhere or row.tracks then return false end
+    if layer and layer ~= "4" or row.checks_elsewhere or tracked_by(row) then return false end
     connects = connects or layer == "4" and row.up
   end
   return connects
@@ -26,7 +31,7 @@ function haproxy_checks.of(slots, rows, names)
   if only_connects(rows) then return list end
   for _, name in ipairs(names) do
     local row = slots[name]
-    local passes_first = (row.checked or row.tracks) and not (row.state == "ready" and row.weight > 0)
+    local passes_first = (row.checked or tracked_by(row)) and not (row.state == "ready" and row.weight > 0)
     list[#list + 1] = passes_first and name or nil
   end
   return list
@@ -35,7 +40,7 @@ end
 --- What a server tracks, where that is the same instance: its check is of no other. nil: it is another's, or has none.
 ---@return string?  "backend/server"
 local function own_tracked(row, ask)
-  local backend, name = (row.stat.tracked or ""):match("^([^/]+)/(.+)$")
+  local backend, name = (tracked_by(row) or ""):match("^([^/]+)/(.+)$")
   if not backend then return nil end
   for _, other in ipairs(runtime.rows_of(ask("show servers state " .. backend), backend)) do
     if other.server == name and other.checked and other.endpoint == row.endpoint then return backend .. "/" .. name end
@@ -60,7 +65,7 @@ end
 --- Why a server is not known to pass; nil when it is.
 local function problem_of(row)
   if row.state ~= "drain" then return "somebody else has set its state" end
-  if row.tracks then return not row.up and "the server that it tracks is down" or nil end
+  if tracked_by(row) then return not row.up and "the server that it tracks is down" or nil end
   local full = number(row.stat, "check_rise") + number(row.stat, "check_fall") - 1
   if row.up and number(row.stat, "check_health") >= full then return nil end
   local status, code = (row.stat.check_status or ""):gsub("^%* ", ""), row.stat.check_code or ""

@@ -11,11 +11,10 @@ local haproxy_runtime = {}
 ---@field weight integer
 ---@field checked boolean  whether HAProxy runs a health check of it
 ---@field checks_elsewhere boolean  which is of another port, or address
----@field tracks boolean   it is up when another server is
 ---@field up boolean
 ---@field sessions integer
 ---@field queue integer
----@field stat table<string, string>  its line of `show stat`
+---@field stat table<string, string>  its line of `show stat`, of which most is read when the first of that is asked for
 
 local function split(line, separator)
   local fields = {}
@@ -118,7 +117,7 @@ local function row_of(state, stat)
   return {
     server = state.srv_name, fqdn = state.srv_fqdn, state = name, weight = number(state, "srv_uweight"),
     endpoint = config.endpoint { address = state.srv_addr, port = number(state, "srv_port") },
-    stat = stat or {}, checked = checked, checks_elsewhere = checked and checks_elsewhere(state), tracks = stat ~= nil and (stat.tracked or "") ~= "",
+    stat = stat or {}, checked = checked, checks_elsewhere = checked and checks_elsewhere(state),
     up = operational ~= 0 or (name == "maint" and not checked),
     sessions = number(stat, "scur"), queue = number(stat, "qcur"),
   }
