@@ -33,6 +33,22 @@ describe("tasks with limits", function()
     end
   end))
 
+  it("leave what the runtime does beside them to its end", run(function()
+    local done = false
+    local task = core.spawn(function()
+      core.confine { instructions = 1e6 }
+      local beside = core.spawn(function()
+        core.exempt(true)
+        done = core.sleep(0.1)
+        core.exempt(false)
+      end)
+      core.spawn(function() for _ = 1, math.huge do end end)
+      beside:wait()
+    end)
+    local ok, err = task:wait(20)
+    assert.same({ false, "limit", true }, { ok, err and err.code, done })
+  end))
+
   it("end with those that wait for what they were yet to do", run(function()
     local freed = core.event()
     local task = core.spawn(function()

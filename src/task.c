@@ -251,10 +251,10 @@ static void abandon(Task *t) {
   task_finish(t);
 }
 
-/* Past a limit none that is held to it runs on: those above wait perhaps for what is done no more. */
+/* Past a limit none held to it runs on: who waits above, but for tasks, may wait for what never comes. */
 static void wake_confined(Task *t) {
   for (Task *up = t->parent; up && up->allowance.limit == t->allowance.limit; up = up->parent) {
-    if (up->state == TASK_WAITING && up->waiter != &up->joining) wake(up, WAKE_CANCEL);
+    if (up->state == TASK_WAITING && !up->waiter->for_tasks) wake(up, WAKE_CANCEL);
   }
 }
 
@@ -302,8 +302,7 @@ static void resume_step(lua_State *L, Task *t) {
 /* Its slot in the registry keeps the userdata from the collector while the task lives. */
 static Task *push_task(lua_State *L, int arguments) {
   Task *t = lua_newuserdatauv(L, sizeof *t, 3);
-  memset(t, 0, sizeof *t);
-  t->reference = LUA_NOREF;
+  *t = (Task){.reference = LUA_NOREF, .joining.for_tasks = true};
   luaL_setmetatable(L, TASK);
   t->co = lua_newthread(L);
   lua_setiuservalue(L, -2, SLOT_THREAD);
@@ -422,7 +421,7 @@ static int l_task_wait(lua_State *L) {
   check_can_wait(L);
   if (t == running) return luaL_error(L, "a task cannot wait for itself");
   Join *j = lua_newuserdatauv(L, sizeof *j, 0);
-  *j = (Join){.target = t, .next = t->joins};
+  *j = (Join){.waiter.for_tasks = true, .target = t, .next = t->joins};
   luaL_setmetatable(L, JOIN);
   t->joins = j;
   return task_wait(L, &j->waiter, timeout, (lua_KContext)j, task_wait_step);

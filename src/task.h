@@ -14,6 +14,7 @@ typedef enum { WAKE_EVENT, WAKE_TIMEOUT, WAKE_CANCEL } WakeReason;
 /* One wait. Lives in whatever the waiting call owns; zeroed means that nobody waits. */
 typedef struct Waiter {
   Task *task;
+  bool for_tasks; /* it is for the end of other tasks, which comes in any case */
 } Waiter;
 
 /*
