@@ -436,7 +436,7 @@ for host in $(ls "use/$GROUP" 2> /dev/null); do mv "use/$GROUP/$host" free/; don
       cluster:kill(1)
       cluster:heal()
       assert.equal(3, run.exit, run.stdout .. run.stderr)
-      assert.truthy(run.stderr:find("the run is unfinished: `deployrt resume app.yml` carries on", 1, true), run.stderr)
+      assert.truthy(run.stderr:find("the run is unfinished: `deployrt resume app.yml --run ", 1, true), run.stderr)
       assert.is_nil(run.stderr:find("could not be kept alive", 1, true), run.stderr)
       assert.equal("unfinished", app:status().run.outcome)
       run = app:command { "resume", "app.yml" }

@@ -95,8 +95,17 @@ describe("an own check of HAProxy's", function()
       return late]])
     local run = deploy_fading "./late.lua"
     assert.equal(1, run.exit, run.stdout .. run.stderr)
-    contains(run.stderr, "finds it down by its own check, and sends it nothing, so that nothing would serve")
+    contains(run.stderr, "finds it down by its own check, and sends it nothing: none of what this run has deployed would serve")
     assert.same({ "1.0" }, app:serving())
+  end)
+
+  it("that all of the old release fail keeps nobody from replacing it", function()
+    begin({ instances = 2, fall = 2 }, answers)
+    assert.equal(0, app:deploy("in_place", "1.1", { conf = "fades=1500ms" }).exit)
+    fixture.eventually(function() return app:command({ "status", "app.yml" }).exit == 2 end, 10)
+    local run = app:deploy("in_place", "1.2")
+    assert.equal(0, run.exit, run.stdout .. run.stderr)
+    assert.same({ "1.2", "1.2" }, app:serving())
   end)
 
   it("that fails once, before there is traffic, is of no consequence", function()

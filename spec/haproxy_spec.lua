@@ -1,5 +1,6 @@
 -- weight: 17
 local shares = require "deployrt.balancer.shares"
+local world_balancer = require "deployrt.world.balancer"
 local stand = require "spec.support.plain_shop"
 
 local contains = require("spec.support.fixture").contains
@@ -43,6 +44,8 @@ backend sidecar
     server web3-8080 127.0.0.2:%d disabled
 backend spare
     server anything 127.0.0.1:%d backup
+backend reserve
+    server-template r 1-2 127.0.0.1:1 check backup disabled
 backend agents
     server anything 127.0.0.1:%d agent-check agent-port %d agent-inter 10s
 ]]
@@ -344,14 +347,25 @@ describe("HAProxy of one's own", function()
       local driver = own(1, options)
       return refused("balancer", driver.check, driver).message
     end
-    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice, templated, sidecar, spare, agents",
+    assert.matches("no backend 'shp' %(did you mean 'shop'%?%); it has: shop, fixed, hashed, twice, templated, sidecar, spare, reserve, agents",
       message { backend = "shp" })
     assert.matches("level operator.*level admin", message { socket = host.directory .. "/operator.sock" })
     assert.matches("static%-rr.*no weights at runtime", message { backend = "fixed" })
     assert.matches("balance source.*hash%-type consistent", message { backend = "hashed" })
     assert.matches("first and second.*same instance", message { backend = "twice" })
     assert.matches("anything of backend 'spare' is `backup`.*take that off", message { backend = "spare" })
+    assert.matches("r1, r2 of backend 'reserve' are `backup`", message { backend = "reserve", template = "r" })
     assert.matches("the agents %(`agent%-check`%) of anything of backend 'agents' may set weights.*`up` and `down`", own(1, { backend = "agents" }):check()[1])
+  end))
+
+  it("finds down what is in service, and not what its configuration has out of it", inside(function()
+    local driver = shop()
+    driver:apply { { slot = "web1-8080", state = "ready" } }
+    local context = { drivers = { driver }, app = { balancers = { { type = "haproxy" } } } }
+    local function down() return world_balancer.down(context, nil, { slots = { "web1-8080", "web2-8080" } }) end
+    assert.same({}, down())
+    host:talk(host.directory .. "/admin.sock", "set server shop/anything health down\n")
+    assert.same({ ["web1-8080"] = "balancer 1 (haproxy) finds it down by its own check, and sends it nothing" }, down())
   end))
 
   it("changes nothing when it is checked", inside(function()

@@ -171,7 +171,8 @@ local function check_last(self, changed)
   local run = operation.current()
   for _, member in ipairs(run.fleet:instances()) do
     local change = changed[member.slot]
-    if change and self:is_serving(member) and not is_open(change.state or "ready", change.weight or self.weights.full) and member:is_healthy() then
+    if change and self:is_serving(member) and not is_open(change.state or "ready", change.weight or self.weights.full) and member:is_healthy()
+      and not self:down_among({ member })[member.slot] then
       errors.raise("capacity", ("%s is the last that serves: without its traffic nothing would; give process.ports a spare slot%s"):format(
         member.label, run.script.options.allow_gap == false and ", or accept the gap with strategy.allow_gap: true" or ", or have the strategy give its new instances traffic first"),
         { host = member.host.name })

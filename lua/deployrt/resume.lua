@@ -1,4 +1,5 @@
 -- resume.lua -- Taking up a run that was interrupted: find its journal, replay it, look at the world, and go on.
+local advice = require "deployrt.advice"
 local alone = require "deployrt.resume.alone"
 local config = require "deployrt.config"
 local copy = require "deployrt.state.copy"
@@ -315,7 +316,7 @@ end
 local function undo_by_hand(id, options, file)
   if not options.abort then
     errors.raise("usage", ("run %s was typed by hand, with `deployrt repl`: nothing can carry it on, and nothing was changed now; "
-      .. "take it back with `deployrt abort %s`"):format(id, file))
+      .. "take it back with `%s`"):format(id, advice.abort(file, id)))
   end
   return setmetatable({ force = true }, { __index = options })
 end

@@ -217,12 +217,16 @@ function rollout.confirm(run)
     if not run.fleet.given_up[member.host.name] and run.balancer:is_serving(member) then serving[#serving + 1] = member end
   end
   local reasons = run.balancer:down_among(serving)
+  if next(reasons) then
+    operation.sleep(run.app.health.interval) -- one look alone may be chance
+    reasons = run.balancer:down_among(serving)
+  end
   for _, member in ipairs(serving) do down[#down + 1] = reasons[member.slot] and member or nil end
   if #down == 0 then return end
   local labels = {}
   for i, member in ipairs(down) do labels[i] = member.label end
   local message = ("%s: %s"):format(table.concat(labels, ", "), reasons[down[1].slot])
-  if #down == #serving and run.kind == "deploy" then errors.raise("unhealthy", message .. ", so that nothing would serve") end
+  if #down == #serving and run.kind == "deploy" then errors.raise("unhealthy", message .. ": none of what this run has deployed would serve") end
   run.emit { event = "warning", message = message }
 end
 

@@ -1,5 +1,6 @@
 -- run.lua -- One execution of a strategy: everything is checked, then locked, then done, or undone.
 local adoption = require "deployrt.adoption"
+local advice = require "deployrt.advice"
 local core = require "deployrt.core"
 local archive = require "deployrt.archive"
 local clock = require "deployrt.clock"
@@ -274,7 +275,7 @@ local function new_run(opened, options)
   if not options.unwatched then self.report_traffic = function() monitor.report_traffic(self) end end
   self.leave = function(err)
     if self.lock and err and err.code == "superseded" then give_up(self, err) end
-    options.leave(err)
+    options.leave(err, self.id)
   end
   self.announce = announce
   self.script = script.trusted(self, options.values)
@@ -319,8 +320,8 @@ local function break_off(self, err)
   if self.team_lock then self.team_lock:stop() end
   if self.copy then self.copy:close() end
   if self.lock then self.lock:stop() end
-  return errors.new("unfinished", ("%s\nthe run is unfinished: `deployrt resume %s` carries on, `deployrt abort %s` rolls back"):format(
-    errors.text(errors.wrap(err)), self.app.file, self.app.file))
+  return errors.new("unfinished", ("%s\nthe run is unfinished: `%s` carries on, `%s` rolls back"):format(
+    errors.text(errors.wrap(err)), advice.resume(self.app.file, self.id), advice.abort(self.app.file, self.id)))
 end
 
 --- The same run in a pretended world: what would be done, in its order, without any of it.
@@ -427,7 +428,7 @@ end
 --- Connects, checks, locks and executes; or takes up a run that was interrupted.
 ---@async
 ---@param app deployrt.App
----@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, yes?: boolean, choose?: (fun(answers: string[]): string), replayed?: fun(event: table), leave: fun(err?: deployrt.Error), force?: boolean, flags?: table, target?: fun(session: table): table, check_first?: fun(release: string), proceed?: fun(run: table), unwatched?: boolean, past?: deployrt.Past}
+---@param options {strategy: deployrt.Strategy, values: table, state: deployrt.State, emit: fun(event: table), kind: string, yes?: boolean, choose?: (fun(answers: string[]): string), replayed?: fun(event: table), leave: fun(err?: deployrt.Error, id: string), force?: boolean, flags?: table, target?: fun(session: table): table, check_first?: fun(release: string), proceed?: fun(run: table), unwatched?: boolean, past?: deployrt.Past}
 ---@return integer exit
 function run.execute(app, options)
   local hangups <close> = (options.signals or core.signals)("HUP") -- losing the terminal stops nothing, at no time

@@ -75,20 +75,20 @@ local function check_route(self)
     routes.backend(self.backend)), routes.lines_for_own(self.backend, self.map))
 end
 
---- The names of the servers of slots for which something holds.
----@param slots table<string, deployrt.HAProxyServer>
+--- The names of the servers for which something holds.
+---@param rows deployrt.HAProxyServer[]
 ---@param holds fun(row: deployrt.HAProxyServer): boolean
 ---@return string[]
-local function servers_that(slots, holds)
+local function servers_that(rows, holds)
   local names = {}
-  for _, row in pairs(slots) do names[#names + 1] = holds(row) and row.server or nil end
+  for _, row in ipairs(rows) do names[#names + 1] = holds(row) and row.server or nil end
   table.sort(names)
   return names
 end
 
 --- A backup gets traffic when nobody else does: what deployrt starts there would serve nobody.
-local function check_backups(self, slots)
-  local names = servers_that(slots, function(row) return row.stat.bck == "1" end)
+local function check_backups(self, rows)
+  local names = servers_that(rows, function(row) return row.stat.bck == "1" end)
   if #names == 0 then return end
   self:fail(("%s of backend '%s' %s `backup`, which gets traffic only while no other server does, and no share of it: take that off, and reload HAProxy"):format(
     table.concat(names, ", "), self.backend, #names == 1 and "is" or "are"))
@@ -96,8 +96,8 @@ end
 
 --- Agents set weights and states, too.
 ---@param notes string[]  gets what people should know of that
-local function note_agents(self, slots, notes)
-  local names = servers_that(slots, function(row) return (row.stat.agent_status or "") ~= "" end)
+local function note_agents(self, rows, notes)
+  local names = servers_that(rows, function(row) return (row.stat.agent_status or "") ~= "" end)
   if #names == 0 then return end
   notes[#notes + 1] = ("HAProxy at %s: the agents (`agent-check`) of %s of backend '%s' may set weights and states, too: shares of traffic are not exact then; have them say "
     .. "`up` and `down` and no more, or take them off"):format(self.socket, table.concat(names, ", "), self.backend)
@@ -113,12 +113,12 @@ function haproxy_own.check(self)
   check_level(self, text)
   check_weights(self, text, check_backend(self, runtime.parse_stat(text)))
   local rows = runtime.rows_of(text, self.backend)
-  local slots = servers.match(self, rows)
+  local candidates = servers.candidates(self, rows)
   check_slots(self, rows, text)
-  check_backups(self, slots)
+  check_backups(self, candidates)
   check_route(self)
   local notes = servers.at_other_ports(self, rows)
-  note_agents(self, slots, notes)
+  note_agents(self, candidates, notes)
   return notes
 end
 

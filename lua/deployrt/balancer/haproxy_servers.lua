@@ -213,6 +213,17 @@ local function endpoint_of(driver, slot)
   return addresses_of(driver, slot)[1] or slot.address, slot.port
 end
 
+--- The servers that are slots, or may become some: those of a server-template.
+---@param driver deployrt.HAProxy
+---@param rows deployrt.HAProxyServer[]
+---@return deployrt.HAProxyServer[]
+function haproxy_servers.candidates(driver, rows)
+  local list, is_slot = {}, {}
+  for _, row in pairs(haproxy_servers.match(driver, rows)) do is_slot[row] = true end
+  for _, row in ipairs(rows) do list[#list + 1] = (is_slot[row] or is_of_template(driver, row)) and row or nil end
+  return list
+end
+
 --- Whether a server is at the slot's host, whatever its port is.
 local function is_at_host(driver, slot, row)
   if row.fqdn == slot.address then return true end

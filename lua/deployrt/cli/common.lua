@@ -1,4 +1,5 @@
 -- cli/common.lua -- What several commands do alike: read app.yml, open a session, show a run.
+local advice = require "deployrt.advice"
 local core = require "deployrt.core"
 local config = require "deployrt.config"
 local errors = require "deployrt.errors"
@@ -185,11 +186,11 @@ function common.execute(command, app, options)
     if options.kind == "stop" and shown.op == nil then shown.release = nil end -- it leads to none
     view:emit(shown)
   end
-  options.leave = function(err)
+  options.leave = function(err, id)
     close()
     command.write_error(("deployrt: %s\n"):format(err and errors.text(err)
-      or ("left at once; the run is unfinished: %s`deployrt abort %s` rolls back"):format(
-        options.kind == "repl" and "" or ("`deployrt resume %s` carries on, "):format(app.file), app.file)))
+      or ("left at once; the run is unfinished: %s`%s` rolls back"):format(
+        options.kind == "repl" and "" or ("`%s` carries on, "):format(advice.resume(app.file, id)), advice.abort(app.file, id))))
     os.exit(err and 4 or 3)
   end
   local ok, exit = pcall(run.execute, app, options)

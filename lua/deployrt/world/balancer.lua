@@ -357,9 +357,11 @@ function balancer.down(context, _, args)
   for index, driver in ipairs(context.drivers) do
     local ok, seen = pcall(driver.read, driver, args.slots)
     if not ok and not errors.is_away(seen) then error(seen, 0) end
+    local routed = {}
+    for _, name in ipairs(ok and seen.route and seen.route.slots or {}) do routed[name] = true end
     for _, name in ipairs(args.slots) do
       local slot = ok and seen.slots[name]
-      if slot and slot.up == false then down[name] = agreement.name_of(context, index) .. " finds it down by its own check, and sends it nothing" end
+      if slot and slot.up == false and (slot.state == "ready" or routed[name]) then down[name] = agreement.name_of(context, index) .. " finds it down by its own check, and sends it nothing" end
     end
   end
   return down
