@@ -110,7 +110,7 @@ require "acme"
     typing:close()
     local run = app:command { "resume", "app.yml" }
     assert.equal(2, run.exit, run.stdout .. run.stderr)
-    contains(run.stderr, "was typed by hand", "nothing was changed now", "`deployrt abort app.yml`")
+    contains(run.stderr, "was typed by hand", "nothing was changed now", "`deployrt abort app.yml --run ")
     run = app:command { "abort", "app.yml" }
     assert.equal(0, run.exit, run.stdout .. run.stderr)
     assert.same({ "1.0" }, app:serving())

@@ -146,7 +146,7 @@ describe("traffic that is told apart", function()
   it("is the same where one's own HAProxy has its map for nobody, and where nobody is told apart any more", function()
     local route = require "deployrt.balancer.route"
     local nobody, some = { percent = 0, slots = {} }, { percent = 5, slots = { "web1-8080" } }
-    assert.same({ true, true, false, false }, { route.is_same(nobody, false), route.is_same(nil, nobody), route.is_same(nobody, some), route.is_same(some, false) })
+    assert.same({ true, true, false, false }, { route.is_same(nobody, false), route.is_same(nil, false), route.is_same(nobody, some), route.is_same(some, false) })
   end)
 
   it("needs a balancer: without one nothing is begun", function()

@@ -113,9 +113,9 @@ local function is_told_alike(seen, wanted)
   return not seen.rules or equal(seen.rules, wanted.rules or {}) and equal(seen.sticky, wanted.sticky)
 end
 
---- Whether a route leads nobody anywhere: one's own HAProxy has its map still.
-local function is_none(it)
-  return not it or #it.slots == 0 and route.parts(it.percent) == 0
+--- Whether no request is told apart: one's own HAProxy, which does not tell its rules, has its map still.
+local function is_none(seen)
+  return not seen or not seen.rules and #seen.slots == 0 and route.parts(seen.percent) == 0
 end
 
 --- Whether a balancer does what is wanted.
@@ -123,7 +123,8 @@ end
 ---@param wanted? deployrt.Route|false
 ---@return boolean
 function route.is_same(seen, wanted)
-  if is_none(seen) or is_none(wanted) then return is_none(seen) and is_none(wanted) end
+  if not wanted then return is_none(seen) end
+  if not seen then return false end
   if seen.edited or not is_told_alike(seen, wanted) then return false end
   if route.parts(seen.percent) ~= route.parts(wanted.percent) or #seen.slots ~= #wanted.slots then return false end
   local has = {}
