@@ -67,17 +67,25 @@ function Turns:process(id)
   return self.processes[id]
 end
 
---- Whether a later operation of the same name did what concerns the same thing: one that failed is not to be tried again then.
+--- When that was done which an operation undoes; nil: it undoes nothing.
+local function origin(self, id)
+  local intent = self.intents[id:match("^undo(.*)") or false]
+  return intent and intent.n
+end
+
+--- Whether a later operation of the same name did what concerns the same thing: one that failed is not to be tried again then. On
+--- the way back that is one which undoes what was done before: another one may have failed, too, and was only tried again later.
 ---@param id string
 ---@param op string
 ---@param concerns fun(args: table): boolean
 ---@return boolean
 function Turns:is_overtaken(id, op, concerns)
-  local this = self.dones[id]
+  local this, from = self.dones[id], origin(self, id)
   for other, done in pairs(self.dones) do
-    local intent = self.intents[other]
+    local intent, its = self.intents[other], origin(self, other)
     local did = done.op == op and done.ok and not (done.result and done.result.skipped)
-    if did and done.n > this.n and intent and concerns(intent.args) then return true end
+    local comes_first = from and its and its > from
+    if did and done.n > this.n and not comes_first and intent and concerns(intent.args) then return true end
   end
   return false
 end
