@@ -195,6 +195,18 @@ local function left_out(before, wanted)
   return list
 end
 
+--- The names of two lists, each once.
+local function with(list, more)
+  local all, has = {}, {}
+  for _, names in ipairs { list, more } do
+    for _, name in ipairs(names) do
+      all[#all + 1] = not has[name] and name or nil
+      has[name] = true
+    end
+  end
+  return all
+end
+
 --- Has every balancer tell requests apart as wanted.
 local function reroute(context, wanted)
   agreement.reshaping(context, function()
@@ -231,13 +243,14 @@ local function routed_now(context)
 end
 
 --- Tells requests apart, or not any more (false). Slots that get none any more are drained first, while the balancer
---- still knows of what it sent them.
+--- still knows of what it sent them; also those that one which was just restarted does not route any more.
 ---@async
 function balancer.route(context, _, args)
   context.check_lock()
   local wanted = args.route
-  or_keep(context, "kept_routed", left_out(context.route, wanted), function()
-    local leaving = left_out(routed_now(context), wanted)
+  local known = left_out(context.route, wanted)
+  or_keep(context, "kept_routed", known, function()
+    local leaving = with(known, left_out(routed_now(context), wanted))
     if #leaving > 0 then
       local closing = { rules = {} }
       for key, value in pairs(context.route or {}) do closing[key] = value end
